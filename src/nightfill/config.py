@@ -1,0 +1,150 @@
+"""All settings, as one frozen record. `cli` alone reads files and the environment (`nightfill.cli.settings`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class ByteSize(int):
+    """A number of bytes; written as `512`, `64KiB`, `1.5GB` in settings."""
+
+
+class Duration(float):
+    """A number of seconds; written as `30`, `250ms`, `4h`, `7d` in settings."""
+
+
+class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One embedded engine: a model, served by one child process and filled by another."""
+
+    name: str = "local"
+    kind: Literal["llama"] = "llama"
+    model: str
+    """Path of a GGUF file, or `demo:SIZE` for a model made on the spot (noise as text, real timing)."""
+    served_model_name: str = ""
+    """What requests call it; empty for the model's own name."""
+    context_length: int = 0
+    """Tokens per request, prompt and answer together; 0 for the model's own, at most 32768."""
+    slots: int = 2
+    """Requests computed at the same time, 1 to 16."""
+    threads: int = 0
+    """0 for all cores that this process may use."""
+    batch_tokens: int = 512
+    """Live prefill batch."""
+    fill_batch_tokens: int = 256
+    """Batch of the filling child: a cancelled fill stops within one."""
+    gpu_layers: int = 0
+    """Layers kept on a GPU, where the engine was built for one; -1 for all."""
+    embeddings: bool = False
+    """Serve `/v1/embeddings` with this model (mean pooling)."""
+    start_timeout_s: Duration = Duration(300)
+    fill_idle_stop_s: Duration = Duration(120)
+    """The filling child ends after so long without work, and its memory returns."""
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The front door."""
+
+    host: str = "127.0.0.1"
+    port: int = 8700
+    """0 for any free one."""
+    api_keys: dict[str, str] = {}
+    """Tenant -> API key. Empty: no key is asked for, and only a loopback host is allowed."""
+    allow_anonymous: bool = False
+    """Listen on other than loopback without keys."""
+    max_body_bytes: ByteSize = ByteSize(32 << 20)
+    max_in_flight: int = 64
+    """Requests computing or waiting for the engine; more get 429."""
+    body_timeout_s: Duration = Duration(30)
+    """For a request's body to arrive; then 408."""
+    first_byte_timeout_s: Duration = Duration(900)
+    idle_timeout_s: Duration = Duration(300)
+    """Between two chunks of an engine."""
+    drain_s: Duration = Duration(30)
+    """On SIGTERM, so long for running requests to end."""
+
+
+class TierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One tier of the KV store; fastest first."""
+
+    kind: Literal["ram", "disk"]
+    max_bytes: ByteSize
+    path: str = ""
+    """Folder of a disk tier; empty for `kv` under the data folder."""
+    direct: bool = True
+    """O_DIRECT where the file system has it."""
+    min_free_bytes: ByteSize = ByteSize(1 << 30)
+    """Writes stop when the file system has less than this left."""
+
+
+class KvSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where KV lives."""
+
+    ttl_s: Duration = Duration(7 * 86400)
+    """Seconds since its last use after which a block may go."""
+    block_tokens: int = 256
+    tiers: tuple[TierSettings, ...] = (
+        TierSettings(kind="ram", max_bytes=ByteSize(1 << 30)),
+        TierSettings(kind="disk", max_bytes=ByteSize(20 << 30)),
+    )
+    key_file: str = ""
+    """File with 32 bytes (or 64 hex digits) that encrypt KV and texts at rest; empty for none."""
+
+
+class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Background work."""
+
+    enabled: bool = True
+    quiet_s: Duration = Duration(0.02)
+    """So long without a live request before background work goes on."""
+    max_live: int = 0
+    """Background work runs while at most so many live requests are in flight."""
+    max_slice_s: Duration = Duration(2.0)
+    """Hard cap on the engine time of one slice."""
+    min_slice_tokens: int = 64
+    max_slice_tokens: int = 4096
+    lease_s: Duration = Duration(30)
+    max_failures: int = 5
+    """Then the job is dead."""
+    retry_base_s: Duration = Duration(2)
+    retry_cap_s: Duration = Duration(300)
+    plan_every_s: Duration = Duration(2)
+    """How often contexts and sources are looked at for what to fill."""
+    check_sources_every_s: Duration = Duration(10)
+    freeze: bool = True
+    """Stop the filling child (SIGSTOP) the moment a live request comes, instead of at the slice's end."""
+
+
+class ContextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sources of contexts."""
+
+    max_bytes: ByteSize = ByteSize(16 << 20)
+    """Largest text of one context."""
+    max_file_bytes: ByteSize = ByteSize(2 << 20)
+    """Larger files of a folder are left out."""
+    roots: tuple[str, ...] = ()
+    """Folders that contexts put in over HTTP may name; empty: paths over HTTP are refused. The CLI is not bound by it."""
+
+
+class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Money per hour of one engine, in whatever currency you count."""
+
+    serving_per_hour: float = 2.57
+    background_per_hour: float = 1.66
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything. `data_dir` empty means the user's data folder."""
+
+    data_dir: str = ""
+    scratch_dir: str = ""
+    """Where the engine's slot files pass through; empty for /dev/shm if it has room, else under `data_dir`."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    engines: tuple[EngineSettings, ...] = ()
+    gateway: GatewaySettings = GatewaySettings()
+    kv: KvSettings = KvSettings()
+    sleep: SleepSettings = SleepSettings()
+    contexts: ContextSettings = ContextSettings()
+    prices: PriceSettings = PriceSettings()

@@ -1,0 +1,152 @@
+"""The records of what is long-lived: contexts, their versions, and the fills of a version."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Final, Literal, NewType
+
+import msgspec
+
+ContextName = NewType("ContextName", str)
+"""`[a-z0-9][a-z0-9._-]{0,63}`, unique within a tenant."""
+Tenant = NewType("Tenant", str)
+Fingerprint = NewType("Fingerprint", str)
+"""SHA-256 of a content, 64 hex digits."""
+Signature = NewType("Signature", str)
+"""SHA-256 of everything that must match for KV to be reusable, 64 hex digits; see `engines.signature`."""
+
+DEFAULT_TENANT: Final = Tenant("default")
+NAME_PATTERN: Final = r"[a-z0-9][a-z0-9._-]{0,63}"
+
+
+class Text(msgspec.Struct, frozen=True, tag="text"):
+    """Plain text, put in front of a prompt byte for byte."""
+
+    text: str
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One chat message of a context."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+class Messages(msgspec.Struct, frozen=True, tag="messages"):
+    """A list of chat messages, put in front of a request's own."""
+
+    messages: tuple[Message, ...]
+
+
+Content = Text | Messages
+
+
+class TextSource(msgspec.Struct, frozen=True, tag="text", forbid_unknown_fields=True):
+    """Given once as text; never changes by itself."""
+
+
+class MessagesSource(msgspec.Struct, frozen=True, tag="messages", forbid_unknown_fields=True):
+    """Given once as messages; never changes by itself."""
+
+
+class FilesSource(msgspec.Struct, frozen=True, tag="files", forbid_unknown_fields=True):
+    """Single files, in the order given. Paths are absolute."""
+
+    paths: tuple[str, ...]
+
+
+class FolderSource(msgspec.Struct, frozen=True, tag="folder", forbid_unknown_fields=True):
+    """A folder, its ignored and binary files left out. `path` is absolute; `include` are glob patterns, empty for all."""
+
+    path: str
+    include: tuple[str, ...] = ()
+
+
+class GitSource(msgspec.Struct, frozen=True, tag="git", forbid_unknown_fields=True):
+    """The tree of a git revision, below `subdir`."""
+
+    repository: str
+    revision: str = "HEAD"
+    subdir: str = ""
+
+
+Source = TextSource | MessagesSource | FilesSource | FolderSource | GitSource
+
+
+class Form(enum.StrEnum):
+    """How a context meets the engine; each form has tokens, and so fills, of its own."""
+
+    CHAT = "chat"
+    """In front of the messages of `/v1/chat/completions`, through the model's chat template."""
+    COMPLETION = "completion"
+    """In front of the prompt string of `/v1/completions`."""
+
+
+class FillState(enum.StrEnum):
+    """`absent -> filling -> ready -> stale | evicted`; what is not in the book is absent."""
+
+    FILLING = "filling"
+    READY = "ready"
+    STALE = "stale"
+    """A promise was broken, or its bytes do not verify; it will be filled again."""
+    EVICTED = "evicted"
+    """Its bytes were dropped to make room, or by their time to live."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """A named, long-lived content that many queries share."""
+
+    tenant: Tenant
+    name: ContextName
+    source: Source
+    forms: tuple[Form, ...]
+    pinned: bool
+    ttl_s: float | None
+    """Seconds after its last use until its KV may go; None for the store's default."""
+    current: Fingerprint
+    content_bytes: int
+    created_at_s: float
+    updated_at_s: float
+    checked_at_s: float
+    """When the source was last compared with the current version. Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillKey:
+    """What a fill is of: one version's content, in one form, under one signature, for one tenant."""
+
+    tenant: Tenant
+    fingerprint: Fingerprint
+    form: Form
+    signature: Signature
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.fingerprint}/{self.form}/{self.signature}"
+
+    @classmethod
+    def parse(cls, text: str) -> FillKey:
+        """The inverse of `str`. Raises ValueError."""
+        tenant, fingerprint, form, signature = text.split("/")
+        return cls(
+            tenant=Tenant(tenant), fingerprint=Fingerprint(fingerprint), form=Form(form), signature=Signature(signature)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fill:
+    """The KV of one version under one signature, as the book has it. `ready` is a claim; each request proves it anew."""
+
+    key: FillKey
+    state: FillState
+    tokens: tuple[int, ...]
+    """Token ids of the whole prefix, as the engine's own tokenizer gave them."""
+    stored_tokens: int
+    """How many of them are in the store, from the front."""
+    filled_at_s: float
+    """When `stored_tokens` last grew. Unix seconds."""
+    fill_seconds: float
+    """Engine seconds spent so far on computing what is stored."""
+    reason: str = ""
+    """Why it is stale or evicted."""

@@ -1,0 +1,197 @@
+"""The engine protocol: what nightfill needs of an inference server, whether it is llama.cpp here or vLLM in a fleet.
+
+An engine is used in one of two ways. A *serving* engine answers requests (`open`); told which prefix was filled, it
+loads that prefix's KV first if it has to be told (llama.cpp), or simply reports what its connector loaded (vLLM). A
+*filling* engine computes the KV of a prefix slice by slice (`fill`) and puts it into the shared store.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    import msgspec
+
+    from nightfill.contexts.context import Content, Form, Signature
+
+
+class Reuse(enum.Enum):
+    """What a restored prefix is good for, as probed on this model at start."""
+
+    TRIM = enum.auto()
+    """Restored KV is used, and survives in the slot for the next query that shares only the prefix."""
+    EXACT = enum.auto()
+    """Restored KV is used once; each query needs a restore of its own (sliding window, hybrid)."""
+    NONE = enum.auto()
+    """The engine accepts a restore and prefills all the same: keep slots warm by replay instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What an engine says of itself; constant while it runs."""
+
+    engine: str
+    """Our name of it."""
+    model: str
+    """The model name that requests use."""
+    signature: Signature
+    context_length: int
+    """Tokens that one request may have, prompt and answer together."""
+    kv_bytes_per_token: int
+    slots: int
+    """Requests that it computes at the same time."""
+    reuse: Reuse
+    embeddings: bool
+    version: str
+    """The engine's kind and version, such as `llama.cpp xllamacpp-2026.10.11549`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefix:
+    """A filled prefix that a request starts with."""
+
+    tokens: Sequence[int]
+    """Token ids of the part that is in the store, from the front."""
+    salt: bytes
+    """Isolates tenants; part of every block key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One OpenAI request, ready for an engine."""
+
+    path: str
+    """`/v1/chat/completions`, `/v1/completions` or another route that the engine has."""
+    body: Mapping[str, msgspec.Raw]
+    """The JSON object's members, raw; the context's text is already in front."""
+    stream: bool
+    prefix: Prefix | None = None
+    affinity: bytes = b""
+    """The prompt's first bytes as text, to find the slot whose content it shares most with."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Headers to forward (`traceparent`, `x-request-id`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Token counts of one request, as the engine reported them; None is «not said»."""
+
+    prompt: int | None = None
+    reused: int | None = None
+    output: int | None = None
+
+
+class Reply(Protocol):
+    """An engine's answer under way. Its status and headers are there; its body is still to come."""
+
+    @property
+    def status(self) -> int:
+        """HTTP status."""
+
+    @property
+    def content_type(self) -> str:
+        """Media type of the body."""
+
+    @property
+    def restore_s(self) -> float:
+        """Seconds spent on loading the prefix before the engine was asked; 0 if it was there."""
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds spent waiting for a slot."""
+
+    @property
+    def loaded_tokens(self) -> int:
+        """Tokens of the prefix that the engine now holds for this request, restored or still there: the promise."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """What is known by now; `reused` comes early where the engine reports it early, the rest with the last chunk."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body, in pieces as they come, unchanged. For a stream: whole server-sent events.
+
+        Raises EngineUnavailable when the engine dies midway, EngineTimeout when it falls silent.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """What one step of a fill did."""
+
+    reached: int
+    """Tokens of the prefix whose KV the engine holds now, from the front."""
+    computed: int
+    """Tokens that this step computed."""
+    seconds: float
+    """Engine time that it took, pauses not counted."""
+
+
+class PrefixFill(Protocol):
+    """The fill of one prefix under way on one engine. One task at a time uses it."""
+
+    async def resume(self) -> int:
+        """Load what the store has of the prefix; the number of tokens that need not be computed."""
+
+    async def extend(self, upto: int) -> Slice:
+        """Compute the KV of the first `upto` tokens. Cancelling stops it within one batch and keeps what is done."""
+
+    async def keep(self) -> int:
+        """Store all that is computed; the number of tokens in the store, from the front. Survives kill -9 after it.
+
+        What cannot be stored (disk full) raises KvError; the engine keeps what it has.
+        """
+
+    async def prove(self) -> int:
+        """Forget the engine's copy, load the prefix from the store, and ask: the tokens that the engine reused."""
+
+
+class Engine(Protocol):
+    """One running inference server. Methods are coroutine-safe.
+
+    Raises EngineUnavailable, EngineTimeout, EngineRefused.
+    """
+
+    async def describe(self) -> Description:
+        """What it runs; waits for the engine to be up (bounded by its start time-out)."""
+
+    async def prefix_tokens(self, content: Content, form: Form) -> tuple[int, ...]:
+        """Token ids that every request with this context in front starts with, whatever follows.
+
+        Found by difference: the longest common prefix of several renderings with unlike continuations.
+        """
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text, as a completion's prompt would be."""
+
+    def open(self, call: Call) -> AbstractAsyncContextManager[Reply]:
+        """Answer a request. Leaving the context early aborts it on the engine.
+
+        Raises QueueFull when its waiting line is full, EngineRefused never: an error status is a Reply.
+        """
+
+    def fill(self, prefix: Prefix) -> AbstractAsyncContextManager[PrefixFill]:
+        """Begin to fill `prefix.tokens`. One fill at a time per engine; leaving the context frees the engine's copy."""
+
+    def freeze(self) -> None:
+        """Take the processor away from background work at once, without losing anything. Idempotent; a no-op where the
+        engine cannot.
+        """
+
+    def thaw(self) -> None:
+        """The inverse of `freeze`. Idempotent."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether `freeze` does something."""
+
+    async def healthy(self) -> bool:
+        """Whether it answers now. Never raises."""
+
+    async def aclose(self) -> None:
+        """Stop what we started. Idempotent."""

@@ -1,0 +1,80 @@
+"""The book of contexts: names, versions and fills."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nightfill.contexts.context import (
+        Content,
+        Context,
+        ContextName,
+        Fill,
+        FillKey,
+        FillState,
+        Fingerprint,
+        Form,
+        Source,
+        Tenant,
+    )
+
+
+class ContextBook(Protocol):
+    """Contexts with their versions and fills. Each method is atomic; several processes may share one book.
+
+    Raises StateUnavailable when the store behind it fails.
+    """
+
+    async def put(
+        self,
+        *,
+        tenant: Tenant,
+        name: ContextName,
+        source: Source,
+        content: Content,
+        fingerprint: Fingerprint,
+        forms: Sequence[Form],
+        pinned: bool = False,
+        ttl_s: float | None = None,
+    ) -> Context:
+        """Create the context, or make `content` its current version. From the return on, no reader sees the old one.
+
+        Versions that no context has any more go, with their text and the book's fills of them (the worker's sweep
+        then drops the KV, which no fill names any more). The same fingerprint again only updates the options and
+        `checked_at_s`.
+        """
+
+    async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
+        """The context, or None. Cheap enough for every request."""
+
+    async def list(self, tenant: Tenant | None = None) -> list[Context]:
+        """All contexts of the tenant (of every tenant for None), by name."""
+
+    async def delete(self, tenant: Tenant, name: ContextName) -> bool:
+        """Remove the context, and what no other context of the tenant needs: text, fills. False when there is none."""
+
+    async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
+        """The content of a version; immutable, so callers may cache it by fingerprint."""
+
+    async def checked(self, tenant: Tenant, name: ContextName) -> None:
+        """Note that the source was found unchanged now."""
+
+    async def fill(self, key: FillKey) -> Fill | None:
+        """The fill with its tokens, or None when absent."""
+
+    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
+        """All fills, with their tokens."""
+
+    async def put_fill(self, fill: Fill) -> bool:
+        """Insert or replace. False, and nothing is written, when no context has its version any more."""
+
+    async def mark_fill(self, key: FillKey, *, state: FillState, reason: str, stored_tokens: int | None = None) -> bool:
+        """Change the state of a fill; False when it is absent. `stored_tokens` None leaves that as it is."""
+
+    async def drop_fill(self, key: FillKey) -> bool:
+        """Remove a fill; False when it is absent."""
+
+    def changes(self) -> int:
+        """A number that differs after any change of the book by any process. Costs microseconds; does not block."""
