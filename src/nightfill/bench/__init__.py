@@ -1,0 +1,1 @@
+"""Measuring: replay queries, report what they took."""

@@ -1,0 +1,1 @@
+"""Where KV lives: keys, sealed blocks, tiers and the store over them."""

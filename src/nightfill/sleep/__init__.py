@@ -1,0 +1,1 @@
+"""When background work runs, and what it does."""

@@ -1,0 +1,1 @@
+"""llama.cpp, embedded: child processes of ours through xllamacpp."""

@@ -1,0 +1,1 @@
+"""Shared state of one machine, in one SQLite file."""
