@@ -49,7 +49,7 @@ class ContextBook(Protocol):
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
         """The context, or None. Cheap enough for every request."""
 
-    async def list(self, tenant: Tenant | None = None) -> list[Context]:
+    async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
         """All contexts of the tenant (of every tenant for None), by name."""
 
     async def delete(self, tenant: Tenant, name: ContextName) -> bool:

@@ -115,7 +115,7 @@ class JobQueue(Protocol):
     async def get(self, job_id: JobId) -> Job | None:
         """The job, or None."""
 
-    async def list(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
+    async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
         """Jobs by descending priority, then by age."""
 
     async def prune(self, *, older_than_s: float) -> int:
