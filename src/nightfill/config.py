@@ -124,7 +124,7 @@ class ContextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     max_file_bytes: ByteSize = ByteSize(2 << 20)
     """Larger files of a folder are left out."""
     roots: tuple[str, ...] = ()
-    """Folders that contexts put in over HTTP may name; empty: paths over HTTP are refused. The CLI is not bound by it."""
+    """Folders that contexts put in over HTTP may name; empty: none. The CLI is not bound by it."""
 
 
 class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

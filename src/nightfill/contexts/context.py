@@ -57,7 +57,7 @@ class FilesSource(msgspec.Struct, frozen=True, tag="files", forbid_unknown_field
 
 
 class FolderSource(msgspec.Struct, frozen=True, tag="folder", forbid_unknown_fields=True):
-    """A folder, its ignored and binary files left out. `path` is absolute; `include` are glob patterns, empty for all."""
+    """A folder; ignored and binary files are left out. `path` is absolute, `include` glob patterns (empty: all)."""
 
     path: str
     include: tuple[str, ...] = ()
@@ -136,7 +136,7 @@ class FillKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fill:
-    """The KV of one version under one signature, as the book has it. `ready` is a claim; each request proves it anew."""
+    """The KV of one version under one signature, as the book has it. `ready` is a claim; each request proves it."""
 
     key: FillKey
     state: FillState

@@ -111,7 +111,7 @@ class Reply(Protocol):
 
     @property
     def tokens(self) -> Tokens:
-        """What is known by now; `reused` comes early where the engine reports it early, the rest with the last chunk."""
+        """What is known by now; `reused` comes early where the engine says it early, the rest at the end."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body, in pieces as they come, unchanged. For a stream: whole server-sent events.
