@@ -1,0 +1,95 @@
+"""The distribution of time to first token as a picture. Sole importer of matplotlib (extra `chart`)."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, Final
+
+from nightfill.bench.stats import percentile
+from nightfill.errors import BadSetting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_COLOURS: Final = ("#B4532A", "#1F6F8B", "#4C8C4A", "#6C5B9E")  # told apart also by those who see no red or green
+_INK: Final = "#222222"
+_JITTER: Final = 0.16
+
+
+def require_matplotlib() -> None:
+    """Raise BadSetting, which says what to install, when charts cannot be drawn here. Ask before a long run."""
+    try:
+        import matplotlib  # noqa: F401 - heavy, and an extra
+    except ImportError as exc:
+        raise BadSetting(
+            "a chart needs matplotlib: install nightfill with its extra `chart` (pip install 'nightfill[chart]')",
+            param="chart",
+        ) from exc
+
+
+def draw(arms: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitle: str = "") -> None:
+    """Write a PNG: one dot per query and a bar at the median of each arm, on a logarithmic axis of seconds.
+
+    `arms` maps a name to its TTFTs in seconds, all above 0, at least one arm with a value; the first comes on top.
+    Raises BadSetting when matplotlib is missing or `path` cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = {name: sorted(values) for name, values in arms.items() if values}
+    assert shown, "nothing to draw"
+    figure = Figure(figsize=(8, 1.7 + 0.85 * len(shown)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a display and without pyplot's global state
+    axes = figure.subplots()
+    rng = random.Random(0)  # noqa: S311 - only spreads the dots
+    for row, ordered in enumerate(shown.values()):
+        _arm(axes, row, ordered, _COLOURS[row % len(_COLOURS)], rng)
+    _axis(axes, shown)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    try:
+        figure.savefig(path, format="png")
+    except OSError as exc:
+        raise BadSetting(f"cannot write the chart to {path}: {exc}", param="chart") from exc
+
+
+def _arm(axes: Any, row: int, ordered: Sequence[float], colour: str, rng: random.Random) -> None:
+    heights = [row + rng.uniform(-_JITTER, _JITTER) for _ in ordered]
+    axes.scatter(ordered, heights, s=16, color=colour, alpha=0.55, linewidths=0, zorder=3)
+    median = percentile(ordered, 50)
+    axes.plot([median, median], [row - 0.28, row + 0.28], color=colour, linewidth=2.5, zorder=4)
+    axes.annotate(
+        f"p50 {_label(median)}  ·  p95 {_label(percentile(ordered, 95))}  ·  p99 {_label(percentile(ordered, 99))}",
+        (median, row - 0.32),
+        ha="center",
+        va="bottom",
+        fontsize=9,
+        color=_INK,
+    )
+
+
+def _axis(axes: Any, shown: Mapping[str, Sequence[float]]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low = min(values[0] for values in shown.values())
+    high = max(values[-1] for values in shown.values())
+    axes.set_xscale("log")
+    axes.set_xlim(low / 3, high * 3)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0) if high / low < 300 else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _label(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(
+        range(len(shown)), [f"{name}\n{len(values)} queries" for name, values in shown.items()], fontsize=10
+    )
+    axes.set_ylim(len(shown) - 0.4, -0.75)
+    axes.set_xlabel("time to first token (logarithmic)", fontsize=9, color=_INK)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8, zorder=0)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _label(seconds: float) -> str:
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
