@@ -6,10 +6,13 @@
     |   |-- BadRequest              a request that cannot be served as it is (400)
     |   |   |-- RequestTooLarge     body over the bound (413)
     |   |   |-- PromptTooLong       prompt beyond the model's context (400, as OpenAI)
+    |   |   |-- BodyTimeout         the body did not arrive in time (408)
+    |   |   |-- WrongMethod         the path exists, but not for this method (405)
     |   |   |-- NotAuthorised       missing or wrong API key (401)
     |   |   `-- NotAllowed          understood, but refused by configuration (403)
     |   |-- BadSource               a context source that cannot be read (400)
     |   `-- NotFound                no such context, model, job (404)
+    |-- ClientLeft                  the client hung up; nobody is there to answer (499 in logs)
     |-- Busy                        try again later (429 or 503, with Retry-After)
     |   |-- QueueFull               a bound was reached (429)
     |   `-- Draining                the server is shutting down (503)
@@ -63,6 +66,18 @@ class PromptTooLong(BadRequest):
     """The prompt does not fit the model's context."""
 
 
+class BodyTimeout(BadRequest):
+    """The body did not arrive in time."""
+
+
+class WrongMethod(BadRequest):
+    """The path exists, but only for the methods in `allowed`."""
+
+    def __init__(self, message: str, *, allowed: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
 class NotAuthorised(BadRequest):
     """The API key is missing or wrong."""
 
@@ -77,6 +92,10 @@ class BadSource(BadInput):
 
 class NotFound(BadInput):
     """No such context, model, job or path."""
+
+
+class ClientLeft(NightfillError):
+    """The client hung up before it had its answer."""
 
 
 class Busy(NightfillError):
@@ -158,6 +177,9 @@ class StateUnavailable(StateError):
 STATUS: Final[dict[type[NightfillError], int]] = {
     BadInput: 400,
     RequestTooLarge: 413,
+    BodyTimeout: 408,
+    WrongMethod: 405,
+    ClientLeft: 499,
     NotAuthorised: 401,
     NotAllowed: 403,
     NotFound: 404,

@@ -71,6 +71,8 @@ class Call:
     """The JSON object's members, raw; the context's text is already in front."""
     stream: bool
     prefix: Prefix | None = None
+    reuse: bool = True
+    """False forces the engine to compute the whole prompt anew, whatever it holds."""
     affinity: bytes = b""
     """The prompt's first bytes as text, to find the slot whose content it shares most with."""
     headers: Mapping[str, str] = field(default_factory=dict)
