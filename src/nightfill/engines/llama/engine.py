@@ -1,0 +1,215 @@
+"""The embedded engine: one GGUF model in one llama.cpp child process, to serve with or to fill with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from nightfill.contexts import place_chat, place_completion
+from nightfill.contexts.context import Form
+from nightfill.engines.engine import Description, Reuse
+from nightfill.engines.llama.api import LlamaApi
+from nightfill.engines.llama.fill import LlamaFill
+from nightfill.engines.llama.probe import probe
+from nightfill.engines.llama.reply import LlamaReply
+from nightfill.engines.llama.slots import SlotTable
+from nightfill.engines.llama.transfer import Transfer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from nightfill.contexts.context import Content
+    from nightfill.engines.engine import Call, PrefixFill
+    from nightfill.engines.llama.model import LlamaModel
+    from nightfill.engines.llama.process import LlamaProcess
+    from nightfill.engines.llama.slots import Slot
+    from nightfill.kv.store import Store
+
+_RENDERED: Final[tuple[bytes, ...]] = (
+    b'[{"role":"user","content":"a"}]',
+    b'[{"role":"user","content":"Zebra? 7"}]',
+    b'[{"role":"system","content":"Q: be brief."},{"role":"user","content":"(x)"}]',
+    b'[{"role":"system","content":"\\n- 1"},{"role":"user","content":"\\n"}]',
+)
+_CONTINUED: Final[tuple[str, ...]] = ("a", " the", "\n", "\n\nQ: 7", "(", "")
+
+
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The longest common prefix of all rows; what min and max agree on, all between them agree on."""
+    low, high = min(rows), max(rows)
+    for n, (a, b) in enumerate(zip(low, high, strict=False)):
+        if a != b:
+            return low[:n]
+    return low
+
+
+class LlamaEngine:
+    """Implements `engines.engine.Engine`. For one event loop."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        process: LlamaProcess,
+        store: Store,
+        block_tokens: int,
+        max_waiting: int = 64,
+        first_byte_timeout_s: float = 900.0,
+        idle_timeout_s: float = 300.0,
+    ) -> None:
+        self._model = model
+        self._process = process
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"kv-{model.settings.name}")
+        self._api = LlamaApi(
+            process, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s
+        )
+        self._transfer = Transfer(
+            store=store,
+            api=self._api,
+            scratch=model.scratch,
+            signature=model.signature,
+            block_tokens=block_tokens,
+            pool=self._pool,
+        )
+        self._slots = SlotTable(model.slots, max_waiting=max_waiting, clock=time.monotonic)
+        self._description: Description | None = None
+        self._describing = asyncio.Lock()
+        self._filling = asyncio.Lock()
+        self._frozen_since_s: float | None = None
+        self._frozen_s = 0.0
+
+    async def describe(self) -> Description:
+        """What it runs. Waits for the child, and probes it, the first time."""
+        if self._description is not None:
+            return self._description
+        async with self._describing:
+            if self._description is None:
+                await self._process.ready(self._model.settings.start_timeout_s)
+                probed = await probe(
+                    self._api, self._model.scratch, name="probe.slot", slot=0, windowed=self._model.windowed
+                )
+                self._transfer.plain = probed.plain
+                self._description = Description(
+                    engine=self._model.settings.name,
+                    model=self._model.served_name,
+                    signature=self._model.signature,
+                    context_length=self._model.context_length,
+                    kv_bytes_per_token=probed.kv_bytes_per_token,
+                    slots=self._model.slots,
+                    reuse=probed.reuse,
+                    embeddings=self._model.settings.embeddings,
+                    version=self._model.version,
+                )
+        return self._description
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of a completion's prompt."""
+        await self.describe()
+        return await self._api.tokenize(text, add_special=True, parse_special=True)
+
+    async def prefix_tokens(self, content: Content, form: Form) -> tuple[int, ...]:
+        """Token ids that every request with this context in front starts with."""
+        await self.describe()
+        if form is Form.COMPLETION:
+            texts = [place_completion(content, prompt) for prompt in _CONTINUED]
+        else:
+            texts = []
+            for messages in _RENDERED:
+                placed = place_chat(content, msgspec.json.decode(messages, type=list[msgspec.Raw]))
+                texts.append(await self._api.apply_template(placed))
+        rows = [await self._api.tokenize(text, add_special=True, parse_special=True) for text in texts]
+        return common_prefix(rows)
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call) -> AsyncIterator[LlamaReply]:
+        """Answer a request, in a slot that has its prefix or is given it first."""
+        description = await self.describe()
+        prefix = call.prefix if call.reuse and description.reuse is not Reuse.NONE else None
+        spans = self._transfer.spans(prefix) if prefix else ()
+        arrived_s = time.perf_counter()
+        async with self._slots.acquire(
+            generation=self._process.generation, spans=spans, text=call.affinity if call.reuse else b""
+        ) as slot:
+            queued_s = time.perf_counter() - arrived_s
+            held = slot.holds(spans) if description.reuse is Reuse.TRIM else 0
+            restore_s = 0.0
+            if prefix and held < len(prefix.tokens):
+                # The slot's own content goes with the restore, whatever comes of it.
+                slot.forget(slot.generation)
+                loaded = await self._transfer.load(slot.id, prefix)
+                held, restore_s = loaded.tokens, loaded.seconds
+            slot.spans = tuple(span for span in spans if span.stop <= held)
+            slot.text = call.affinity
+            body = self._body(call, slot)
+            reply = LlamaReply(
+                engine=self._model.settings.name,
+                stream=call.stream,
+                wants_progress=call.body.get("return_progress") == b"true",
+                loaded_tokens=held,
+                restore_s=restore_s,
+                queued_s=queued_s,
+            )
+            try:
+                async with self._api.stream(call.path, body, headers=call.headers) as response:
+                    await reply.begin(response)
+                    yield reply
+            finally:
+                if not reply.kept():
+                    slot.forget(slot.generation)
+
+    def _body(self, call: Call, slot: Slot) -> bytes:
+        ours: Mapping[str, object] = {
+            "id_slot": slot.id,
+            "cache_prompt": call.reuse,
+            **({"return_progress": True} if call.stream else {}),
+        }
+        return msgspec.json.encode({**call.body, **ours})
+
+    @contextlib.asynccontextmanager
+    async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
+        """Begin a fill in slot 0; waits for the one before to end."""
+        await self.describe()
+        async with self._filling:
+            try:
+                yield LlamaFill(prefix, api=self._api, transfer=self._transfer, paused_s=self._paused_s)
+            finally:
+                self.thaw()
+
+    def _paused_s(self) -> float:
+        now_s = time.monotonic()
+        return self._frozen_s + (now_s - self._frozen_since_s if self._frozen_since_s is not None else 0.0)
+
+    @property
+    def freezes(self) -> bool:
+        """A child process can be stopped where it stands."""
+        return True
+
+    def freeze(self) -> None:
+        """Stop the child (SIGSTOP)."""
+        if self._frozen_since_s is None:
+            self._process.freeze()
+            self._frozen_since_s = time.monotonic()
+
+    def thaw(self) -> None:
+        """Let the child go on (SIGCONT)."""
+        if self._frozen_since_s is not None:
+            self._frozen_s += time.monotonic() - self._frozen_since_s
+            self._frozen_since_s = None
+            self._process.thaw()
+
+    async def healthy(self) -> bool:
+        """Whether the child answers."""
+        return await self._api.health()
+
+    async def aclose(self) -> None:
+        """End the child and remove its scratch folder."""
+        await self._process.aclose()
+        await self._api.aclose()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(self._model.scratch, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""The slots of one llama.cpp server: who may use which, and what each still holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nightfill.errors import QueueFull
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from nightfill.kv.key import Span
+
+AFFINITY_MIN_BYTES = 256
+"""Shorter common beginnings are chance: every prompt of a chat model starts with the same template."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """One slot. Only the task that holds it writes to it."""
+
+    id: int
+    generation: int = -1
+    """Of the process whose memory this describes; another one means that the slot is empty."""
+    spans: tuple[Span, ...] = ()
+    """Filled prefix that it was given, by the keys of its blocks."""
+    text: bytes = b""
+    """First bytes of the last prompt, as text."""
+    last_used_s: float = 0.0
+
+    def holds(self, spans: Sequence[Span]) -> int:
+        """Tokens at the front of `spans` that the slot still has."""
+        tokens = 0
+        for ours, theirs in zip(self.spans, spans, strict=False):
+            if ours.key != theirs.key:
+                break
+            tokens = ours.stop
+        return tokens
+
+    def forget(self, generation: int) -> None:
+        """The slot is empty now, in the process of this generation."""
+        self.generation, self.spans, self.text = generation, (), b""
+
+
+def common_bytes(a: bytes, b: bytes) -> int:
+    """Length of the longest common prefix, by bisection on equal halves: a few memcmp instead of a loop."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def choose(free: Sequence[Slot], *, spans: Sequence[Span], text: bytes) -> Slot:
+    """The free slot that saves most: with the filled prefix in it, else most of the text, else unused for longest.
+
+    `free` is not empty. A prefix from the store is back in milliseconds, so a slot that merely shares some text with
+    the prompt is not taken for a request that comes with one.
+    """
+    if spans:
+        best = max(free, key=lambda slot: (slot.holds(spans), -slot.last_used_s))
+        if best.holds(spans):
+            return best
+    else:
+        best = max(free, key=lambda slot: (common_bytes(slot.text, text), -slot.last_used_s))
+        if common_bytes(best.text, text) >= AFFINITY_MIN_BYTES:
+            return best
+    return min(free, key=lambda slot: (bool(slot.spans or slot.text), slot.last_used_s))
+
+
+class SlotTable:
+    """Hands out slots, first come, first served. For one event loop; not thread-safe."""
+
+    def __init__(self, count: int, *, max_waiting: int, clock: Callable[[], float]) -> None:
+        self._slots = [Slot(id=n) for n in range(count)]
+        self._free = list(self._slots)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._max_waiting = max_waiting
+        self._clock = clock
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return len(self._slots) - len(self._free)
+
+    @property
+    def waiting(self) -> int:
+        """Requests waiting for a slot."""
+        return len(self._waiting)
+
+    @contextlib.asynccontextmanager
+    async def acquire(self, *, generation: int, spans: Sequence[Span], text: bytes) -> AsyncIterator[Slot]:
+        """A slot of one's own until the block is left. Raises QueueFull when too many wait already."""
+        await self._wait_for_turn()
+        for slot in self._free:
+            if slot.generation != generation:
+                slot.forget(generation)
+        slot = choose(self._free, spans=spans, text=text)
+        self._free.remove(slot)
+        try:
+            yield slot
+        finally:
+            slot.last_used_s = self._clock()
+            self._free.append(slot)
+            self._wake()
+
+    async def _wait_for_turn(self) -> None:
+        if self._free and not self._waiting:
+            return
+        if len(self._waiting) >= self._max_waiting:
+            raise QueueFull(f"{len(self._waiting)} requests wait for {len(self._slots)} slots", retry_after_s=1)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        # Whoever was given a turn stays in the line until it runs, so that nobody who comes later overtakes it.
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._waiting.remove(turn)
+            self._wake()
+            raise
+        self._waiting.remove(turn)
+
+    def _wake(self) -> None:
+        given = sum(turn.done() for turn in self._waiting)
+        for turn in self._waiting:
+            if given >= len(self._free):
+                return
+            if not turn.done():
+                turn.set_result(None)
+                given += 1

@@ -1,0 +1,203 @@
+"""Carries KV between the store and a llama.cpp slot, by way of slot files in a scratch folder.
+
+A slot file names neither model nor adapter and has no checksum, so nothing is read from the scratch folder that was not
+written there a moment before, by us or by the engine, in a folder of one's own with names that are used once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import mmap
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from nightfill.engines.llama import slotfile
+from nightfill.errors import EngineRefused, SlotFileUnknown
+from nightfill.kv.block import Block, BlockMeta
+from nightfill.kv.key import Span, snapshot_key, spans
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from nightfill.contexts.context import Signature
+    from nightfill.engines.engine import Prefix
+    from nightfill.engines.llama.api import LlamaApi
+    from nightfill.kv.store import Store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a load brought into a slot."""
+
+    tokens: int
+    bytes: int
+    seconds: float
+
+
+NOTHING = Loaded(tokens=0, bytes=0, seconds=0.0)
+
+
+class Transfer:
+    """Loads prefixes into slots and saves slots into the store. Coroutine-safe for different slots."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        api: LlamaApi,
+        scratch: Path,
+        signature: Signature,
+        block_tokens: int,
+        pool: Executor,
+    ) -> None:
+        self._store = store
+        self._api = api
+        self._scratch = scratch
+        self._signature = signature
+        self.block_tokens = block_tokens
+        self._pool = pool
+        self._names = itertools.count()
+        self.plain = True
+        """Whether slot files can be cut into blocks; else each is stored whole, as a snapshot."""
+        self._spans = functools.lru_cache(maxsize=64)(self._spans_of)
+
+    def _spans_of(self, tokens: tuple[int, ...], salt: bytes) -> tuple[Span, ...]:
+        if self.plain:
+            return spans(tokens, signature=self._signature, salt=salt, block_tokens=self.block_tokens)
+        # One span for the whole: a snapshot is used entire or not at all.
+        return (Span(snapshot_key(tokens, signature=self._signature, salt=salt), 0, len(tokens)),)
+
+    def spans(self, prefix: Prefix) -> tuple[Span, ...]:
+        """The keys under which the store has `prefix`."""
+        return self._spans(tuple(prefix.tokens), prefix.salt)
+
+    async def load(self, slot: int, prefix: Prefix) -> Loaded:
+        """Put as much of `prefix` into the slot as the store has, replacing what the slot held.
+
+        A miss, a corrupt block and a file that the engine refuses all end in less, or nothing, loaded.
+        """
+        started_s = time.perf_counter()
+        name = self._name(slot)
+        path = self._scratch / name
+        try:
+            tokens, size = await self._in_thread(self._assemble, prefix, path)
+            if not tokens:
+                return NOTHING
+            restored = await self._api.slot_restore(slot, name)
+        except EngineRefused:
+            # The engine has cleared the slot; its log says why. The request prefills as if there were no fill.
+            return NOTHING
+        finally:
+            path.unlink(missing_ok=True)
+        if restored != tokens:
+            return NOTHING
+        return Loaded(tokens=tokens, bytes=size, seconds=time.perf_counter() - started_s)
+
+    async def save(self, slot: int, prefix: Prefix, *, reached: int) -> int:
+        """Store what the slot holds of the first `reached` tokens of `prefix`; tokens in the store from the front.
+
+        Raises KvError when a block could not be stored.
+        """
+        name = self._name(slot)
+        path = self._scratch / name
+        try:
+            await self._api.slot_save(slot, name)
+            return await self._in_thread(self._store_file, path, prefix, reached)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def stored(self, prefix: Prefix) -> int:
+        """Tokens of `prefix`, from the front, that the store says it has."""
+        ours = self.spans(prefix)
+        n = self._store.leading(ours)
+        if n:
+            return ours[n - 1].stop
+        if not self.plain:
+            return self._longest_snapshot(prefix)
+        return 0
+
+    def part(self, prefix: Prefix, tokens: int) -> Prefix:
+        """The first `tokens` tokens of `prefix`."""
+        return prefix if tokens == len(prefix.tokens) else type(prefix)(tokens=prefix.tokens[:tokens], salt=prefix.salt)
+
+    def _longest_snapshot(self, prefix: Prefix) -> int:
+        # Unfinished snapshots are only ever taken at whole blocks, so few places need to be looked at.
+        longest = (len(prefix.tokens) - 1) // self.block_tokens * self.block_tokens
+        for n in range(longest, 0, -self.block_tokens):
+            key = snapshot_key(prefix.tokens[:n], signature=self._signature, salt=prefix.salt)
+            if self._store.has(key):
+                return n
+        return 0
+
+    def _name(self, slot: int) -> str:
+        return f"{os.getpid()}-{slot}-{next(self._names)}.slot"
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+
+    def _assemble(self, prefix: Prefix, path: Path) -> tuple[int, int]:
+        ours = self.spans(prefix)
+        found = self._store.get_many([span.key for span in ours], salt=prefix.salt)
+        usable = list(itertools.takewhile(lambda pair: _fits(*pair), zip(ours, found, strict=True)))
+        blocks = [block for _, block in usable if block is not None]
+        if not blocks:
+            return 0, 0
+        tokens = ours[len(blocks) - 1].stop
+        if not self.plain:
+            path.write_bytes(blocks[0].payload)
+            return tokens, len(blocks[0].payload)
+        layout = slotfile.Layout.decode(blocks[0].meta.layout)
+        size = slotfile.assembled_bytes(layout, tokens)
+        with path.open("xb+") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+            # Unmapped when the last view of it goes; an explicit close would hide an error behind a BufferError.
+            out = memoryview(mmap.mmap(file.fileno(), size))
+        pieces = [(block.meta.start, block.meta.stop, block.payload) for block in blocks]
+        slotfile.assemble(out, layout, prefix.tokens[:tokens], pieces)
+        return tokens, size
+
+    def _store_file(self, path: Path, prefix: Prefix, reached: int) -> int:
+        with path.open("rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return (self._store_blocks if self.plain else self._store_snapshot)(view, prefix, reached)
+
+    def _store_blocks(self, view: memoryview, prefix: Prefix, reached: int) -> int:
+        saved = slotfile.parse(view)
+        if tuple(saved.tokens[:reached]) != tuple(prefix.tokens[:reached]):
+            raise SlotFileUnknown(f"the slot holds other tokens than the {reached} that were computed in it")
+        layout = saved.layout.encode()
+        stored = 0
+        for span in self.spans(prefix):
+            if span.stop > reached:
+                break
+            if not self._store.has(span.key):
+                meta = BlockMeta(
+                    kind="block", signature=self._signature, start=span.start, stop=span.stop, layout=layout
+                )
+                self._store.put(span.key, saved.cut(span.start, span.stop), meta, salt=prefix.salt)
+            stored = span.stop
+        return stored
+
+    def _store_snapshot(self, view: memoryview, prefix: Prefix, reached: int) -> int:
+        before = self._longest_snapshot(prefix)
+        if reached != len(prefix.tokens) and reached % self.block_tokens:
+            return before
+        meta = BlockMeta(kind="snapshot", signature=self._signature, start=0, stop=reached, layout=b"")
+        part = self.part(prefix, reached)
+        (span,) = self.spans(part)
+        self._store.put(span.key, [view], meta, salt=prefix.salt)
+        if 0 < before < reached:
+            self._store.drop(span.key for span in self.spans(self.part(prefix, before)))
+        return reached
+
+
+def _fits(span: Span, block: Block | None) -> bool:
+    return block is not None and (block.meta.start, block.meta.stop) == (span.start, span.stop)
