@@ -24,6 +24,7 @@ business of whoever keeps the pieces.
 from __future__ import annotations
 
 import itertools
+import os
 import struct
 import sys
 from array import array
@@ -49,6 +50,8 @@ _CELL_BYTES: Final = 12
 _SECTION: Final = struct.Struct("<iQ")
 _FOUR: Final = struct.Struct("<4I")
 _U32: Final = struct.Struct("<I")
+_IOV_MAX: Final = 1024
+"""Buffers that one pwritev takes, on Linux."""
 
 
 def _unknown(reason: str) -> NoReturn:
@@ -276,20 +279,14 @@ def assemble(
     """Write the slot file of `tokens` into `out`, a writable flat view of exactly `assembled_bytes` bytes.
 
     `pieces` are (start, stop, payload as made by `SlotFile.cut`), in order, without gaps, from 0 to `len(tokens)`.
-    Raises BlockCorrupt when a payload's length does not fit its range; `out` is then undefined. The interpreter lock
+    Raises BlockCorrupt when a payload's length does not fit its range; `out` is then as it was. The interpreter lock
     is free while rows are copied, so run it in a thread.
     """
     n_tokens = len(tokens)
     assert out.nbytes == assembled_bytes(layout, n_tokens), "out has another size than the file"
-    assert n_tokens > 0
-    assert [start for start, _, _ in pieces] == [0, *(stop for _, stop, _ in pieces)][:-1], "pieces leave a gap"
-    assert pieces[-1][1] == n_tokens, "pieces end elsewhere than the tokens"
-    for start, stop, payload in pieces:
-        expected = (stop - start) * layout.bytes_per_token
-        if payload.nbytes != expected:
-            raise BlockCorrupt(f"KV of tokens {start} to {stop} has {payload.nbytes} bytes, not {expected}")
-    _write_head(out, layout, tokens)
+    _check_pieces(layout, n_tokens, pieces)
     section_at = _rows_at(n_tokens)
+    out[:section_at] = _head(layout, tokens)
     payload_at = 0  # bytes per token that earlier sections take in a payload
     # Neighbouring sections with equal rows lie at equal distances, in the file and in a payload: one strided copy moves
     # a piece into all of them. In most models that is one copy for everything.
@@ -310,7 +307,51 @@ def assemble(
     assert section_at == out.nbytes
 
 
-def _write_head(out: memoryview, layout: Layout, tokens: Sequence[int]) -> None:
+def write(fd: int, layout: Layout, tokens: Sequence[int], pieces: Sequence[tuple[int, int, memoryview]]) -> int:
+    """Write the slot file of `tokens` over the file `fd`, cut it to that length, and return the length in bytes.
+
+    `pieces` as for `assemble`. A file that is written again and again keeps its pages, which is several times as fast
+    as a new file, above all in memory (tmpfs): there it is the zeroing of new pages that takes the time. Raises
+    BlockCorrupt as `assemble` does, and OSError (disk full); the file is then undefined. The interpreter lock is free
+    meanwhile.
+    """
+    _check_pieces(layout, len(tokens), pieces)
+    parts: list[bytes | memoryview] = [_head(layout, tokens)]
+    payload_at = 0
+    for kind, row_bytes in layout.sections:
+        parts.append(_SECTION.pack(kind, row_bytes))
+        parts += [
+            payload[payload_at * (stop - start) : (payload_at + row_bytes) * (stop - start)]
+            for start, stop, payload in pieces
+        ]
+        payload_at += row_bytes
+    at = 0
+    for first in range(0, len(parts), _IOV_MAX):
+        batch = parts[first : first + _IOV_MAX]
+        while batch:
+            wrote = os.pwritev(fd, batch, at)
+            at += wrote
+            while batch and wrote >= len(batch[0]):
+                wrote -= len(batch.pop(0))
+            if wrote:
+                batch[0] = memoryview(batch[0])[wrote:]
+    assert at == assembled_bytes(layout, len(tokens))
+    os.ftruncate(fd, at)
+    return at
+
+
+def _check_pieces(layout: Layout, n_tokens: int, pieces: Sequence[tuple[int, int, memoryview]]) -> None:
+    assert n_tokens > 0
+    assert [0, *(stop for _, stop, _ in pieces)] == [*(start for start, _, _ in pieces), n_tokens], "pieces leave gaps"
+    for start, stop, payload in pieces:
+        assert start < stop
+        expected = (stop - start) * layout.bytes_per_token
+        if payload.nbytes != expected:
+            raise BlockCorrupt(f"KV of tokens {start} to {stop} has {payload.nbytes} bytes, not {expected}")
+
+
+def _head(layout: Layout, tokens: Sequence[int]) -> bytes:
+    """All that stands before the first layer."""
     n_tokens = len(tokens)
     packed = array("i", (-1, 1, n_tokens))
     packed.extend(tokens)
@@ -329,4 +370,4 @@ def _write_head(out: memoryview, layout: Layout, tokens: Sequence[int]) -> None:
         )
     )
     assert len(head) == _rows_at(n_tokens)
-    out[: len(head)] = head
+    return head
