@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nightfill.bench.query import Sample, salt_line
-from nightfill.engines.sse import EventSplitter
+from nightfill.engines.sse import EventSplitter, payloads
 from nightfill.engines.upstream import Upstream
-from nightfill.errors import EngineError, NightfillError, NotFound
+from nightfill.errors import EngineError, EngineRefused, NightfillError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -72,7 +71,7 @@ class _Usage(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 class _Model(msgspec.Struct):
@@ -109,7 +108,15 @@ class Client:
         Raises EngineError when the server cannot be asked, NotFound when it has no model.
         """
         if not self.target.model:
-            listed = msgspec.json.decode(await self._get("/v1/models"), type=_Models)
+            answer = await self._upstream.request("GET", "/v1/models", headers=self._headers)
+            if answer.status != 200:
+                raise EngineRefused(
+                    f"GET /v1/models: HTTP {answer.status}: {_reason(answer.body)}", engine=_NAME, status=answer.status
+                )
+            try:
+                listed = msgspec.json.decode(answer.body, type=_Models)
+            except msgspec.DecodeError as exc:
+                raise EngineError(f"GET /v1/models: not a list of models: {exc}", engine=_NAME) from exc
             if not listed.data:
                 raise NotFound(f"{self.target.base_url} lists no model", param="model")
             self.target = replace(self.target, model=listed.data[0].id)
@@ -156,10 +163,10 @@ class Client:
         return body
 
     async def _read(self, chunks: AsyncIterator[bytes], reading: _Reading) -> None:
-        splitter = EventSplitter()
+        splitter = EventSplitter(engine=_NAME)
         async for chunk in chunks:
             now_s = self._clock()
-            for data in splitter.feed(chunk):
+            for data in payloads(splitter.feed(chunk)):
                 if data == b"[DONE]":
                     reading.whole = True
                     continue
@@ -167,15 +174,6 @@ class Client:
                     reading.take(self._events.decode(data), now_s)
                 except msgspec.DecodeError as exc:
                     raise EngineError(f"sent an event that is not OpenAI's: {exc}", engine=_NAME) from exc
-
-    async def _get(self, path: str) -> bytes:
-        async with self._upstream.stream(
-            "GET", path, headers=self._headers, first_byte_timeout_s=30.0, idle_timeout_s=30.0
-        ) as reply:
-            body = await _head(reply.chunks())
-            if reply.status != 200:
-                raise EngineError(f"GET {path}: HTTP {reply.status}: {_reason(body)}", engine=_NAME)
-            return body
 
 
 @dataclass(slots=True)
@@ -192,7 +190,7 @@ class _Reading:
 
     def take(self, event: _Event, now_s: float) -> None:
         if event.error is not None:
-            self.error = _reason(b'{"error":' + bytes(event.error) + b"}")
+            self.error = _message(event.error)
         for choice in event.choices:
             delta = choice.delta
             if self.first_text_s is None and delta is not None and (delta.content or delta.reasoning_content):
@@ -238,10 +236,14 @@ async def _head(chunks: AsyncIterator[bytes]) -> bytes:
 
 
 def _reason(body: bytes) -> str:
-    """The message of an OpenAI error, bounded; of anything else only its size, for it could hold a prompt."""
-    with contextlib.suppress(msgspec.DecodeError, AttributeError):
-        error = msgspec.json.decode(body).get("error")
-        message = error.get("message") if isinstance(error, dict) else error
-        if isinstance(message, str):
-            return message[:_ERROR_CHARS]
-    return f"a body of {len(body)} bytes that is not an OpenAI error"
+    try:
+        decoded = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        decoded = None
+    return _message(decoded.get("error") if isinstance(decoded, dict) else None)
+
+
+def _message(error: Any) -> str:
+    """The message of an OpenAI error, bounded. Nothing of anything else, for it could hold a prompt."""
+    message = error.get("message") if isinstance(error, dict) else error
+    return message[:_ERROR_CHARS] if isinstance(message, str) else "no OpenAI error with it"

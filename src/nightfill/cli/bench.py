@@ -52,7 +52,7 @@ class _Plan:
     type=click.IntRange(0, 1_000_000),
     help=f"Queries without the fill, asked first.  [default: {_COLD_QUERIES}, or --queries if fewer]",
 )
-@click.option("--concurrency", type=click.IntRange(1, 1024), help="Queries at a time.  [default: 1]")
+@click.option("--concurrency", type=click.IntRange(1, 256), help="Queries at a time.  [default: 1]")
 @click.option("--rate", type=click.FloatRange(0, 100_000, min_open=True), help="Queries a second, at random times.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random times.")
 @click.option("--max-tokens", type=click.IntRange(1, 1 << 20), default=8, show_default=True, help="Of each answer.")
@@ -144,9 +144,7 @@ async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> tuple[str, dic
         for arm, count in ((COLD, plan.cold_queries), (FILLED, plan.queries)):
             if arm == FILLED and plan.target.prompt:
                 # what a fill does for nightfill, one query does for a server's own prefix cache; it is not counted
-                await client.ask(
-                    Query(index=-1, question=plan.questions[0], cold=False), asyncio.get_running_loop().time()
-                )
+                await client.ask(Query(index=-1, question=plan.questions[0], cold=False), 0.0)
             if count:
                 todo = queries(plan.questions, count=count, cold=arm == COLD)
                 rng = random.Random(plan.seed)  # noqa: S311 - arrival times, not secrets
