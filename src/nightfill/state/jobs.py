@@ -47,9 +47,9 @@ class Job:
     attempts: int
     """Leases so far; also the fencing number of the current lease."""
     failures: int
-    """Failed attempts; a lease lost with its worker is not one, until `lost` reaches the bound."""
+    """Failed attempts since the store last got more of it; a lease lost with its worker is not one."""
     lost: int
-    """Leases that ended because their worker fell silent."""
+    """Leases that ended because their worker fell silent, since the store last got more of it. Dead at a bound."""
     not_before_s: float
     done_tokens: int
     total_tokens: int
@@ -91,8 +91,13 @@ class JobQueue(Protocol):
         One statement claims and leases, so two workers never hold the same job. None when nothing is due.
         """
 
-    async def renew(self, lease: Lease, *, lease_s: float, done_tokens: int, total_tokens: int) -> Lease:
-        """Extend the lease from now and note progress."""
+    async def renew(
+        self, lease: Lease, *, lease_s: float, done_tokens: int, total_tokens: int, kept_tokens: int = 0
+    ) -> Lease:
+        """Extend the lease from now and note progress.
+
+        `kept_tokens` are those that outlive the worker; more than ever before forgives earlier failures and losses.
+        """
 
     async def complete(self, lease: Lease) -> None:
         """Mark done."""
@@ -111,6 +116,12 @@ class JobQueue(Protocol):
 
     async def retry(self, job_id: JobId) -> bool:
         """Bring a dead job back, its failures forgotten. False when there is none."""
+
+    async def holders(self) -> list[WorkerId]:
+        """Workers that hold leases, expired ones too."""
+
+    async def reclaim(self, worker: WorkerId) -> int:
+        """Free at once what a worker holds that is known to be gone, each counted as lost; the number freed."""
 
     async def get(self, job_id: JobId) -> Job | None:
         """The job, or None."""

@@ -1,0 +1,327 @@
+"""The book of contexts in SQLite."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from nightfill.contexts.context import (
+    Content,
+    Context,
+    ContextName,
+    Fill,
+    FillKey,
+    FillState,
+    Fingerprint,
+    Form,
+    Messages,
+    Signature,
+    Source,
+    Tenant,
+)
+from nightfill.errors import StateUnavailable
+from nightfill.state.sqlite.envelope import pack, unpack, unwrap, wrap
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Sequence
+
+    from nightfill.state.seal import TextSeal
+    from nightfill.state.sqlite.database import Database
+
+_CACHED_TOKENS: Final = 1 << 20
+"""Bound of the unpacked token lists kept in memory, by tokens."""
+
+_CONTEXTS: Final = """SELECT c.*, v.content_bytes FROM contexts c
+    JOIN versions v ON v.tenant = c.tenant AND v.fingerprint = c.current"""
+_FILLS: Final = "SELECT f.*, t.digest FROM fills f JOIN token_lists t ON t.fill = f.id"
+_ONE_FILL: Final = "f.tenant = ? AND f.fingerprint = ? AND f.form = ? AND f.signature = ?"
+
+
+class SqliteBook:
+    """See `ContextBook`. Reads run on the event loop, in microseconds; texts are opened at every `content`."""
+
+    def __init__(self, database: Database, *, seal: TextSeal, clock: Callable[[], float]) -> None:
+        self._db = database
+        self._seal = seal
+        self._clock = clock
+        self._unpacked: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        self._data_version = -1
+        self._changes = 0
+
+    async def put(
+        self,
+        *,
+        tenant: Tenant,
+        name: ContextName,
+        source: Source,
+        content: Content,
+        fingerprint: Fingerprint,
+        forms: Sequence[Form],
+        pinned: bool = False,
+        ttl_s: float | None = None,
+    ) -> Context:
+        """See `ContextBook`."""
+
+        def act(connection: sqlite3.Connection) -> Context:
+            now_s = self._clock()
+            self._put_version(connection, tenant, fingerprint, content, now_s)
+            connection.execute(
+                """INSERT INTO contexts
+                    (tenant, name, source, forms, pinned, ttl_s, current, created_at_s, updated_at_s, checked_at_s)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8)
+                ON CONFLICT (tenant, name) DO UPDATE SET
+                    source = excluded.source, forms = excluded.forms, pinned = excluded.pinned, ttl_s = excluded.ttl_s,
+                    updated_at_s = iif(current = excluded.current, updated_at_s, excluded.updated_at_s),
+                    current = excluded.current, checked_at_s = excluded.checked_at_s""",
+                (
+                    tenant,
+                    name,
+                    wrap(self._seal, f"{tenant}/{name}", msgspec.json.encode(source)),
+                    ",".join(forms),
+                    pinned,
+                    ttl_s,
+                    fingerprint,
+                    now_s,
+                ),
+            )
+            _drop_unnamed(connection, tenant)
+            _note_change(connection)
+            return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name))
+
+        return await self._db.write(act, durable=True, scrub=True)
+
+    async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
+        """See `ContextBook`."""
+
+        def act(connection: sqlite3.Connection) -> Context | None:
+            where = (context.tenant, context.name)
+            row = _one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where)
+            if row is None:
+                return None
+            there = self._context(row)
+            if (there.current, there.source) != (context.current, context.source):
+                return None
+            now_s = self._clock()
+            self._put_version(connection, context.tenant, fingerprint, content, now_s)
+            connection.execute(
+                """UPDATE contexts SET current = ?, checked_at_s = ?,
+                    updated_at_s = iif(current = ?1, updated_at_s, ?2) WHERE tenant = ? AND name = ?""",
+                (fingerprint, now_s, *where),
+            )
+            _drop_unnamed(connection, context.tenant)
+            _note_change(connection)
+            return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where))
+
+        return await self._db.write(act, durable=True, scrub=True)
+
+    async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
+        """See `ContextBook`."""
+        rows = self._db.read(f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name)
+        return self._context(rows[0]) if rows else None
+
+    async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
+        """See `ContextBook`."""
+        rows = self._db.read(f"{_CONTEXTS} WHERE ?1 IS NULL OR c.tenant = ?1 ORDER BY c.name, c.tenant", tenant)
+        return [self._context(row) for row in rows]
+
+    async def delete(self, tenant: Tenant, name: ContextName) -> bool:
+        """See `ContextBook`."""
+
+        def act(connection: sqlite3.Connection) -> bool:
+            gone = connection.execute("DELETE FROM contexts WHERE tenant = ? AND name = ?", (tenant, name)).rowcount
+            if gone:
+                _drop_unnamed(connection, tenant)
+                _note_change(connection)
+            return bool(gone)
+
+        self._unpacked.clear()
+        return await self._db.write(act, durable=True, scrub=True)
+
+    async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
+        """See `ContextBook`."""
+        rows = self._db.read("SELECT content FROM versions WHERE tenant = ? AND fingerprint = ?", tenant, fingerprint)
+        if not rows:
+            return None
+        plain = unwrap(self._seal, f"{tenant}/{fingerprint}", rows[0]["content"])
+        found: Content = msgspec.msgpack.decode(plain, type=Content)
+        return found
+
+    async def checked(self, tenant: Tenant, name: ContextName) -> None:
+        """See `ContextBook`."""
+        values = (self._clock(), tenant, name)
+        await self._db.write(
+            lambda c: c.execute("UPDATE contexts SET checked_at_s = ? WHERE tenant = ? AND name = ?", values).rowcount
+        )
+
+    async def fill(self, key: FillKey) -> Fill | None:
+        """See `ContextBook`."""
+        rows = self._db.read(f"{_FILLS} WHERE {_ONE_FILL}", *_columns(key))
+        return self._fill(rows[0]) if rows else None
+
+    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
+        """See `ContextBook`."""
+        rows = self._db.read(f"{_FILLS} WHERE ?1 IS NULL OR f.tenant = ?1 ORDER BY f.id", tenant)
+        found = (self._fill(row) for row in rows)
+        return [fill for fill in found if fill is not None]
+
+    async def put_fill(self, fill: Fill) -> bool:
+        """See `ContextBook`."""
+        return await self._db.write(lambda connection: self._put_fill(connection, fill))
+
+    async def mark_fill(self, key: FillKey, *, state: FillState, reason: str, stored_tokens: int | None = None) -> bool:
+        """See `ContextBook`."""
+
+        def act(connection: sqlite3.Connection) -> bool:
+            changed = connection.execute(
+                f"""UPDATE fills AS f SET state = ?, reason = ?, stored_tokens = coalesce(?, stored_tokens)
+                WHERE {_ONE_FILL}""",  # noqa: S608 - a constant
+                (state, reason, stored_tokens, *_columns(key)),
+            ).rowcount
+            _note_change(connection)
+            return bool(changed)
+
+        return await self._db.write(act)
+
+    async def drop_fill(self, key: FillKey) -> bool:
+        """See `ContextBook`."""
+
+        def act(connection: sqlite3.Connection) -> bool:
+            sql = f"DELETE FROM fills AS f WHERE {_ONE_FILL}"  # noqa: S608 - a constant
+            gone = connection.execute(sql, _columns(key)).rowcount
+            _note_change(connection)
+            return bool(gone)
+
+        return await self._db.write(act)
+
+    def changes(self) -> int:
+        """See `ContextBook`. Only when some process has written anything is the number itself read again."""
+        version = int(self._db.read("PRAGMA data_version")[0][0])
+        if version != self._data_version:
+            self._changes = int(self._db.read("SELECT number FROM book_changes")[0][0])
+            self._data_version = version
+        return self._changes
+
+    def _put_version(
+        self, connection: sqlite3.Connection, tenant: Tenant, fingerprint: Fingerprint, content: Content, now_s: float
+    ) -> None:
+        there = _one(connection, "SELECT 1 FROM versions WHERE tenant = ? AND fingerprint = ?", tenant, fingerprint)
+        if there is None:
+            sealed = wrap(self._seal, f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
+            connection.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
+                (tenant, fingerprint, sealed, _content_bytes(content), now_s),
+            )
+
+    def _put_fill(self, connection: sqlite3.Connection, fill: Fill) -> bool:
+        key = fill.key
+        named = _one(connection, "SELECT 1 FROM contexts WHERE tenant = ? AND current = ?", key.tenant, key.fingerprint)
+        if named is None:
+            return False
+        row = connection.execute(
+            """INSERT INTO fills
+                (tenant, fingerprint, form, signature, state, stored_tokens, filled_at_s, fill_seconds, reason)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+            ON CONFLICT (tenant, fingerprint, form, signature) DO UPDATE SET
+                state = excluded.state, stored_tokens = excluded.stored_tokens, filled_at_s = excluded.filled_at_s,
+                fill_seconds = excluded.fill_seconds, reason = excluded.reason
+            RETURNING id""",
+            (*_columns(key), fill.state, fill.stored_tokens, fill.filled_at_s, fill.fill_seconds, fill.reason),
+        ).fetchall()[0]
+        packed = pack(fill.tokens)
+        # The row's name is in it, so that a digest stands for these tokens of this fill alone.
+        digest = hashlib.sha256(f"{row['id']}/{key}\0".encode() + packed).digest()
+        there = _one(connection, "SELECT digest FROM token_lists WHERE fill = ?", row["id"])
+        if there is None or there["digest"] != digest:
+            connection.execute(
+                "INSERT OR REPLACE INTO token_lists VALUES (?, ?, ?)",
+                (row["id"], digest, wrap(self._seal, str(key), packed)),
+            )
+        _note_change(connection)
+        return True
+
+    def _fill(self, row: Any) -> Fill | None:
+        key = FillKey(
+            tenant=Tenant(row["tenant"]),
+            fingerprint=Fingerprint(row["fingerprint"]),
+            form=Form(row["form"]),
+            signature=Signature(row["signature"]),
+        )
+        tokens = self._tokens(row["id"], row["digest"], key)
+        if tokens is None:
+            return None
+        return Fill(
+            key=key,
+            state=FillState(row["state"]),
+            tokens=tokens,
+            stored_tokens=row["stored_tokens"],
+            filled_at_s=row["filled_at_s"],
+            fill_seconds=row["fill_seconds"],
+            reason=row["reason"],
+        )
+
+    def _tokens(self, fill: int, digest: bytes, key: FillKey) -> tuple[int, ...] | None:
+        tokens = self._unpacked.get(digest)
+        if tokens is not None:
+            self._unpacked.move_to_end(digest)
+            return tokens
+        rows = self._db.read("SELECT tokens FROM token_lists WHERE fill = ? AND digest = ?", fill, digest)
+        if not rows:  # replaced or dropped since the row of the fill was read
+            return None
+        tokens = self._unpacked[digest] = unpack(unwrap(self._seal, str(key), rows[0]["tokens"]))
+        held = sum(map(len, self._unpacked.values()))
+        while held > _CACHED_TOKENS and len(self._unpacked) > 1:
+            held -= len(self._unpacked.popitem(last=False)[1])
+        return tokens
+
+    def _context(self, row: Any) -> Context:
+        try:
+            source: Source = msgspec.json.decode(
+                unwrap(self._seal, f"{row['tenant']}/{row['name']}", row["source"]), type=Source
+            )
+        except msgspec.MsgspecError as exc:
+            raise StateUnavailable(f"context {row['name']}: its source cannot be read: {exc}") from exc
+        return Context(
+            tenant=Tenant(row["tenant"]),
+            name=ContextName(row["name"]),
+            source=source,
+            forms=tuple(Form(form) for form in row["forms"].split(",") if form),
+            pinned=bool(row["pinned"]),
+            ttl_s=row["ttl_s"],
+            current=Fingerprint(row["current"]),
+            content_bytes=row["content_bytes"],
+            created_at_s=row["created_at_s"],
+            updated_at_s=row["updated_at_s"],
+            checked_at_s=row["checked_at_s"],
+        )
+
+
+def _columns(key: FillKey) -> tuple[str, str, str, str]:
+    return key.tenant, key.fingerprint, key.form, key.signature
+
+
+def _one(connection: sqlite3.Connection, sql: str, *values: object) -> Any:
+    rows = connection.execute(sql, values).fetchall()
+    return rows[0] if rows else None
+
+
+def _drop_unnamed(connection: sqlite3.Connection, tenant: Tenant) -> None:
+    """Fills and token lists of the versions go with them, by their foreign keys."""
+    connection.execute(
+        """DELETE FROM versions WHERE tenant = ?1
+            AND fingerprint NOT IN (SELECT current FROM contexts WHERE tenant = ?1)""",
+        (tenant,),
+    )
+
+
+def _note_change(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE book_changes SET number = number + 1")
+
+
+def _content_bytes(content: Content) -> int:
+    if isinstance(content, Messages):
+        return sum(len(message.content.encode()) for message in content.messages)
+    return len(content.text.encode())

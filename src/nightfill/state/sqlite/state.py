@@ -1,0 +1,81 @@
+"""The composition of the state file's four books."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from nightfill.state.process import boot_id
+from nightfill.state.seal import NoSeal
+from nightfill.state.sqlite.access import SqliteAccessLog
+from nightfill.state.sqlite.book import SqliteBook
+from nightfill.state.sqlite.database import Database
+from nightfill.state.sqlite.jobs import SqliteJobs
+from nightfill.state.sqlite.notes import SqliteEngineBook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nightfill.state.access import AccessLog
+    from nightfill.state.book import ContextBook
+    from nightfill.state.engines import EngineBook
+    from nightfill.state.jobs import JobQueue
+    from nightfill.state.seal import TextSeal
+
+
+class SqliteState:
+    """Jobs, contexts, accesses and engines in one file. Used from one event loop; any number of processes."""
+
+    jobs: JobQueue
+    book: ContextBook
+    access: AccessLog
+    engines: EngineBook
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        seal: TextSeal,
+        clock: Callable[[], float],
+        steady: Callable[[], float],
+        boot: str,
+    ) -> None:
+        self._database = database
+        self.jobs = SqliteJobs(database, clock=clock, steady=steady, boot=boot)
+        self.book = SqliteBook(database, seal=seal, clock=clock)
+        self.access = SqliteAccessLog(database, clock=clock)
+        self.engines = SqliteEngineBook(database, clock=clock)
+
+    async def aclose(self) -> None:
+        """Finish what was submitted and close the file. Idempotent."""
+        await self._database.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def boot_time() -> float:
+    """Seconds since the host's boot, its sleep counted; the same for all its processes, and never set."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def open_state(
+    path: Path,
+    *,
+    seal: TextSeal | None = None,
+    clock: Callable[[], float] = time.time,
+    steady: Callable[[], float] = boot_time,
+    boot: str | None = None,
+) -> SqliteState:
+    """Open or create the state file; missing folders are made with mode 0700, the file has 0600.
+
+    `seal` protects texts, sources and token lists. `clock` gives Unix seconds; `steady` and `boot` tell leases, and are
+    arguments for tests only. Blocks for a few milliseconds. Raises StateUnavailable: no permission, another program's
+    file, a newer schema, a file system without shared memory.
+    """
+    database = Database(path)
+    return SqliteState(database, seal=seal or NoSeal(), clock=clock, steady=steady, boot=boot or boot_id())
