@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nightfill.contexts import place_chat, place_completion
+from nightfill.contexts import Front
 from nightfill.contexts.context import Form
 from nightfill.engines.engine import Description, Reuse
 from nightfill.engines.llama.api import LlamaApi
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from nightfill.contexts.context import Content
-    from nightfill.engines.engine import Call, PrefixFill
+    from nightfill.engines.engine import Call, Prefix, PrefixFill
     from nightfill.engines.llama.model import LlamaModel
     from nightfill.engines.llama.process import LlamaProcess
     from nightfill.engines.llama.slots import Slot
@@ -37,7 +37,7 @@ _RENDERED: Final[tuple[bytes, ...]] = (
     b'[{"role":"system","content":"Q: be brief."},{"role":"user","content":"(x)"}]',
     b'[{"role":"system","content":"\\n- 1"},{"role":"user","content":"\\n"}]',
 )
-_CONTINUED: Final[tuple[str, ...]] = ("a", " the", "\n", "\n\nQ: 7", "(", "")
+_CONTINUED: Final[tuple[bytes, ...]] = (b'"a"', b'" the"', b'"\\n"', b'"\\n\\nQ: 7"', b'"("', b'""')
 
 
 def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -66,9 +66,7 @@ class LlamaEngine:
         self._model = model
         self._process = process
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"kv-{model.settings.name}")
-        self._api = LlamaApi(
-            process, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s
-        )
+        self._api = LlamaApi.of(process, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
         self._transfer = Transfer(
             store=store,
             api=self._api,
@@ -81,8 +79,6 @@ class LlamaEngine:
         self._description: Description | None = None
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
-        self._frozen_since_s: float | None = None
-        self._frozen_s = 0.0
 
     async def describe(self) -> Description:
         """What it runs. Waits for the child, and probes it, the first time."""
@@ -90,6 +86,7 @@ class LlamaEngine:
             return self._description
         async with self._describing:
             if self._description is None:
+                self._process.start()
                 await self._process.ready(self._model.settings.start_timeout_s)
                 probed = await probe(
                     self._api, self._model.scratch, name="probe.slot", slot=0, windowed=self._model.windowed
@@ -116,13 +113,13 @@ class LlamaEngine:
     async def prefix_tokens(self, content: Content, form: Form) -> tuple[int, ...]:
         """Token ids that every request with this context in front starts with."""
         await self.describe()
+        front = Front(content)
         if form is Form.COMPLETION:
-            texts = [place_completion(content, prompt) for prompt in _CONTINUED]
+            prompts = [front.completion(msgspec.Raw(prompt)) for prompt in _CONTINUED]
+            texts = [msgspec.json.decode(prompt, type=str) for prompt in prompts]
         else:
-            texts = []
-            for messages in _RENDERED:
-                placed = place_chat(content, msgspec.json.decode(messages, type=list[msgspec.Raw]))
-                texts.append(await self._api.apply_template(placed))
+            requests = [msgspec.json.decode(messages, type=list[msgspec.Raw]) for messages in _RENDERED]
+            texts = [await self._api.apply_template(front.chat(messages)) for messages in requests]
         rows = [await self._api.tokenize(text, add_special=True, parse_special=True) for text in texts]
         return common_prefix(rows)
 
@@ -177,13 +174,9 @@ class LlamaEngine:
         await self.describe()
         async with self._filling:
             try:
-                yield LlamaFill(prefix, api=self._api, transfer=self._transfer, paused_s=self._paused_s)
+                yield LlamaFill(prefix, api=self._api, transfer=self._transfer)
             finally:
                 self.thaw()
-
-    def _paused_s(self) -> float:
-        now_s = time.monotonic()
-        return self._frozen_s + (now_s - self._frozen_since_s if self._frozen_since_s is not None else 0.0)
 
     @property
     def freezes(self) -> bool:
@@ -192,16 +185,11 @@ class LlamaEngine:
 
     def freeze(self) -> None:
         """Stop the child (SIGSTOP)."""
-        if self._frozen_since_s is None:
-            self._process.freeze()
-            self._frozen_since_s = time.monotonic()
+        self._process.freeze()
 
     def thaw(self) -> None:
         """Let the child go on (SIGCONT)."""
-        if self._frozen_since_s is not None:
-            self._frozen_s += time.monotonic() - self._frozen_since_s
-            self._frozen_since_s = None
-            self._process.thaw()
+        self._process.thaw()
 
     async def healthy(self) -> bool:
         """Whether the child answers."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from nightfill.engines.engine import Slice
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from nightfill.engines.engine import Prefix
     from nightfill.engines.llama.api import LlamaApi
     from nightfill.engines.llama.transfer import Transfer
@@ -20,11 +17,10 @@ SLOT = 0
 class LlamaFill:
     """Implements `engines.engine.PrefixFill`."""
 
-    def __init__(self, prefix: Prefix, *, api: LlamaApi, transfer: Transfer, paused_s: Callable[[], float]) -> None:
+    def __init__(self, prefix: Prefix, *, api: LlamaApi, transfer: Transfer) -> None:
         self._prefix = prefix
         self._api = api
         self._transfer = transfer
-        self._paused_s = paused_s
         self._reached = 0
 
     async def resume(self) -> int:
@@ -38,11 +34,9 @@ class LlamaFill:
         """Compute the KV of the first `upto` tokens (rounded up to whole blocks, at most all of them)."""
         blocks = -(-upto // self._transfer.block_tokens)
         upto = min(blocks * self._transfer.block_tokens, len(self._prefix.tokens))
-        started_s, paused_s = time.monotonic(), self._paused_s()
         done = await self._api.prefill(self._prefix.tokens[:upto], slot=SLOT, on_progress=self._note)
         self._reached = upto
-        seconds = (time.monotonic() - started_s) - (self._paused_s() - paused_s)
-        return Slice(reached=upto, computed=done.computed, seconds=max(seconds, 0.0))
+        return Slice(reached=upto, computed=done.computed, seconds=done.seconds)
 
     def _note(self, processed: int, _total: int) -> None:
         self._reached = max(self._reached, processed)

@@ -125,14 +125,10 @@ def resolve(settings: EngineSettings, *, cache_dir: Path) -> tuple[Path, GgufHea
     return path, head, signature
 
 
-def load(
-    settings: EngineSettings, *, filling: bool, cache_dir: Path, scratch_dir: str, data_dir: Path
-) -> LlamaModel:
+def load(settings: EngineSettings, *, filling: bool, cache_dir: Path, scratch_dir: str, data_dir: Path) -> LlamaModel:
     """Everything that a child of this model needs, with a scratch folder of its own."""
     path, head, signature = resolve(settings, cache_dir=cache_dir)
     # One slot file at a time, in 16-bit KV of a model with grouped attention: a tenth of the weights is a good guess.
     need_bytes = max(256 << 20, head.file_bytes // 10)
     folder = scratch.make(scratch_dir, data_dir=data_dir, need_bytes=need_bytes)
-    return LlamaModel(
-        settings=settings, path=path, head=head, signature=signature, scratch=folder, filling=filling
-    )
+    return LlamaModel(settings=settings, path=path, head=head, signature=signature, scratch=folder, filling=filling)

@@ -1,4 +1,4 @@
-"""The folder through which slot files pass: in memory where there is room, since they are whole KV caches in the clear."""
+"""The folder through which slot files pass: in memory where there is room, as they are whole KV caches in the clear."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def make(chosen: str, *, data_dir: Path, need_bytes: int) -> Path:
 
 
 def _default(data_dir: Path, need_bytes: int) -> Path:
-    if SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK):
-        if shutil.disk_usage(SHARED_MEMORY).free >= 2 * need_bytes:
-            return SHARED_MEMORY
+    writable = SHARED_MEMORY.is_dir() and os.access(SHARED_MEMORY, os.W_OK)
+    if writable and shutil.disk_usage(SHARED_MEMORY).free >= 2 * need_bytes:
+        return SHARED_MEMORY
     return data_dir / "scratch"
 
 
