@@ -1,1 +1,98 @@
 """Where KV lives: keys, sealed blocks, tiers and the store over them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nightfill.errors import BadSetting
+from nightfill.kv.block import Block, BlockMeta
+from nightfill.kv.buffer import Buffers
+from nightfill.kv.key import BLOCK_TOKENS, BlockKey, Span, salt_of, snapshot_key, spans
+from nightfill.kv.report import StoreReport, TierReport
+from nightfill.kv.seal import AesGcmSealer, ChecksumSealer, TextSealer, read_master_key
+from nightfill.kv.store import Store
+from nightfill.kv.tiers.disk import DiskTier
+from nightfill.kv.tiers.ram import RamTier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nightfill.config import KvSettings, TierSettings
+    from nightfill.kv.tier import Tier
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "Block",
+    "BlockKey",
+    "BlockMeta",
+    "Span",
+    "Store",
+    "StoreReport",
+    "TextSealer",
+    "TierReport",
+    "open_store",
+    "open_text_sealer",
+    "salt_of",
+    "snapshot_key",
+    "spans",
+]
+
+
+def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], float] = time.time) -> Store:
+    """The store that `settings` describe. A relative or empty path of a disk tier lies under `data_dir`.
+
+    Raises BadSetting: no tier, two tiers in one folder, a folder that may not be written, a key file that is missing
+    or of another length. A device that fails is no bad setting: the store starts without it and says so.
+    """
+    if not settings.tiers:
+        raise BadSetting("kv.tiers is empty: at least one tier is needed", param="kv.tiers")
+    buffers = Buffers()
+    master = _master(settings)
+    sealer = AesGcmSealer(master, buffers) if master else ChecksumSealer(buffers)
+    tiers: list[Tier] = []
+    folders: set[Path] = set()
+    for place, wanted in enumerate(settings.tiers):
+        earlier = sum(tier.kind == wanted.kind for tier in tiers)
+        name = wanted.kind if earlier == 0 else f"{wanted.kind}-{earlier + 1}"
+        if wanted.kind == "ram":
+            tiers.append(RamTier(name=name, max_bytes=wanted.max_bytes, clock=clock))
+            continue
+        folder = _folder(wanted, data_dir=data_dir, param=f"kv.tiers.{place}.path")
+        if folder in folders:
+            raise BadSetting(f"kv.tiers: two tiers in {folder}", param=f"kv.tiers.{place}.path")
+        folders.add(folder)
+        tiers.append(
+            DiskTier(
+                folder,
+                name=name,
+                max_bytes=wanted.max_bytes,
+                min_free_bytes=wanted.min_free_bytes,
+                direct=wanted.direct,
+                buffers=buffers,
+                clock=clock,
+            )
+        )
+    return Store(tiers, sealer, ttl_s=settings.ttl_s, clock=clock)
+
+
+def open_text_sealer(settings: KvSettings) -> TextSealer:
+    """What seals texts at rest under the same key file; without one it changes nothing. Raises BadSetting."""
+    return TextSealer(_master(settings))
+
+
+def _master(settings: KvSettings) -> bytes | None:
+    return read_master_key(Path(settings.key_file).expanduser()) if settings.key_file else None
+
+
+def _folder(wanted: TierSettings, *, data_dir: Path, param: str) -> Path:
+    folder = (data_dir / (Path(wanted.path).expanduser() if wanted.path else "kv")).absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise BadSetting(f"{param}: cannot use {folder}: {error.strerror}", param=param) from error
+    except OSError:
+        # A device that fails today may be well tomorrow; the tier reports what ails it.
+        return folder
+    return folder

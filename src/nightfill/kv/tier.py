@@ -1,0 +1,80 @@
+"""The seam between the store and the places where sealed blocks lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from nightfill.kv.eviction import Record
+    from nightfill.kv.key import BlockKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How full a tier is. Never raises: an unreachable tier reports what it knew last."""
+
+    bytes: int
+    blocks: int
+    max_bytes: int
+    evicted: int
+    """Blocks dropped to make room since the start."""
+    free_bytes: int | None = None
+    """Left on the file system behind it, if there is one and it answers."""
+    direct_io: bool | None = None
+    """Whether O_DIRECT is in use; None where the question makes no sense."""
+
+
+class Tier(Protocol):
+    """One place for sealed blocks. Safe to call from several threads, and where `durable`, from several processes.
+
+    It moves bytes and looks into none: sealing and verifying is the store's. Lengths are multiples of `ALIGNMENT`, and
+    views handed to `write` come from `Buffers`. It holds at most `max_bytes`, by evicting what was used longest ago.
+    """
+
+    @property
+    def name(self) -> str:
+        """Unique within a store; a metric label."""
+
+    @property
+    def kind(self) -> str:
+        """`ram`, `disk`, ..."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether blocks outlive this process."""
+
+    def read(self, key: BlockKey) -> memoryview | None:
+        """The sealed bytes, read-only; None when they are not there. Does not count as a use: see `touch`.
+
+        Raises TierUnavailable when the device fails, BlockCorrupt when the stored length cannot be right. Never
+        deletes: one stumble of the device must not cost us the data.
+        """
+
+    def write(self, key: BlockKey, sealed: memoryview) -> None:
+        """Store a whole block, in place of one that is there; a reader sees a whole block, the old one or none.
+
+        The tier may keep the view, so its bytes must not change afterwards. Evicts as needed. Raises TierFull when
+        room cannot be made, TierUnavailable when the device fails; nothing is left behind then.
+        """
+
+    def length(self, key: BlockKey) -> int | None:
+        """Stored length of a block; None when it is not there. Raises TierUnavailable."""
+
+    def touch(self, key: BlockKey) -> None:
+        """Note that a block was used just now; nothing happens when it is not there. Never raises."""
+
+    def drop(self, key: BlockKey) -> bool:
+        """Delete a block, pinned or not; whether it was there. Raises TierUnavailable."""
+
+    def pin(self, keys: frozenset[BlockKey]) -> None:
+        """Replace the set of keys that eviction in this process leaves alone."""
+
+    def records(self) -> tuple[Record, ...]:
+        """All blocks, with last uses as fresh as the tier can tell, oldest first. Raises TierUnavailable."""
+
+    def usage(self) -> Usage:
+        """How full it is."""
+
+    def close(self) -> None:
+        """Let go of memory and handles. Idempotent."""

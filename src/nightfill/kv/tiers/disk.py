@@ -1,0 +1,285 @@
+"""The disk tier: a folder of blocks that several processes share.
+
+*The file system is the index.* What is held in memory about sizes and uses is a copy, built from the folder alone at
+the start and brought up to date before anything is evicted. The clock of LRU is the file's mtime, set on use, at most
+once a minute; so another process may take a block for up to a minute older than it is.
+
+*Pins* are this process's own; another process that writes to the same folder evicts by its own pins.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from nightfill.errors import KvError, TierFull
+from nightfill.kv.eviction import Record, shortfall, victims
+from nightfill.kv.index import Index
+from nightfill.kv.tier import Usage
+from nightfill.kv.tiers.folder import BlockFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nightfill.kv.buffer import Buffers
+    from nightfill.kv.key import BlockKey
+
+_log = logging.getLogger(__name__)
+
+TOUCH_EVERY_S: Final = 60.0
+_SETTLED_NS: Final = 2_000_000_000
+"""A subfolder changed more recently than this may change again within the same tick of the file system's clock."""
+_SCAN_SHARE: Final = 50
+"""Looking after what other processes wrote takes at most one part in so many of our time."""
+_ROUNDS: Final = 100
+_SAME_TIME_S: Final = 0.001
+
+
+class DiskTier:
+    """A `Tier` over `BlockFolder`. Comes up also where the folder is out of reach, and tries again with every call.
+
+    `min_free_bytes` is left to others on the file system: our oldest blocks go when there is less. What other
+    processes write is noticed within `refresh_every_s`, and may exceed `max_bytes` for so long.
+    """
+
+    kind: Final = "disk"
+    durable: Final = True
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        name: str = "disk",
+        max_bytes: int,
+        min_free_bytes: int = 0,
+        direct: bool = True,
+        buffers: Buffers,
+        clock: Callable[[], float],
+        refresh_every_s: float = 1.0,
+    ) -> None:
+        self.name: Final = name
+        self._folder = BlockFolder(root, name=name, direct=direct, buffers=buffers)
+        self._max_bytes = max_bytes
+        self._min_free_bytes = min_free_bytes
+        self._clock = clock
+        self._refresh_every_s = refresh_every_s
+        self._lock = threading.Lock()
+        """Guards all that follows; never held during I/O."""
+        self._index = Index()
+        self._stamped: dict[BlockKey, float] = {}
+        self._pinned: frozenset[BlockKey] = frozenset()
+        self._reserved_bytes = 0
+        self._evicted = 0
+        self._changed: set[BlockKey] | None = None
+        """Keys that we changed while a scan is under way, of which it may have seen either state."""
+        self._room = threading.Lock()
+        """One thread at a time makes room."""
+        self._scanning = threading.Lock()
+        """One thread at a time scans. Taken after `_room`, before `_lock`."""
+        self._settled: dict[int, int] = {}
+        self._next_refresh_s = 0.0
+        self._start()
+
+    def _start(self) -> None:
+        try:
+            self._folder.prepare()
+            orphans = self._folder.clean_drafts(now_s=self._clock())
+            self._scan(full=True)
+        except KvError as error:
+            _log.warning("%s: starts without its folder: %s", self.name, error)
+            return
+        if orphans:
+            _log.info("%s: removed %d drafts that were left behind", self.name, orphans)
+
+    def read(self, key: BlockKey) -> memoryview | None:
+        """See `Tier`."""
+        found = self._folder.read(key, max_bytes=self._max_bytes)
+        self._note(key, found[1] if found else None)
+        return found[0] if found else None
+
+    def write(self, key: BlockKey, sealed: memoryview) -> None:
+        """See `Tier`."""
+        size = len(sealed)
+        self._reserve(key, size)
+        now_s = self._clock()
+        written = False
+        try:
+            self._folder.publish(key, sealed, used_s=now_s)
+            written = True
+        finally:
+            with self._lock:
+                self._reserved_bytes -= size
+                if written:
+                    self._index.put(Record(key, size, now_s))
+                    self._stamped[key] = now_s
+                    self._mark_changed(key)
+
+    def length(self, key: BlockKey) -> int | None:
+        """See `Tier`."""
+        found = self._folder.find(key)
+        self._note(key, found)
+        return found.size_bytes if found else None
+
+    def touch(self, key: BlockKey) -> None:
+        """See `Tier`."""
+        now_s = self._clock()
+        with self._lock:
+            known = self._index.touch(key, now_s)
+            if not known or now_s - self._stamped[key] < TOUCH_EVERY_S:
+                return
+            self._stamped[key] = now_s
+        try:
+            self._folder.stamp(key, now_s)
+        except KvError as error:
+            _log.debug("%s", error)
+
+    def drop(self, key: BlockKey) -> bool:
+        """See `Tier`."""
+        removed = self._folder.remove(key)
+        with self._lock:
+            self._forget(key)
+        return removed
+
+    def pin(self, keys: frozenset[BlockKey]) -> None:
+        """See `Tier`."""
+        with self._lock:
+            self._pinned = keys
+
+    def records(self) -> tuple[Record, ...]:
+        """See `Tier`."""
+        self._scan(full=True)
+        with self._lock:
+            return tuple(self._index)
+
+    def usage(self) -> Usage:
+        """See `Tier`."""
+        free_bytes = None
+        try:
+            self._refresh()
+            free_bytes = self._folder.free_bytes()
+        except KvError as error:
+            _log.debug("%s", error)
+        with self._lock:
+            return Usage(
+                bytes=self._index.total_bytes,
+                blocks=len(self._index),
+                max_bytes=self._max_bytes,
+                evicted=self._evicted,
+                free_bytes=free_bytes,
+                direct_io=self._folder.direct,
+            )
+
+    def close(self) -> None:
+        """See `Tier`."""
+
+    def _reserve(self, key: BlockKey, size: int) -> None:
+        """Make room for `size` bytes and hold it. Raises TierFull."""
+        if size > self._max_bytes:
+            raise TierFull(f"{self.name}: a block of {size} bytes is over the cap of {self._max_bytes}")
+        with self._room:
+            self._folder.prepare()
+            self._refresh()
+            free_bytes = self._folder.free_bytes()
+            with self._lock:
+                old = self._index.get(key)
+                need = shortfall(
+                    incoming_bytes=size,
+                    used_bytes=self._index.total_bytes - (old.size_bytes if old else 0) + self._reserved_bytes,
+                    max_bytes=self._max_bytes,
+                    free_bytes=free_bytes - self._reserved_bytes,
+                    min_free_bytes=self._min_free_bytes,
+                )
+            self._evict(need, sparing=key)
+            with self._lock:
+                self._reserved_bytes += size
+
+    def _evict(self, need_bytes: int, *, sparing: BlockKey) -> None:
+        for _ in range(_ROUNDS):
+            if need_bytes <= 0:
+                return
+            with self._lock:
+                others = (record for record in self._index if record.key != sparing)
+                chosen = victims(others, need_bytes=need_bytes, pinned=self._pinned)
+            if chosen is None:
+                break
+            need_bytes -= sum(self._evict_one(record) for record in chosen)
+        if need_bytes > 0:
+            raise TierFull(
+                f"{self.name}: {need_bytes} bytes short under a cap of {self._max_bytes} "
+                f"and a floor of {self._min_free_bytes}, and nothing that may be evicted"
+            )
+
+    def _evict_one(self, record: Record) -> int:
+        """Bytes freed: none when another process used the block since we last looked."""
+        found = self._folder.find(record.key)
+        if found is not None and found.used_s > record.used_s + _SAME_TIME_S:
+            with self._lock:
+                self._index.touch(record.key, found.used_s)
+            return 0
+        removed = found is not None and self._folder.remove(record.key)
+        with self._lock:
+            self._forget(record.key)
+            self._evicted += removed
+        return record.size_bytes
+
+    def _refresh(self) -> None:
+        """Look after what other processes did, if it is time to."""
+        if time.monotonic() >= self._next_refresh_s:
+            self._scan(full=False)
+
+    def _scan(self, *, full: bool) -> None:
+        """Bring the index up to date: from all subfolders, or from those that changed since they were last read."""
+        with self._scanning:
+            began_s, now_ns = time.monotonic(), time.time_ns()
+            with self._lock:
+                self._changed = set()
+            try:
+                shards = self._folder.shards()
+                stale = {shard for shard, mtime_ns in shards.items() if full or self._settled.get(shard) != mtime_ns}
+                found = [record for shard in stale for record in self._folder.scan(shard)]
+                with self._lock:
+                    self._merge(found, rescanned=lambda key: key[0] in stale or key[0] not in shards)
+            finally:
+                with self._lock:
+                    self._changed = None
+            self._settled = {shard: at for shard, at in shards.items() if at < now_ns - _SETTLED_NS}
+            ended_s = time.monotonic()
+            self._next_refresh_s = ended_s + max(self._refresh_every_s, _SCAN_SHARE * (ended_s - began_s))
+
+    def _merge(self, found: list[Record], *, rescanned: Callable[[BlockKey], bool]) -> None:
+        changed = self._changed or set()
+        seen = {record.key for record in found}
+        known = [record.key for record in self._index]
+        for key in known:
+            if key not in seen and key not in changed and rescanned(key):
+                self._forget(key)
+        for record in found:
+            if record.key not in changed:
+                old = self._index.get(record.key)
+                used_s = max(record.used_s, old.used_s) if old else record.used_s
+                self._index.put(Record(record.key, record.size_bytes, used_s))
+                self._stamped[record.key] = record.used_s
+        self._index.sort()
+
+    def _note(self, key: BlockKey, found: Record | None) -> None:
+        """What a look at one file told."""
+        with self._lock:
+            known = key in self._index
+            if found is None and known:
+                self._forget(key)
+            elif found is not None and not known:
+                self._index.put(found)
+                self._stamped[key] = found.used_s
+                self._mark_changed(key)
+
+    def _forget(self, key: BlockKey) -> None:
+        self._index.remove(key)
+        self._stamped.pop(key, None)
+        self._mark_changed(key)
+
+    def _mark_changed(self, key: BlockKey) -> None:
+        if self._changed is not None:
+            self._changed.add(key)
