@@ -1,0 +1,73 @@
+"""The stores behind the state protocols. A further one joins the conformance tests by a line in `STORES`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final, Protocol
+
+from nightfill.state.sqlite import open_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from nightfill.state.access import AccessLog
+    from nightfill.state.book import ContextBook
+    from nightfill.state.engines import EngineBook
+    from nightfill.state.jobs import JobQueue
+
+
+class State(Protocol):
+    """What a store offers."""
+
+    jobs: JobQueue
+    book: ContextBook
+    access: AccessLog
+    engines: EngineBook
+
+    async def aclose(self) -> None: ...
+
+
+class HostClock:
+    """A wall clock that may be set, and a steady one that may not."""
+
+    def __init__(self) -> None:
+        self.wall_s = 1_700_000_000.0
+        self.steady_s = 5_000.0
+
+    def advance(self, seconds: float) -> None:
+        self.wall_s += seconds
+        self.steady_s += seconds
+
+    def set_wall(self, by_s: float) -> None:
+        self.wall_s += by_s
+
+
+class Store:
+    """One store, of which several handles may be open, as if by several processes."""
+
+    def __init__(self, opened: Callable[[], State], clock: HostClock) -> None:
+        self._opened = opened
+        self._stack = contextlib.AsyncExitStack()
+        self.clock = clock
+
+    def open(self) -> State:
+        state = self._opened()
+        self._stack.push_async_callback(state.aclose)
+        return state
+
+    async def aclose(self) -> None:
+        await self._stack.aclose()
+
+
+def sqlite_store(folder: Path) -> Store:
+    clock = HostClock()
+    return Store(
+        lambda: open_state(
+            folder / "data" / "state.db", clock=lambda: clock.wall_s, steady=lambda: clock.steady_s, boot="a boot"
+        ),
+        clock,
+    )
+
+
+STORES: Final = {"sqlite": sqlite_store}

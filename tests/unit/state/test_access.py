@@ -1,0 +1,107 @@
+"""What every access log keeps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
+from nightfill.state.access import Access, Usage
+
+if TYPE_CHECKING:
+    from fakes.stores import HostClock, State
+    from nightfill.state.access import AccessLog
+
+T, REPO = Tenant("default"), ContextName("repo")
+
+
+def row(
+    at_s: float,
+    *,
+    tenant: Tenant = T,
+    context: ContextName | None = REPO,
+    promised: int = 0,
+    reused: int = 0,
+    status: int = 200,
+) -> Access:
+    return Access(
+        at_s=at_s,
+        tenant=tenant,
+        context=context,
+        fingerprint=Fingerprint("f" * 64),
+        form=Form.CHAT,
+        model="m",
+        layer="fill",
+        prompt_tokens=10,
+        promised_tokens=promised,
+        reused_tokens=reused,
+        output_tokens=3,
+        ttft_s=0.1,
+        total_s=0.2,
+        restore_s=0.01,
+        status=status,
+    )
+
+
+async def test_a_context_never_used_says_so(access: AccessLog) -> None:
+    assert await access.usage(T, REPO, now_s=1e9) == Usage(last_access_s=None, accesses_7d=0, broken_7d=0)
+
+
+async def test_usage_counts_seven_days_of_this_context_alone(access: AccessLog, clock: HostClock) -> None:
+    now_s, day_s = clock.wall_s, 86400.0
+    await access.append(
+        [
+            row(now_s - 8 * day_s),
+            row(now_s - 6 * day_s),
+            row(now_s - 60),
+            row(now_s + 60),
+            row(now_s - 1, context=ContextName("manual")),
+            row(now_s - 1, context=None),
+            row(now_s - 1, tenant=Tenant("other")),
+        ]
+    )
+    assert await access.usage(T, REPO, now_s=now_s) == Usage(last_access_s=now_s - 60, accesses_7d=2, broken_7d=0)
+
+
+async def test_a_promise_is_broken_by_more_than_the_one_token_always_computed(
+    access: AccessLog, clock: HostClock
+) -> None:
+    at_s = clock.wall_s
+    await access.append(
+        [
+            row(at_s, promised=100, reused=100),
+            row(at_s, promised=100, reused=99),
+            row(at_s, promised=100, reused=98),
+            row(at_s, promised=100, reused=0),
+            row(at_s, promised=100, reused=0, status=503),
+        ]
+    )
+    assert (await access.usage(T, REPO, now_s=at_s)).broken_7d == 2
+
+
+async def test_the_newest_rows_come_first_and_as_they_were(access: AccessLog) -> None:
+    rows = [row(1.0), row(3.0, context=None), row(2.0, tenant=Tenant("other"))]
+    await access.append(rows)
+    await access.append([])
+    assert await access.recent() == [rows[1], rows[2], rows[0]]
+    assert await access.recent(tenant=T) == [rows[1], rows[0]]
+    assert await access.recent(context=REPO, limit=1) == [rows[2]]
+
+
+async def test_old_rows_are_dropped(access: AccessLog, clock: HostClock) -> None:
+    await access.append([row(clock.wall_s - 100), row(clock.wall_s - 10)])
+    assert await access.prune(older_than_s=50) == 1
+    assert [kept.at_s for kept in await access.recent()] == [clock.wall_s - 10]
+
+
+async def test_engine_notes_are_replaced_listed_and_forgotten(state: State, clock: HostClock) -> None:
+    await state.engines.put("b", {"model": "x", "slots": 2, "embeddings": False})
+    await state.engines.put("a", {})
+    clock.advance(1)
+    await state.engines.put("b", {"model": "y"})
+    note = await state.engines.get("b")
+    assert note is not None
+    assert (dict(note.body), note.seen_at_s) == ({"model": "y"}, clock.wall_s)
+    assert [n.name for n in await state.engines.notes()] == ["a", "b"]
+    assert await state.engines.forget("b")
+    assert not await state.engines.forget("b")
+    assert await state.engines.get("b") is None
