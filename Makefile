@@ -1,0 +1,76 @@
+# Each target sets up what it needs: a virtual environment in .venv, installed once and again when pyproject.toml changes.
+# PYTHON=... chooses the interpreter; ARGS=... is passed on.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python from 3.11 on that can make virtual environments.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
+	"$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo "$$python" && break; done)
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# What only measures: the runs behind the figures in the README.
+BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint format unit e2e bench clean distclean
+
+help: ## show this list
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
+	| while IFS='|' read -r target text; do printf '%-16s %s\n' "$$target" "$$text"; done
+
+demo: $(VENV)/.run ## fill a real codebase in idle time, restart the engine, show what it saved (under 3 minutes)
+	@$(BIN)/nightfill demo $(ARGS)
+
+test: lint ## everything that must hold: format, lint, types, unit tests, tests with real engines
+	@$(BIN)/python -m pytest --refuse-skips $(ARGS)
+
+lint: $(VENV)/.dev ## format, lint and types, nothing changed
+	@$(BIN)/ruff format --quiet --check . || { echo "unformatted files (make format repairs them):" >&2; \
+		$(BIN)/ruff format --check . >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## format the sources and repair what ruff can repair
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+unit: $(VENV)/.dev ## the tests that start nothing heavy
+	@$(BIN)/python -m pytest tests/unit $(ARGS)
+
+e2e: $(VENV)/.dev ## the tests with real engines and servers
+	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+bench: $(VENV)/.dev ## all benchmarks, one after the other; each ends with one JSON line
+	@set -e; for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python "$$benchmark" $(ARGS); done
+
+setup: $(VENV)/.dev ## only install, for an editor or a shell
+
+clean: ## drop caches and build outputs
+	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## drop the virtual environment too
+	@rm -rf $(VENV)
+
+# --- the virtual environment; a stamp is written only when everything before it succeeded ---
+
+$(BIN)/python:
+	@python="$(PYTHON)"; test -n "$$python" || { \
+		echo "nightfill needs Python 3.11 or newer with the venv module." >&2; \
+		echo "On Debian or Ubuntu: apt-get install python3 python3-venv. Elsewhere: make PYTHON=/path/to/python3.11 ..." >&2; \
+		exit 1; }; \
+	"$$python" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	@echo "installing nightfill into $(VENV) (once; a minute or two)"
+	@$(PIP) install --editable '.[llama,chart]'
+	@touch $@
+
+# The group is read by us: the pip that comes with Python 3.11 does not know dependency groups yet.
+$(VENV)/.dev: pyproject.toml $(VENV)/.run | $(BIN)/python
+	@echo "installing the development tools into $(VENV)"
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' \
+		> $(VENV)/dev.txt
+	@$(PIP) install --requirement $(VENV)/dev.txt
+	@touch $@
