@@ -22,7 +22,7 @@ from nightfill.engines.llama.slots import SlotTable
 from nightfill.engines.llama.transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from nightfill.contexts.context import Content
     from nightfill.engines.engine import Call, Prefix, PrefixFill
@@ -38,6 +38,7 @@ _RENDERED: Final[tuple[bytes, ...]] = (
     b'[{"role":"system","content":"\\n- 1"},{"role":"user","content":"\\n"}]',
 )
 _CONTINUED: Final[tuple[bytes, ...]] = (b'"a"', b'" the"', b'"\\n"', b'"\\n\\nQ: 7"', b'"("', b'""')
+_STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 
 
 def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -143,10 +144,12 @@ class LlamaEngine:
                 held, restore_s = loaded.tokens, loaded.seconds
             slot.spans = tuple(span for span in spans if span.stop <= held)
             slot.text = call.affinity
-            body = self._body(call, slot)
+            joined = not call.stream and call.path in _STREAMABLE
+            body = self._body(call, slot, joined=joined)
             reply = LlamaReply(
                 engine=self._model.settings.name,
-                stream=call.stream,
+                streamed=call.stream or joined,
+                joined=joined,
                 wants_progress=call.body.get("return_progress") == b"true",
                 loaded_tokens=held,
                 restore_s=restore_s,
@@ -160,12 +163,12 @@ class LlamaEngine:
                 if not reply.kept():
                     slot.forget(slot.generation)
 
-    def _body(self, call: Call, slot: Slot) -> bytes:
-        ours: Mapping[str, object] = {
-            "id_slot": slot.id,
-            "cache_prompt": call.reuse,
-            **({"return_progress": True} if call.stream else {}),
-        }
+    def _body(self, call: Call, slot: Slot, *, joined: bool) -> bytes:
+        ours: dict[str, object] = {"id_slot": slot.id, "cache_prompt": call.reuse}
+        if call.stream or joined:
+            ours["return_progress"] = True
+        if joined:
+            ours |= {"stream": True, "stream_options": {"include_usage": True}}
         return msgspec.json.encode({**call.body, **ours})
 
     @contextlib.asynccontextmanager

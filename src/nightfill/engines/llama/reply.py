@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nightfill.engines.engine import Tokens
+from nightfill.engines.llama.aggregate import Aggregate
 from nightfill.engines.sse import EventSplitter, payloads
+from nightfill.errors import EngineUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from nightfill.engines.upstream import StreamResponse
 
 _PROGRESS: Final = b'"prompt_progress"'
+_DONE: Final = b"[DONE]"
 _TAIL_CHUNKS: Final = 3
 """The counts come with the last event or the last but one, before `[DONE]`."""
 
@@ -50,6 +53,15 @@ class _Counts(msgspec.Struct):
     timings: _Timings | None = None
 
 
+class _Failure(msgspec.Struct):
+    code: int = 500
+
+
+class _FailureEvent(msgspec.Struct):
+    error: _Failure
+
+
+_failures = msgspec.json.Decoder(_FailureEvent)
 _progress = msgspec.json.Decoder(_ProgressEvent)
 _counts = msgspec.json.Decoder(_Counts)
 
@@ -73,6 +85,15 @@ def counts_of(body: bytes) -> Tokens | None:
     return None
 
 
+def error_status(payload: bytes) -> int:
+    """HTTP status of an error that llama.cpp reported inside a stream; 500 where it names none."""
+    try:
+        code = _failures.decode(payload).error.code
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 500
+    return code if 400 <= code < 600 else 500
+
+
 class LlamaReply:
     """Implements `engines.engine.Reply`."""
 
@@ -80,14 +101,17 @@ class LlamaReply:
         self,
         *,
         engine: str,
-        stream: bool,
+        streamed: bool,
+        joined: bool,
         wants_progress: bool,
         loaded_tokens: int,
         restore_s: float,
         queued_s: float,
     ) -> None:
+        """`streamed`: llama.cpp was asked for a stream; `joined`: the client was not, and gets the events as one answer."""
         self._engine = engine
-        self._stream = stream
+        self._streamed = streamed
+        self._joined = joined
         self._wants_progress = wants_progress
         self.loaded_tokens = loaded_tokens
         self.restore_s = restore_s
@@ -96,17 +120,20 @@ class LlamaReply:
         self.content_type = "application/json"
         self._reused: int | None = None
         self._prompt: int | None = None
-        self._pieces: deque[bytes] = deque(maxlen=_TAIL_CHUNKS if stream else None)
+        self._pieces: deque[bytes] = deque(maxlen=_TAIL_CHUNKS if streamed else None)
         self._body: AsyncIterator[bytes] | None = None
         self._ahead: list[bytes] = []
 
     async def begin(self, response: StreamResponse) -> None:
         """Wait for the answer's head, and in a stream for the first event, which says what is reused."""
         self.status = response.status
-        self.content_type = response.content_type
-        if not self._stream or self.status != 200:
+        if not self._streamed or self.status != 200:
+            self.content_type = response.content_type
             self._body = response.chunks()
+            self._joined = self._streamed = False
             return
+        if not self._joined:
+            self.content_type = response.content_type
         self._body = self._events(response)
         async for events in self._body:
             self._ahead.append(events)
@@ -151,6 +178,27 @@ class LlamaReply:
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body in pieces as they come; of a stream, whole events."""
+        if not self._joined:
+            async for piece in self._passing():
+                yield piece
+            return
+        whole = Aggregate()
+        done = False
+        async for events in self._passing():
+            for payload in payloads(events):
+                if payload == _DONE:
+                    done = True
+                else:
+                    whole.add(payload)
+        if whole.error is not None:
+            self.status = error_status(whole.error)
+            yield whole.error
+        elif done:
+            yield whole.body()
+        else:
+            raise EngineUnavailable("ended an answer before it was complete", engine=self._engine)
+
+    async def _passing(self) -> AsyncIterator[bytes]:
         assert self._body is not None, "begin comes first"
         while self._ahead:
             if piece := self._ahead.pop(0):
@@ -165,7 +213,7 @@ class LlamaReply:
     def tokens(self) -> Tokens:
         """What is known by now."""
         tail = b"".join(self._pieces)
-        bodies = payloads(tail) if self._stream else [tail]
+        bodies = payloads(tail) if self._streamed else [tail]
         for body in reversed(bodies):
             if (found := counts_of(body)) is not None:
                 return found
