@@ -249,12 +249,13 @@ class Store:
     def _get(self, key: BlockKey, salt: bytes) -> Block | None:
         if self._closed:
             return None
-        deletions = None if self._deleting else self._deletions
+        deletions = self._deletions
+        promotable = not self._deleting  # asked in this order: a deletion that begins between the two is noticed later
         for place, tier in enumerate(self._tiers):
             found = self._verified(tier, key, salt)
             if found is not None:
                 block, sealed = found
-                if deletions is not None:
+                if promotable:
                     self._promote(key, sealed, self._tiers[:place], deletions)
                 return block
         return None

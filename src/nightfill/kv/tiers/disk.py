@@ -180,7 +180,6 @@ class DiskTier:
         if size > self._max_bytes:
             raise TierFull(f"{self.name}: a block of {size} bytes is over the cap of {self._max_bytes}")
         with self._room:
-            self._folder.prepare()
             self._refresh()
             free_bytes = self._folder.free_bytes()
             with self._lock:

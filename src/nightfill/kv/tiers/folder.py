@@ -99,21 +99,20 @@ class BlockFolder:
         with self._translated("write a block"):
             if self._direct is None:
                 self.prepare()
-            target = self.path(key)
             draft = self._drafts / f"{key.hex()}.{os.getpid()}.{os.urandom(6).hex()}"
             try:
-                self._write_draft(draft, sealed, used_s)
-                self._rename(draft, target)
-            except FileNotFoundError:
-                # Somebody removed the folder under us, which is their right with a cache.
-                self.prepare()
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                self._write_draft(draft, sealed, used_s)
-                draft.rename(target)
-            finally:
-                # After a rename there is no draft. Whatever this raises is lesser than what brought us here.
+                try:
+                    self._write_draft(draft, sealed, used_s)
+                except FileNotFoundError:
+                    # Somebody removed the folder under us, which is their right with a cache.
+                    self.prepare()
+                    self._write_draft(draft, sealed, used_s)
+                self._rename(draft, self.path(key))
+            except BaseException:
+                # Whatever goes wrong here is lesser than what brought us here.
                 with suppress(OSError):
                     draft.unlink(missing_ok=True)
+                raise
 
     def find(self, key: BlockKey) -> Record | None:
         """The record of a block, from its file alone."""
@@ -172,7 +171,11 @@ class BlockFolder:
     def free_bytes(self) -> int:
         """What the file system has left for us."""
         with self._translated("ask for free space"):
-            status = os.statvfs(self.base)
+            try:
+                status = os.statvfs(self.base)
+            except FileNotFoundError:
+                self.prepare()
+                status = os.statvfs(self.base)
             return status.f_bavail * status.f_frsize
 
     def clean_drafts(self, *, now_s: float) -> int:
