@@ -1,0 +1,160 @@
+"""One llama.cpp server as a child process: `python -m nightfill.engines.llama.child`. The only importer of xllamacpp.
+
+It reads a `ChildConfig` from standard input, says `Armed` and `Listening` on standard output, and ends when its
+standard input does. llama.cpp's own words go to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from nightfill.engines.llama.child_config import ENVIRONMENT, START_FAILED, Armed, ChildConfig, Listening
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_PR_SET_PDEATHSIG: Final = 1
+_ERRORS_ONLY: Final = 1
+"""llama.cpp's verbosity. From 2 on it logs pieces of refused requests."""
+_EMBEDDING_BATCH: Final = 2048
+"""An input for embedding must fit one physical batch."""
+
+
+def main() -> NoReturn:
+    """Run until standard input ends. Leaves by `os._exit`: the server's destructor waits for connected clients."""
+    # A group of its own, so that Ctrl-C in a terminal reaches the parent alone, which stops us in order. Not a session
+    # of its own: Linux's autogroups weigh sessions against each other, and our low priority would count for nothing.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with_parent()
+    lines = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints must not get between our lines
+    config = _read_config()
+    if os.getppid() != config.parent_pid:  # it ended before the signal was asked for
+        os._exit(0)
+    scheduling = _go_behind() if config.background else "normal"
+    _say(lines.fileno(), Armed(scheduling=scheduling))
+    port = _serve(config)
+    _say(lines.fileno(), Listening(port=port))
+    while os.read(0, 4096):
+        pass
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        sys.stderr.write(f"PR_SET_PDEATHSIG refused: {os.strerror(ctypes.get_errno())}\n")
+
+
+def _read_config() -> ChildConfig:
+    text = b""
+    while not text.endswith(b"\n"):
+        piece = os.read(0, 65536)  # unbuffered: what follows the line is for the loop that waits for the end
+        if not piece:
+            os._exit(0)
+        text += piece
+    return msgspec.json.decode(text, type=ChildConfig)
+
+
+def _go_behind() -> Literal["idle", "nice"]:
+    try:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:  # some sandboxes refuse it
+        os.nice(19)
+        return "nice"
+    return "idle"
+
+
+def _say(fd: int, line: Armed | Listening) -> None:
+    os.write(fd, msgspec.json.encode(line) + b"\n")
+
+
+_server: Any = None
+"""Keeps the running server from being collected."""
+
+
+def _serve(config: ChildConfig) -> int:
+    global _server
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import xllamacpp
+
+    try:
+        _server = xllamacpp.Server(parameters(config))
+        port = urlsplit(_server.listening_address).port
+    except (RuntimeError, ValueError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(START_FAILED)
+    assert port is not None
+    return int(port)
+
+
+def parameters(config: ChildConfig) -> Any:
+    """llama.cpp's parameters for `config`: all that it does by itself and we do not want is off."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.verbosity = _ERRORS_ONLY
+    params.offline = True
+
+    params.model.path = config.model
+    if config.alias:
+        params.model_alias = {config.alias}
+    params.n_gpu_layers = config.n_gpu_layers
+    params.fit_params = False  # it would shrink our context to what it thinks fits
+    params.warmup = True
+
+    # One KV stream whatever the number of slots: a slot file then fits any of our servers.
+    params.kv_unified = True
+    params.n_parallel = config.n_parallel
+    params.n_ctx = config.n_ctx
+    params.kv_unified_per_slot = config.n_ctx // config.n_parallel
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F16
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    params.ctx_shift = False  # it would change KV that we restore by
+    params.cache_ram_mib = 0  # up to 8 GiB otherwise, and it does not tell adapters apart
+    params.cache_idle_slots = False  # it would empty slots that we count on
+    params.n_cache_reuse = 0  # reuses KV at other positions: not the same answer
+    params.cache_prompt = True
+    params.slot_prompt_similarity = config.slot_prompt_similarity
+    params.slot_save_path = config.slot_save_path.rstrip("/") + "/"  # llama.cpp joins by plain concatenation
+    # At every message, not every 8192 tokens: lets a sliding-window model reuse a part of a restored prompt.
+    params.checkpoint_min_step = 0
+    params.sleep_idle_seconds = -1
+
+    params.n_batch = params.n_ubatch = config.n_batch
+    if config.embeddings:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.n_batch = params.n_ubatch = max(config.n_batch, _EMBEDDING_BATCH)
+    threads = config.n_threads or len(os.sched_getaffinity(0))
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+
+    params.hostnames = ["127.0.0.1"]
+    params.port = 0  # the kernel gives a free one when the server binds it: no race
+    params.reuse_port = False
+    params.n_threads_http = config.n_threads_http
+    params.api_keys = [config.api_key]
+    # The default echoes any origin, with credentials. No browser is to come here; an empty list would echo too.
+    params.cors_origins = "http://127.0.0.1"
+    params.cors_origins_explicit = True
+    params.cors_credentials = False
+    params.endpoint_slots = True
+    params.endpoint_metrics = True
+    params.endpoint_props = False
+    params.ui = False
+    params.log_json = False
+    return params
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What a llama.cpp child process is told, and what it says. Light: parent and child both import it."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+ENVIRONMENT: Final = {
+    # libgomp's waiting threads spin by default, which starves them all as soon as a core is contended.
+    "GOMP_SPINCOUNT": "1000",
+    # After a failed assertion ggml would start a debugger on itself, whose output may hold text.
+    "GGML_NO_BACKTRACE": "1",
+}
+"""Must be set before the child starts: libraries read it when they load."""
+
+
+class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One llama.cpp server; names as llama.cpp has them. Sent as one line of JSON on the child's standard input."""
+
+    model: str
+    """Path of a GGUF file."""
+    alias: str = ""
+    """The model's name in answers; empty for the file's."""
+    api_key: str = ""
+    """Asked of every request; `LlamaProcess` makes one."""
+    parent_pid: int = 0
+    """The child ends if this is not its parent; `LlamaProcess` fills it in."""
+    slot_save_path: str
+    """Existing folder that slot files are saved to and restored from."""
+    n_ctx: int
+    """KV cells, shared by all slots, one per token held; a request may have `n_ctx // n_parallel` tokens."""
+    n_parallel: int = 1
+    """Slots."""
+    n_batch: int = 512
+    """Tokens computed at once: a prefill that is cancelled stops within one batch."""
+    n_threads: int = 0
+    """0 for as many as the process has cores."""
+    n_threads_http: int = 32
+    """Each open connection takes one of them."""
+    slot_prompt_similarity: float = 0.1
+    """A request without a slot goes to one with at least this part of its prompt, else to the one idle longest."""
+    background: bool = False
+    """Run at SCHED_IDLE, or nice 19 where that is refused."""
+    n_gpu_layers: int = 0
+    embeddings: bool = False
+    """Also serve embeddings, with mean pooling."""
+
+
+class Armed(msgspec.Struct, frozen=True, tag="armed"):
+    """First line: the child dies with its parent from now on, so SIGSTOP cannot leave it behind."""
+
+    scheduling: Literal["normal", "idle", "nice"]
+
+
+class Listening(msgspec.Struct, frozen=True, tag="listening"):
+    """Second line: the model is loaded, and 127.0.0.1 answers on `port`."""
+
+    port: int
+
+
+START_FAILED: Final = 3
+"""Exit status of a child whose server could not start; the reason is on its standard error."""

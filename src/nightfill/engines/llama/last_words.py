@@ -1,0 +1,46 @@
+"""What a llama.cpp child said last on standard error, to tell why it ended. Bounded, and without any request's text."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Final
+
+_LINES: Final = 40
+_LINE_BYTES: Final = 400
+# The layers below the server see tokens only; the server itself quotes requests and answers in its errors.
+_TEXTLESS: Final = re.compile(rb"[\d.]+ E (llama|ggml|gguf|CUDA)\w*: (?!.*grammar)|.*GGML_ASSERT\(|terminate called")
+
+
+class LastWords:
+    """The tail of a child's standard error. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_LINES)
+        self._partial = b""
+        self._serving = False
+
+    def begin(self) -> None:
+        """A new child speaks. What the one before said stays: it tells why there is a new one."""
+        self._partial = b""
+        self._serving = False
+
+    def serving(self) -> None:
+        """The model is loaded: requests may come, so only lines that cannot hold their text are kept from now on."""
+        self._serving = True
+
+    def feed(self, data: bytes) -> None:
+        """More of standard error, cut anywhere."""
+        *whole, rest = (self._partial + data).split(b"\n")
+        self._partial = rest[:_LINE_BYTES]  # what is beyond it is lost, not the next line
+        for line in whole:
+            if line.strip() and (not self._serving or _TEXTLESS.match(line)):
+                self._lines.append(line[:_LINE_BYTES].decode("utf-8", "replace"))
+
+    def note(self, line: str) -> None:
+        """A line of our own, such as how the child ended."""
+        self._lines.append(line)
+
+    def tail(self, lines: int = 6) -> str:
+        """The last so many lines, joined by `; `, without llama.cpp's time stamps."""
+        return "; ".join(re.sub(r"^[\d.]+ [EWI] ", "", line) for line in list(self._lines)[-lines:])
