@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.state.access import AccessLog
-    from nightfill.state.book import ContextBook
+    from nightfill.state.book import SourceBook
     from nightfill.state.engines import EngineBook
     from nightfill.state.jobs import JobQueue
 
@@ -21,7 +21,7 @@ class State(Protocol):
     """What a store offers."""
 
     jobs: JobQueue
-    book: ContextBook
+    book: SourceBook
     access: AccessLog
     engines: EngineBook
 

@@ -46,13 +46,6 @@ class ContextBook(Protocol):
         `checked_at_s`.
         """
 
-    async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
-        """Make `content` current, as found at its unchanged source, with all options as they are.
-
-        None, and nothing is written, when the context was deleted or got another source or version since `context`
-        was read: a slow look at a source must not bring back what somebody has replaced.
-        """
-
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
         """The context, or None. Cheap enough for every request."""
 
@@ -85,3 +78,14 @@ class ContextBook(Protocol):
 
     def changes(self) -> int:
         """A number that differs after any change of the book by any process. Costs microseconds; does not block."""
+
+
+class SourceBook(ContextBook, Protocol):
+    """A book whose contexts somebody compares with their sources."""
+
+    async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
+        """Make `content` current, as found at its unchanged source, with all options as they are.
+
+        None, and nothing is written, when the context was deleted or got another source or version since `context`
+        was read: a slow look at a source must not bring back what somebody has replaced.
+        """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from fakes.stores import HostClock, State, Store
     from nightfill.state.access import AccessLog
-    from nightfill.state.book import ContextBook
+    from nightfill.state.book import SourceBook
     from nightfill.state.jobs import JobQueue
 
 
@@ -41,7 +41,7 @@ def jobs(state: State) -> JobQueue:
 
 
 @pytest.fixture
-def book(state: State) -> ContextBook:
+def book(state: State) -> SourceBook:
     return state.book
 
 

@@ -30,7 +30,7 @@ from nightfill.contexts.context import (
 
 if TYPE_CHECKING:
     from fakes.stores import HostClock, Store
-    from nightfill.state.book import ContextBook
+    from nightfill.state.book import SourceBook
 
 T, OTHER = Tenant("default"), Tenant("other")
 REPO, MANUAL = ContextName("repo"), ContextName("manual")
@@ -42,7 +42,7 @@ def fingerprint(text: str) -> Fingerprint:
 
 
 async def put(
-    book: ContextBook,
+    book: SourceBook,
     text: str,
     *,
     name: ContextName = REPO,
@@ -84,14 +84,14 @@ async def test_what_was_put_is_read_back_by_another_handle(store: Store) -> None
 @pytest.mark.parametrize(
     "content", [Text("naïve ☃\n"), Messages((Message("system", "be brief"), Message("user", "?")))]
 )
-async def test_contents_come_back_as_they_were(book: ContextBook, content: Content) -> None:
+async def test_contents_come_back_as_they_were(book: SourceBook, content: Content) -> None:
     await book.put(
         tenant=T, name=REPO, source=TextSource(), content=content, fingerprint=fingerprint("x"), forms=[Form.CHAT]
     )
     assert await book.content(T, fingerprint("x")) == content
 
 
-async def test_unknown_things_are_none_or_false(book: ContextBook) -> None:
+async def test_unknown_things_are_none_or_false(book: SourceBook) -> None:
     assert await book.get(T, REPO) is None
     assert await book.content(T, fingerprint("x")) is None
     assert await book.fill(fill_of("x").key) is None
@@ -100,7 +100,7 @@ async def test_unknown_things_are_none_or_false(book: ContextBook) -> None:
     assert not await book.mark_fill(fill_of("x").key, state=FillState.STALE, reason="")
 
 
-async def test_a_new_version_takes_the_old_text_and_its_fills_with_it(book: ContextBook, clock: HostClock) -> None:
+async def test_a_new_version_takes_the_old_text_and_its_fills_with_it(book: SourceBook, clock: HostClock) -> None:
     await put(book, "old")
     assert await book.put_fill(fill_of("old"))
     clock.advance(5)
@@ -110,7 +110,7 @@ async def test_a_new_version_takes_the_old_text_and_its_fills_with_it(book: Cont
     assert await book.fills() == []
 
 
-async def test_the_same_version_again_keeps_its_fills_and_age(book: ContextBook, clock: HostClock) -> None:
+async def test_the_same_version_again_keeps_its_fills_and_age(book: SourceBook, clock: HostClock) -> None:
     before = await put(book, "same")
     await book.put_fill(fill_of("same"))
     clock.advance(5)
@@ -119,7 +119,7 @@ async def test_the_same_version_again_keeps_its_fills_and_age(book: ContextBook,
     assert len(await book.fills()) == 1
 
 
-async def test_a_version_that_another_context_has_stays(book: ContextBook) -> None:
+async def test_a_version_that_another_context_has_stays(book: SourceBook) -> None:
     await put(book, "shared", name=REPO)
     await put(book, "shared", name=MANUAL)
     await book.put_fill(fill_of("shared"))
@@ -131,7 +131,7 @@ async def test_a_version_that_another_context_has_stays(book: ContextBook) -> No
     assert await book.fills() == []
 
 
-async def test_tenants_do_not_share_versions(book: ContextBook) -> None:
+async def test_tenants_do_not_share_versions(book: SourceBook) -> None:
     await put(book, "both", tenant=T)
     await put(book, "both", tenant=OTHER)
     await book.put_fill(fill_of("both", tenant=OTHER))
@@ -141,7 +141,7 @@ async def test_tenants_do_not_share_versions(book: ContextBook) -> None:
     assert [context.tenant for context in await book.contexts()] == [T]
 
 
-async def test_contexts_are_listed_by_name_and_tenant(book: ContextBook) -> None:
+async def test_contexts_are_listed_by_name_and_tenant(book: SourceBook) -> None:
     await put(book, "a", name=REPO)
     await put(book, "b", name=MANUAL)
     await put(book, "c", name=MANUAL, tenant=OTHER)
@@ -149,14 +149,14 @@ async def test_contexts_are_listed_by_name_and_tenant(book: ContextBook) -> None
     assert [c.name for c in await book.contexts(OTHER)] == [MANUAL]
 
 
-async def test_a_fill_of_a_gone_version_is_refused(book: ContextBook) -> None:
+async def test_a_fill_of_a_gone_version_is_refused(book: SourceBook) -> None:
     await put(book, "old")
     await put(book, "new")
     assert not await book.put_fill(fill_of("old"))
     assert await book.fill(fill_of("old").key) is None
 
 
-async def test_a_fill_is_replaced_with_its_tokens(book: ContextBook) -> None:
+async def test_a_fill_is_replaced_with_its_tokens(book: SourceBook) -> None:
     await put(book, "text")
     await book.put_fill(fill_of("text"))
     assert await book.fill(fill_of("text").key) == fill_of("text")
@@ -165,7 +165,7 @@ async def test_a_fill_is_replaced_with_its_tokens(book: ContextBook) -> None:
     assert await book.fills() == [longer]
 
 
-async def test_marking_changes_only_what_it_names(book: ContextBook) -> None:
+async def test_marking_changes_only_what_it_names(book: SourceBook) -> None:
     await put(book, "text")
     await book.put_fill(fill_of("text"))
     key = fill_of("text").key
@@ -179,14 +179,14 @@ async def test_marking_changes_only_what_it_names(book: ContextBook) -> None:
     assert await book.fill(key) is None
 
 
-async def test_a_look_at_the_source_is_noted(book: ContextBook, clock: HostClock) -> None:
+async def test_a_look_at_the_source_is_noted(book: SourceBook, clock: HostClock) -> None:
     before = await put(book, "text")
     clock.advance(3)
     await book.checked(T, REPO)
     assert await book.get(T, REPO) == replace(before, checked_at_s=clock.wall_s)
 
 
-async def test_a_refreshed_source_makes_a_new_version(book: ContextBook) -> None:
+async def test_a_refreshed_source_makes_a_new_version(book: SourceBook) -> None:
     before = await put(book, "old", source=GitSource(repository="/srv/r"), pinned=True)
     after = await book.replace(before, content=Text("new"), fingerprint=fingerprint("new"))
     assert after is not None
@@ -194,7 +194,7 @@ async def test_a_refreshed_source_makes_a_new_version(book: ContextBook) -> None
     assert await book.content(T, fingerprint("old")) is None
 
 
-async def test_a_slow_look_at_a_source_brings_back_nothing_that_was_replaced_or_deleted(book: ContextBook) -> None:
+async def test_a_slow_look_at_a_source_brings_back_nothing_that_was_replaced_or_deleted(book: SourceBook) -> None:
     seen = await put(book, "old")
     await put(book, "newer")
     assert await book.replace(seen, content=Text("slow"), fingerprint=fingerprint("slow")) is None

@@ -42,7 +42,7 @@ _ONE_FILL: Final = "f.tenant = ? AND f.fingerprint = ? AND f.form = ? AND f.sign
 
 
 class SqliteBook:
-    """See `ContextBook`. Reads run on the event loop, in microseconds; texts are opened at every `content`."""
+    """See `ContextBook` and `SourceBook`. Reads run on the event loop, in microseconds; texts are opened at every `content`."""
 
     def __init__(self, database: Database, *, seal: TextSeal, clock: Callable[[], float]) -> None:
         self._db = database
@@ -95,7 +95,7 @@ class SqliteBook:
         return await self._db.write(act, durable=True, scrub=True)
 
     async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
-        """See `ContextBook`."""
+        """See `SourceBook`."""
 
         def act(connection: sqlite3.Connection) -> Context | None:
             where = (context.tenant, context.name)

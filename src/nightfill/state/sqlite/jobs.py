@@ -9,9 +9,10 @@ the clock was set back; it is due at once, instead of hours late.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from nightfill.errors import LeaseLost, QueueFull
+from nightfill.errors import LeaseLost, QueueFull, StateUnavailable
 from nightfill.state.jobs import Job, JobId, JobKind, JobState, Lease, WorkerId
 
 if TYPE_CHECKING:
@@ -82,8 +83,10 @@ class SqliteJobs:
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
-            # The writer thread cannot be stopped; what it claims for a caller who has left goes back at once.
-            self._db.submit(lambda connection: self._give_back(connection, future))
+            # The writer thread cannot be stopped; what it claims for a caller who has left goes back at once (where
+            # the state is closed by now, when the lease expires).
+            with contextlib.suppress(StateUnavailable):
+                self._db.submit(lambda connection: self._give_back(connection, future))
             raise
 
     async def renew(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.state.access import AccessLog
-    from nightfill.state.book import ContextBook
+    from nightfill.state.book import SourceBook
     from nightfill.state.engines import EngineBook
     from nightfill.state.jobs import JobQueue
     from nightfill.state.seal import TextSeal
@@ -28,7 +28,7 @@ class SqliteState:
     """Jobs, contexts, accesses and engines in one file. Used from one event loop; any number of processes."""
 
     jobs: JobQueue
-    book: ContextBook
+    book: SourceBook
     access: AccessLog
     engines: EngineBook
 
