@@ -11,7 +11,7 @@ from nightfill.kv.block import Block, BlockMeta
 from nightfill.kv.buffer import Buffers
 from nightfill.kv.key import BLOCK_TOKENS, BlockKey, Span, salt_of, snapshot_key, spans
 from nightfill.kv.report import StoreReport, TierReport
-from nightfill.kv.seal import AesGcmSealer, ChecksumSealer, TextSealer, read_master_key
+from nightfill.kv.seal import ChecksumSealer, PlainTexts, Sealer, TextSealer
 from nightfill.kv.store import Store
 from nightfill.kv.tiers.disk import DiskTier
 from nightfill.kv.tiers.ram import RamTier
@@ -49,8 +49,7 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
     if not settings.tiers:
         raise BadSetting("kv.tiers is empty: at least one tier is needed", param="kv.tiers")
     buffers = Buffers()
-    master = _master(settings)
-    sealer = AesGcmSealer(master, buffers) if master else ChecksumSealer(buffers)
+    sealer = _sealer(settings, buffers)
     tiers: list[Tier] = []
     folders: set[Path] = set()
     for place, wanted in enumerate(settings.tiers):
@@ -79,11 +78,20 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
 
 def open_text_sealer(settings: KvSettings) -> TextSealer:
     """What seals texts at rest under the same key file; without one it changes nothing. Raises BadSetting."""
-    return TextSealer(_master(settings))
+    if not settings.key_file:
+        return PlainTexts()
+    from nightfill.kv.cipher import EncryptedTexts, read_master_key
+
+    return EncryptedTexts(read_master_key(Path(settings.key_file).expanduser()))
 
 
-def _master(settings: KvSettings) -> bytes | None:
-    return read_master_key(Path(settings.key_file).expanduser()) if settings.key_file else None
+def _sealer(settings: KvSettings, buffers: Buffers) -> Sealer:
+    if not settings.key_file:
+        return ChecksumSealer(buffers)
+    # Imported here, since importing OpenSSL's bindings takes longer than all the rest of this package.
+    from nightfill.kv.cipher import AesGcmSealer, read_master_key
+
+    return AesGcmSealer(read_master_key(Path(settings.key_file).expanduser()), buffers)
 
 
 def _folder(wanted: TierSettings, *, data_dir: Path, param: str) -> Path:

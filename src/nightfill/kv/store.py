@@ -14,7 +14,6 @@ from nightfill.errors import BlockCorrupt, KvError, TierFull, TierUnavailable
 from nightfill.kv.block import sealed_bytes
 from nightfill.kv.eviction import expired, unwanted
 from nightfill.kv.report import StoreReport, TierReport
-from nightfill.kv.seal import AesGcmSealer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -236,7 +235,7 @@ class Store:
                     for tier, usage, counts in zip(self._tiers, usages, self._counts.values(), strict=True)
                 ),
                 pinned=len(self._pinned),
-                encrypted=isinstance(self._sealer, AesGcmSealer),
+                encrypted=self._sealer.encrypts,
             )
 
     def close(self) -> None:

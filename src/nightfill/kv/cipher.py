@@ -1,0 +1,140 @@
+"""Encryption at rest: AES-256-GCM under keys derived from one key file.
+
+Blocks have a key per salt (HKDF-SHA256, RFC 5869) and a random 96-bit nonce each, which is good for 2^32 blocks per
+salt and key file (NIST SP 800-38D, 8.3). The tag also does the checksum's work: it covers header and payload.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from nightfill.errors import BadSetting, BlockCorrupt
+from nightfill.kv.block import COVERED_BYTES, HEADER_BYTES, Block, Header, SealKind
+from nightfill.kv.seal import TAIL_BYTES, TEXT_MAGIC, blank, matching_header
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from nightfill.kv.block import BlockMeta
+    from nightfill.kv.buffer import Buffers
+    from nightfill.kv.key import BlockKey
+
+_log = logging.getLogger(__name__)
+
+KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+
+
+class AesGcmSealer:
+    """AES-256-GCM under a key derived from `master`, 32 bytes, and the salt."""
+
+    encrypts: Final = True
+
+    def __init__(self, master: bytes, buffers: Buffers) -> None:
+        assert len(master) == KEY_BYTES
+        self._buffers = buffers
+        self._key_id = _derive(master, b"", b"nightfill.kv.key-id.1")[:8]
+        self._key_of = functools.lru_cache(maxsize=1024)(
+            lambda salt: algorithms.AES256(_derive(master, salt, b"nightfill.kv.block.1"))
+        )
+
+    def seal(self, key: BlockKey, meta: BlockMeta, parts: Sequence[memoryview], *, salt: bytes) -> memoryview:
+        """See `Sealer`."""
+        nonce = os.urandom(_NONCE_BYTES)
+        header = Header(
+            key=key,
+            meta=meta,
+            payload_bytes=sum(len(part) for part in parts),
+            seal=SealKind.AES_GCM,
+            key_id=self._key_id,
+            nonce=nonce,
+        )
+        sealed, room = blank(header, self._buffers)
+        encryptor = Cipher(self._key_of(salt), modes.GCM(nonce)).encryptor()
+        encryptor.authenticate_additional_data(sealed[:COVERED_BYTES])
+        at = HEADER_BYTES
+        for part in parts:
+            at += encryptor.update_into(part, room[at:])
+        encryptor.finalize()
+        # The wrapper may have scribbled on the padding behind the last part.
+        sealed[at:] = bytes(len(sealed) - at)
+        sealed[COVERED_BYTES:HEADER_BYTES] = encryptor.tag
+        return sealed
+
+    def open(self, key: BlockKey, sealed: memoryview, *, salt: bytes) -> Block:
+        """See `Sealer`."""
+        header = matching_header(key, sealed, SealKind.AES_GCM)
+        if header.key_id != self._key_id:
+            raise BlockCorrupt("sealed under another master key")
+        tag = bytes(sealed[COVERED_BYTES:HEADER_BYTES])
+        decryptor = Cipher(self._key_of(salt), modes.GCM(header.nonce, tag)).decryptor()
+        decryptor.authenticate_additional_data(sealed[:COVERED_BYTES])
+        plain = self._buffers.take(header.payload_bytes + TAIL_BYTES)
+        decryptor.update_into(sealed[HEADER_BYTES : HEADER_BYTES + header.payload_bytes], plain)
+        try:
+            decryptor.finalize()
+        except InvalidTag as error:
+            raise BlockCorrupt("authentication tag differs") from error
+        return Block(header.meta, plain[: header.payload_bytes].toreadonly())
+
+
+class EncryptedTexts:
+    """A `TextSealer` under a key derived from `master`, 32 bytes. Sealed texts are 36 bytes longer."""
+
+    def __init__(self, master: bytes) -> None:
+        assert len(master) == KEY_BYTES
+        self._aead = AESGCM(_derive(master, b"", b"nightfill.text.1"))
+
+    def seal_text(self, data: bytes) -> bytes:
+        """See `TextSealer`. Different each time."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return TEXT_MAGIC + nonce + self._aead.encrypt(nonce, data, TEXT_MAGIC)
+
+    def open_text(self, sealed: bytes) -> bytes:
+        """See `TextSealer`."""
+        if not sealed.startswith(TEXT_MAGIC):
+            raise BlockCorrupt("text is not encrypted, though a key file is set")
+        nonce_at = len(TEXT_MAGIC)
+        nonce, body = sealed[nonce_at : nonce_at + _NONCE_BYTES], sealed[nonce_at + _NONCE_BYTES :]
+        try:
+            return self._aead.decrypt(nonce, body, TEXT_MAGIC)
+        except (InvalidTag, ValueError) as error:
+            raise BlockCorrupt("text was changed, or encrypted under another key") from error
+
+
+def read_master_key(path: Path) -> bytes:
+    """The 32 bytes of a key file, which holds them raw or as 64 hex digits. Raises BadSetting."""
+    try:
+        raw = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise BadSetting(f"kv.key_file: cannot read {path}: {error.strerror}", param="kv.key_file") from error
+    if mode & 0o077:
+        _log.warning("key file %s can be read by others: chmod 600 it", path)
+    if len(raw) == KEY_BYTES:
+        return raw
+    digits = raw.strip()
+    if len(digits) == 2 * KEY_BYTES:
+        try:
+            return bytes.fromhex(digits.decode("ascii"))
+        except ValueError:
+            pass
+    raise BadSetting(
+        f"kv.key_file: {path} holds {len(raw)} bytes; 32 random bytes or 64 hex digits are wanted "
+        "(make one: `openssl rand -hex 32`)",
+        param="kv.key_file",
+    )
+
+
+def _derive(master: bytes, salt: bytes, info: bytes) -> bytes:
+    return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(master)
