@@ -160,8 +160,13 @@ def declared() -> set[str]:
 
 
 def third_party() -> list[Import]:
-    ours = {"nightfill", "__future__"}
-    return [found for found in IMPORTS if found.imported.split(".")[0] not in sys.stdlib_module_names | ours]
+    known = sys.stdlib_module_names | {"nightfill", "__future__"}
+    return [
+        found
+        for found in IMPORTS
+        if (top := found.imported.split(".")[0]) not in known
+        and not (found.typing_only and top == "typing_extensions")  # part of every type checker
+    ]
 
 
 def test_each_declared_dependency_is_explained_and_nothing_else_is() -> None:
