@@ -1,0 +1,333 @@
+"""nightfill's own routes, below `/v1/nightfill/`: contexts, jobs, engines, plan. A caller sees its own tenant alone."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from nightfill.contexts import (
+    FillKey,
+    FillState,
+    Form,
+    Message,
+    fingerprint_of,
+    messages_content,
+    parse_name,
+    text_content,
+)
+from nightfill.contexts.context import (
+    FilesSource,
+    FolderSource,
+    GitSource,
+    Messages,
+    MessagesSource,
+    TextSource,
+)
+from nightfill.contexts.sources import confined, read_source, show_source
+from nightfill.errors import BadRequest, NotFound, WrongMethod
+from nightfill.gateway.openai import Record, decode_members, decode_record
+from nightfill.state.jobs import JobKind, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from nightfill.config import ContextSettings
+    from nightfill.contexts import Content, Context, ContextName, Fill, Source, Tenant
+    from nightfill.engines.engine import Description
+    from nightfill.gateway.admission import Admission
+    from nightfill.gateway.exchange import Exchange
+    from nightfill.state.book import ContextBook
+    from nightfill.state.jobs import Job, JobQueue
+
+    Handler = Callable[[Tenant, bytes], Awaitable[tuple[int, object]]]
+    Forget = Callable[[Fill], Awaitable[None]]
+    Planner = Callable[[Tenant], Awaitable[object]]
+
+TOP_PRIORITY: Final = 1e9
+"""Of a fill that somebody asked for: before all that a policy ranks."""
+PREFIX: Final = "/v1/nightfill/"
+_READ_S: Final = 120.0
+_FINISHED_SHOWN: Final = 100
+
+
+class PutBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Body of `PUT contexts/{name}`: exactly one of text, messages and source."""
+
+    text: str | None = None
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    source: FilesSource | FolderSource | GitSource | None = None
+    forms: Annotated[list[Form], Meta(min_length=1)] | None = None
+    """Default: both for text, chat alone for messages."""
+    pinned: bool = False
+    ttl_s: Annotated[float, Meta(gt=0)] | None = None
+
+
+class PinBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `POST contexts/{name}/pin`."""
+
+    pinned: bool = True
+
+
+class Admin:
+    """Answers below `PREFIX`. Used by one event loop.
+
+    forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
+    """
+
+    def __init__(
+        self,
+        *,
+        book: ContextBook,
+        queue: JobQueue,
+        limits: ContextSettings,
+        describe: Callable[[], Awaitable[Sequence[Description]]],
+        forget: Forget | None = None,
+        plan: Planner | None = None,
+    ) -> None:
+        self._book = book
+        self._queue = queue
+        self._limits = limits
+        self._describe = describe
+        self._forget = forget
+        self._plan = plan
+
+    async def job_counts(self) -> dict[str, int]:
+        """Unfinished and dead jobs by state, of all tenants."""
+        states = (JobState.QUEUED, JobState.LEASED, JobState.DEAD)
+        counts = Counter(job.state for job in await self._queue.jobs(states=states, limit=10_000))
+        return {state.value: counts[state] for state in states}
+
+    async def answer(self, exchange: Exchange, admission: Admission) -> None:
+        """Serve one request. Raises NightfillError while nothing was sent."""
+        tenant = admission.tenant(exchange.headers)
+        method = "GET" if exchange.method == "HEAD" else exchange.method
+        handlers: dict[str, Handler]
+        match exchange.path.removeprefix(PREFIX).split("/"):
+            case ["contexts"]:
+                handlers = {"GET": self._list}
+            case ["contexts", name]:
+                named = parse_name(name, param="name")
+                handlers = {
+                    "GET": functools.partial(self._show, name=named),
+                    "PUT": functools.partial(self._put, name=named),
+                    "DELETE": functools.partial(self._delete, name=named),
+                }
+            case ["contexts", name, "fill"]:
+                handlers = {"POST": functools.partial(self._fill, name=parse_name(name, param="name"))}
+            case ["contexts", name, "pin"]:
+                handlers = {"POST": functools.partial(self._pin, name=parse_name(name, param="name"))}
+            case ["jobs"]:
+                handlers = {"GET": self._jobs}
+            case ["engines"]:
+                handlers = {"GET": lambda _tenant, _body: self._engines()}
+            case ["plan"] if self._plan is not None:
+                handlers = {"GET": self._planned}
+            case _:
+                raise NotFound(f"there is no {exchange.path[:200]!r} here")
+        handler = handlers.get(method)
+        if handler is None:
+            raise WrongMethod(f"{exchange.method} is not allowed on {exchange.path}", allowed=tuple(sorted(handlers)))
+        async with admission.body(exchange) as body:
+            status, value = await handler(tenant, body)
+            await exchange.respond_json(status, value)
+
+    async def _list(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        fills = await self._book.fills(tenant)
+        contexts = await self._book.contexts(tenant)
+        return 200, {"object": "list", "data": [_view(context, fills) for context in contexts]}
+
+    async def _show(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
+        return 200, _view(await self._known(tenant, name), await self._book.fills(tenant))
+
+    async def _put(self, tenant: Tenant, body: bytes, name: ContextName) -> tuple[int, object]:
+        ask = _decoded(body, PutBody)
+        if sum(given is not None for given in (ask.text, ask.messages, ask.source)) != 1:
+            raise BadRequest("give exactly one of text, messages and source")
+        content, source = await self._content(ask)
+        default = [Form.CHAT] if isinstance(content, Messages) else list(Form)
+        forms = ask.forms or default
+        if isinstance(content, Messages) and Form.COMPLETION in forms:
+            raise BadRequest("a context of messages has only the form chat", param="forms")
+        old = await self._book.get(tenant, name)
+        context = await self._book.put(
+            tenant=tenant,
+            name=name,
+            source=source,
+            content=content,
+            fingerprint=await asyncio.to_thread(fingerprint_of, content),
+            forms=tuple(dict.fromkeys(forms)),
+            pinned=ask.pinned,
+            ttl_s=ask.ttl_s,
+        )
+        return 201 if old is None else 200, _view(context, await self._book.fills(tenant))
+
+    async def _content(self, ask: PutBody) -> tuple[Content, Source]:
+        if ask.text is not None:
+            self._bounded(len(ask.text.encode()), "text")
+            return text_content(ask.text), TextSource()
+        if ask.messages is not None:
+            self._bounded(sum(len(message.content.encode()) for message in ask.messages), "messages")
+            return messages_content(ask.messages), MessagesSource()
+        assert ask.source is not None
+        source = await asyncio.to_thread(confined, ask.source, self._limits.roots)
+        try:
+            async with asyncio.timeout(_READ_S):
+                return await asyncio.to_thread(read_source, source, self._limits), source
+        except TimeoutError as exc:
+            raise BadRequest(f"the source could not be read within {_READ_S:g} s", param="source") from exc
+
+    def _bounded(self, size: int, param: str) -> None:
+        if size > self._limits.max_bytes:
+            raise BadRequest(
+                f"{param} has {size} bytes; a context may have {int(self._limits.max_bytes)} (contexts.max_bytes)",
+                param=param,
+            )
+
+    async def _delete(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
+        context = await self._known(tenant, name)
+        before = [fill for fill in await self._book.fills(tenant) if fill.key.fingerprint == context.current]
+        if not await self._book.delete(tenant, name):
+            raise _unknown(name)
+        kept = {other.current for other in await self._book.contexts(tenant)}
+        jobs = 0
+        if context.current not in kept:
+            jobs = await self._queue.cancel_target(kind=JobKind.FILL, target_prefix=f"{tenant}/{context.current}/")
+            if self._forget is not None:
+                for fill in before:
+                    await self._forget(fill)
+        return 200, {"name": name, "deleted": True, "jobs_cancelled": jobs}
+
+    async def _fill(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
+        context = await self._known(tenant, name)
+        jobs: list[Job] = []
+        ready: list[dict[str, Any]] = []
+        for engine in await self._describe():
+            for form in context.forms:
+                key = FillKey(tenant=tenant, fingerprint=context.current, form=form, signature=engine.signature)
+                fill = await self._book.fill(key)
+                if fill is not None and fill.state is FillState.READY:
+                    ready.append(_fill_view(fill))
+                    continue
+                job = await self._queue.enqueue(
+                    kind=JobKind.FILL,
+                    target=str(key),
+                    tenant=tenant,
+                    label=name,
+                    priority=TOP_PRIORITY,
+                    total_tokens=len(fill.tokens) if fill is not None else 0,
+                )
+                if job.state is JobState.DEAD and await self._queue.retry(job.id):
+                    job = await self._queue.get(job.id) or job
+                jobs.append(job)
+        return 202 if jobs else 200, {"name": name, "jobs": [_job_view(job) for job in jobs], "ready": ready}
+
+    async def _pin(self, tenant: Tenant, body: bytes, name: ContextName) -> tuple[int, object]:
+        pinned = _decoded(body, PinBody).pinned if body.strip() else True
+        context = await self._known(tenant, name)
+        content = await self._book.content(tenant, context.current)
+        if content is None:
+            raise _unknown(name)
+        context = await self._book.put(
+            tenant=tenant,
+            name=name,
+            source=context.source,
+            content=content,
+            fingerprint=context.current,
+            forms=context.forms,
+            pinned=pinned,
+            ttl_s=context.ttl_s,
+        )
+        return 200, _view(context, await self._book.fills(tenant))
+
+    async def _jobs(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        unfinished = await self._queue.jobs(states=(JobState.QUEUED, JobState.LEASED, JobState.DEAD))
+        finished = await self._queue.jobs(states=(JobState.DONE, JobState.CANCELLED), limit=_FINISHED_SHOWN)
+        rows = [_job_view(job) for job in (*unfinished, *finished) if job.tenant == tenant]
+        return 200, {"object": "list", "data": rows}
+
+    async def _engines(self) -> tuple[int, object]:
+        rows = [
+            {
+                "name": engine.engine,
+                "model": engine.model,
+                "version": engine.version,
+                "signature": engine.signature,
+                "context_length": engine.context_length,
+                "kv_bytes_per_token": engine.kv_bytes_per_token,
+                "slots": engine.slots,
+                "reuse": engine.reuse.name.lower(),
+                "embeddings": engine.embeddings,
+            }
+            for engine in await self._describe()
+        ]
+        return 200, {"object": "list", "data": rows}
+
+    async def _planned(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        assert self._plan is not None
+        return 200, await self._plan(tenant)
+
+    async def _known(self, tenant: Tenant, name: ContextName) -> Context:
+        context = await self._book.get(tenant, name)
+        if context is None:
+            raise _unknown(name)
+        return context
+
+
+def _unknown(name: ContextName) -> NotFound:
+    return NotFound(f"there is no context {name!r}", param="nightfill.context")
+
+
+def _decoded(body: bytes, record: type[Record]) -> Record:
+    decode_members(body)
+    return decode_record(body, record)
+
+
+def _view(context: Context, fills: Sequence[Fill]) -> dict[str, Any]:
+    return {
+        "name": context.name,
+        "fingerprint": context.current,
+        "bytes": context.content_bytes,
+        "source": show_source(context.source),
+        "forms": context.forms,
+        "pinned": context.pinned,
+        "ttl_s": context.ttl_s,
+        "created_at": context.created_at_s,
+        "updated_at": context.updated_at_s,
+        "checked_at": context.checked_at_s,
+        "fills": [_fill_view(fill) for fill in fills if fill.key.fingerprint == context.current],
+    }
+
+
+def _fill_view(fill: Fill) -> dict[str, Any]:
+    return {
+        "form": fill.key.form,
+        "signature": fill.key.signature,
+        "state": fill.state,
+        "stored_tokens": fill.stored_tokens,
+        "tokens": len(fill.tokens),
+        "filled_at": fill.filled_at_s,
+        "fill_seconds": fill.fill_seconds,
+        "reason": fill.reason,
+    }
+
+
+def _job_view(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "context": job.label,
+        "state": job.state,
+        "priority": job.priority,
+        "attempts": job.attempts,
+        "failures": job.failures,
+        "done_tokens": job.done_tokens,
+        "total_tokens": job.total_tokens,
+        "error": job.error,
+        "created_at": job.created_at_s,
+        "updated_at": job.updated_at_s,
+    }

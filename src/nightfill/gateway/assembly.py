@@ -1,0 +1,64 @@
+"""The front door put together, listening while it is inside its context."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from nightfill.gateway.admin import Admin
+from nightfill.gateway.admission import Admission
+from nightfill.gateway.app import Gateway
+from nightfill.gateway.inference import Inference
+from nightfill.gateway.journal import Journal
+from nightfill.gateway.layers import Layers
+from nightfill.gateway.library import Library
+from nightfill.gateway.relay import Limits
+from nightfill.gateway.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from nightfill.config import ContextSettings, GatewaySettings
+    from nightfill.engines.engine import Engine
+    from nightfill.gateway.admin import Forget, Planner
+    from nightfill.observe.metrics import Metrics
+    from nightfill.state.access import AccessLog
+    from nightfill.state.book import ContextBook
+    from nightfill.state.jobs import JobQueue
+    from nightfill.state.load import LoadBoard
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    *,
+    settings: GatewaySettings,
+    contexts: ContextSettings,
+    engines: Sequence[Engine],
+    book: ContextBook,
+    queue: JobQueue,
+    access: AccessLog,
+    board: LoadBoard,
+    metrics: Metrics,
+    forget: Forget | None = None,
+    plan: Planner | None = None,
+) -> AsyncIterator[Server]:
+    """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
+
+    forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
+    Raises BadSetting when the address is taken or not allowed.
+    """
+    journal = Journal(access, on_drop=metrics.rows_dropped)
+    admission = Admission(settings, board)
+    inference = Inference(
+        engines=engines,
+        layers=Layers(Library(book), on_failure=lambda _: metrics.failed_open()),
+        book=book,
+        board=board,
+        journal=journal,
+        metrics=metrics,
+        limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
+    )
+    admin = Admin(book=book, queue=queue, limits=contexts, describe=inference.descriptions, forget=forget, plan=plan)
+    gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
+    async with journal, Server(gateway, settings) as server:
+        yield server

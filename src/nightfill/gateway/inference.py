@@ -1,0 +1,225 @@
+"""The routes that engines answer: from the request's bytes to the last byte of the reply, and the proof."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from nightfill.contexts import FillState, Form
+from nightfill.errors import BadRequest, ClientLeft, EngineTimeout, EngineUnavailable, NightfillError, StateError
+from nightfill.gateway import route
+from nightfill.gateway.ask import decode_ask
+from nightfill.gateway.proof import Verdict, judge
+from nightfill.gateway.relay import Limits, Relay, Trip
+from nightfill.state.access import Access
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nightfill.contexts import Tenant
+    from nightfill.engines.engine import Description, Engine
+    from nightfill.gateway.exchange import Exchange, Header
+    from nightfill.gateway.journal import Journal
+    from nightfill.gateway.layers import Layers, Plan
+    from nightfill.observe.metrics import Metrics
+    from nightfill.state.book import ContextBook
+    from nightfill.state.load import LoadBoard
+
+_LOG: Final = logging.getLogger(__name__)
+_FORWARDED: Final = (b"traceparent", b"tracestate")
+_MARK_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """An engine with what it says of itself."""
+
+    engine: Engine
+    description: Description
+
+
+class Inference:
+    """Answers requests for engines. Used by one event loop."""
+
+    def __init__(
+        self,
+        *,
+        engines: Sequence[Engine],
+        layers: Layers,
+        book: ContextBook,
+        board: LoadBoard,
+        journal: Journal,
+        metrics: Metrics,
+        limits: Limits,
+        describe_s: float = 30.0,
+    ) -> None:
+        self._engines = tuple(engines)
+        self._layers = layers
+        self._book = book
+        self._board = board
+        self._journal = journal
+        self._metrics = metrics
+        self._limits = limits
+        self._describe_s = describe_s
+        self._running: set[Relay] = set()
+
+    async def served(self) -> list[Served]:
+        """The engines that say what they are within the deadline. Raises EngineUnavailable when none does."""
+        found: list[Served] = []
+        failure: NightfillError | None = None
+        try:
+            async with asyncio.timeout(self._describe_s):
+                for engine in self._engines:
+                    try:
+                        found.append(Served(engine=engine, description=await engine.describe()))
+                    except (EngineUnavailable, EngineTimeout) as exc:
+                        failure = exc
+        except TimeoutError:
+            failure = EngineUnavailable(f"not ready within {self._describe_s:g} s", engine="*")
+        if not found:
+            raise failure or EngineUnavailable("no engine is configured", engine="*")
+        return found
+
+    async def descriptions(self) -> list[Description]:
+        """What the engines say of themselves; see `served`."""
+        return [one.description for one in await self.served()]
+
+    async def ready(self) -> bool:
+        """Whether an engine answers now. Never raises."""
+        for engine in self._engines:
+            if await engine.healthy():
+                return True
+        return False
+
+    def abort(self, reason: NightfillError) -> None:
+        """End all answers under way; their clients are told why."""
+        for relay in tuple(self._running):
+            relay.abort(reason)
+
+    async def answer(self, exchange: Exchange, tenant: Tenant, path: str, body: bytes) -> None:
+        """Serve one request for `path`. Raises NightfillError while no answer was begun."""
+        arrived_s = time.time() - (time.monotonic() - exchange.started_s)
+        ask = decode_ask(path, body, exchange.headers)
+        served = await self.served()
+        chosen = served[route.choose(ask.model, [one.description for one in served])]
+        if path == "/v1/embeddings" and not chosen.description.embeddings:
+            raise BadRequest(f"model {chosen.description.model!r} serves no embeddings", param="model")
+        headers = {
+            name.decode(): exchange.headers[name].decode("latin-1") for name in _FORWARDED if name in exchange.headers
+        }
+        headers["x-request-id"] = exchange.request_id.decode()
+        plan = await self._layers.plan(tenant, ask, chosen.description, headers)
+        trip = Trip(engine=chosen.description.engine)
+        relay = Relay(exchange, self._limits, lambda trip: _head(exchange, plan, trip), trip)
+        self._running.add(relay)
+        try:
+            await relay.run(chosen.engine, plan.call)
+        except ClientLeft:
+            self._metrics.client_left()
+            raise
+        finally:
+            self._running.discard(relay)
+            await self._conclude(exchange, tenant, chosen.description, plan, trip, arrived_s)
+
+    async def _conclude(
+        self, exchange: Exchange, tenant: Tenant, engine: Description, plan: Plan, trip: Trip, arrived_s: float
+    ) -> None:
+        """Judge, count and note a request that reached its engine."""
+        verdict = _judge(plan, trip)
+        now_s = time.monotonic()
+        total_s = now_s - exchange.started_s
+        ttft_s = (trip.content_s or trip.first_s or now_s) - exchange.started_s
+        layer = verdict.layer.value
+        metrics, tokens = self._metrics, trip.tokens
+        metrics.overhead(trip.asked_s - exchange.started_s)
+        if plan.call.stream and trip.content_s and trip.status == 200:
+            metrics.ttft(engine.model, layer, ttft_s)
+            self._board.note_ttft(ttft_s)
+        if trip.complete:
+            metrics.duration(engine.model, layer, total_s)
+        metrics.tokens(prompt=tokens.prompt or 0, reused=tokens.reused or 0, output=tokens.output or 0)
+        left = isinstance(trip.error, ClientLeft)
+        if plan.fill is not None and trip.first_s:
+            metrics.promise(
+                planned=plan.planned_tokens,
+                promised=trip.loaded_tokens,
+                broken=verdict.broken,
+                restore_s=trip.restore_s,
+            )
+        self._journal.note(
+            Access(
+                at_s=arrived_s,
+                tenant=tenant,
+                context=plan.context,
+                fingerprint=plan.fingerprint,
+                form=Form.COMPLETION if plan.call.path == "/v1/completions" else Form.CHAT,
+                model=engine.model,
+                layer=layer,
+                prompt_tokens=tokens.prompt or 0,
+                promised_tokens=trip.loaded_tokens,
+                reused_tokens=tokens.reused or 0,
+                output_tokens=tokens.output or 0,
+                ttft_s=ttft_s,
+                total_s=total_s,
+                restore_s=trip.restore_s,
+                status=499 if left else exchange.status or 502,
+            )
+        )
+        if verdict.broken:
+            await self._mark_stale(plan, trip, verdict)
+
+    async def _mark_stale(self, plan: Plan, trip: Trip, verdict: Verdict) -> None:
+        assert plan.fill is not None
+        _LOG.warning("broken promise: %s", verdict.reason, extra={"context": plan.context, "engine": trip.engine})
+        try:
+            async with asyncio.timeout(_MARK_S):
+                await self._book.mark_fill(plan.fill, state=FillState.STALE, reason=verdict.reason)
+        except (StateError, TimeoutError) as exc:
+            _LOG.warning("a broken promise could not be noted: %s", exc or "no answer in time")
+
+
+def _judge(plan: Plan, trip: Trip) -> Verdict:
+    """What the request proves. Only an engine that went to work on it and answered well proves anything."""
+    answered = trip.first_s > 0 and 200 <= trip.status < 300
+    return judge(
+        planned=plan.planned_tokens if answered else 0,
+        promised=trip.loaded_tokens if answered and plan.fill is not None else 0,
+        reused=trip.tokens.reused,
+        claimed_ready=plan.claimed_ready and answered,
+    )
+
+
+def _head(exchange: Exchange, plan: Plan, trip: Trip) -> list[Header]:
+    """Headers that say what served the request, as far as it is known when they leave."""
+    verdict = _judge(plan, trip)
+    overhead_ms = 1000 * (trip.asked_s - exchange.started_s)
+    head = [
+        (b"x-nightfill-layer", verdict.layer.value.encode()),
+        (b"x-nightfill-engine", trip.engine.encode("latin-1", "replace")),
+        (b"x-nightfill-promised-tokens", b"%d" % (trip.loaded_tokens if plan.fill is not None else 0)),
+        (b"x-nightfill-overhead-ms", b"%.3f" % overhead_ms),
+        (
+            b"server-timing",
+            b"gateway;dur=%.3f, queue;dur=%.3f, restore;dur=%.3f"
+            % (overhead_ms, 1000 * trip.queued_s, 1000 * trip.restore_s),
+        ),
+    ]
+    if trip.tokens.reused is not None:
+        head.append((b"x-nightfill-reused-tokens", b"%d" % trip.tokens.reused))
+    if plan.context is not None and plan.fingerprint is not None:
+        head.append((b"x-nightfill-context", f"{plan.context}@{plan.fingerprint[:12]}".encode()))
+    return head
+
+
+def model_of(description: Description) -> dict[str, object]:
+    """One model as `GET /v1/models` shows it."""
+    return {
+        "id": description.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "nightfill",
+        "max_model_len": description.context_length,
+    }

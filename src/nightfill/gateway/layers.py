@@ -1,0 +1,123 @@
+"""Which layer is to serve a request: names its context, puts the text in front, finds the fill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from nightfill.contexts import FillKey, FillState, Form
+from nightfill.engines.engine import Call, Prefix, Reuse
+from nightfill.errors import StateError, StateUnavailable
+from nightfill.kv.key import salt_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from nightfill.contexts import ContextName, Fill, Fingerprint, Tenant
+    from nightfill.engines.engine import Description
+    from nightfill.gateway.ask import Ask
+    from nightfill.gateway.library import Library
+
+_AFFINITY_BYTES: Final = 16 << 10
+_RAW_LIST: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a request is going to be served."""
+
+    call: Call
+    context: ContextName | None = None
+    fingerprint: Fingerprint | None = None
+    fill: FillKey | None = None
+    """The fill that the promise rests on; None when nothing is promised."""
+    claimed_ready: bool = False
+    """The book calls that fill ready and the engine can use it, so all its tokens should be there."""
+
+    @property
+    def planned_tokens(self) -> int:
+        """Tokens of the prefix that the book says are stored."""
+        return len(self.call.prefix.tokens) if self.call.prefix is not None else 0
+
+
+class Layers:
+    """Makes plans. `on_failure` is told each time the state failed and the request went on without it."""
+
+    def __init__(self, library: Library, *, on_failure: Callable[[StateError], None]) -> None:
+        self._library = library
+        self._on_failure = on_failure
+
+    async def plan(self, tenant: Tenant, ask: Ask, engine: Description, headers: Mapping[str, str]) -> Plan:
+        """Decide how `ask` is served by `engine`.
+
+        Raises NotFound for an unknown context and BadRequest for one that cannot be put in front. Fails open: without
+        the state a request is served cold. Only a request that names its context is refused then (StateUnavailable),
+        because an answer without the context's text would be a wrong one.
+        """
+        members = ask.members
+        found: tuple[ContextName, Fingerprint] | None = None
+        if ask.context is not None:
+            assert ask.form is not None  # decode_ask refuses a context on other routes
+            context = await self._library.context(tenant, ask.context)
+            front = await self._library.front(tenant, context.current)
+            if front is None:
+                # A new version came between the two look-ups; the old text went with it.
+                context = await self._library.context(tenant, ask.context)
+                front = await self._library.front(tenant, context.current)
+            if front is None:
+                raise StateUnavailable(f"the text of context {ask.context!r} cannot be read")
+            found = context.name, context.current
+            if ask.form is Form.CHAT:
+                placed = front.chat(_RAW_LIST.decode(members["messages"]))
+                members = {**members, "messages": msgspec.Raw(b"[" + b",".join(map(bytes, placed)) + b"]")}
+            else:
+                members = {**members, "prompt": front.completion(members["prompt"])}
+        try:
+            if found is None and ask.form is not None:
+                found = await self._recognised(tenant, ask)
+            fill = None
+            if found is not None and ask.reuse:
+                assert ask.form is not None
+                fill = await self._usable(
+                    FillKey(tenant=tenant, fingerprint=found[1], form=ask.form, signature=engine.signature)
+                )
+        except StateError as exc:
+            self._on_failure(exc)
+            fill = None
+        call = Call(
+            path=ask.path,
+            body=members,
+            stream=ask.stream,
+            prefix=Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt_of(tenant)) if fill is not None else None,
+            reuse=ask.reuse,
+            affinity=_affinity(ask.form, members),
+            headers=headers,
+        )
+        return Plan(
+            call=call,
+            context=found[0] if found is not None else None,
+            fingerprint=found[1] if found is not None else None,
+            fill=fill.key if fill is not None else None,
+            claimed_ready=fill is not None and fill.state is FillState.READY and engine.reuse is not Reuse.NONE,
+        )
+
+    async def _recognised(self, tenant: Tenant, ask: Ask) -> tuple[ContextName, Fingerprint] | None:
+        index = await self._library.index(tenant)
+        if ask.form is Form.CHAT:
+            entry = index.chat(_RAW_LIST.decode(ask.members["messages"]))
+        else:
+            entry = index.completion(ask.members["prompt"])
+        return (entry.name, entry.fingerprint) if entry is not None else None
+
+    async def _usable(self, key: FillKey) -> Fill | None:
+        fill = await self._library.fill(key)
+        if fill is None or fill.state not in (FillState.READY, FillState.FILLING) or fill.stored_tokens <= 0:
+            return None
+        return fill
+
+
+def _affinity(form: Form | None, members: Mapping[str, msgspec.Raw]) -> bytes:
+    raw = members.get("messages" if form is Form.CHAT else "prompt")
+    return bytes(memoryview(raw)[:_AFFINITY_BYTES]) if raw is not None else b""

@@ -1,0 +1,148 @@
+"""The book of contexts as the gateway reads it: cached until the book changes, bounded, and with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from nightfill.contexts import Entry, Form, Front, Index, content_bytes
+from nightfill.errors import NotFound, StateUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nightfill.contexts import Content, Context, ContextName, Fill, FillKey, Fingerprint, Tenant
+    from nightfill.state.book import ContextBook
+
+T = TypeVar("T")
+_MAX_CONTEXTS: Final = 4096
+_MAX_FILLS: Final = 64
+"""Each holds its tokens: about 1 MB for 32,768 of them."""
+_INDEX_EVERY_S: Final = 0.25
+_NO_CONTEXTS: Final = Index()
+
+
+class Library:
+    """Contexts, contents and fills for the request path. Used by one event loop.
+
+    What was read stays valid while `book.changes()` stays the same. Every method raises StateUnavailable when the book
+    fails or takes longer than `timeout_s`.
+    """
+
+    def __init__(
+        self,
+        book: ContextBook,
+        *,
+        timeout_s: float = 2.0,
+        max_content_bytes: int = 256 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._book = book
+        self._timeout_s = timeout_s
+        self._max_content_bytes = max_content_bytes
+        self._clock = clock
+        self._changes: int | None = None
+        self._contexts: dict[tuple[Tenant, ContextName], Context] = {}
+        self._fills: OrderedDict[FillKey, Fill | None] = OrderedDict()
+        self._fronts: OrderedDict[tuple[Tenant, Fingerprint], tuple[Front, Content, int]] = OrderedDict()
+        self._front_bytes = 0
+        self._indexes: dict[Tenant, Index] = {}
+        self._indexed_changes: int | None = None
+        self._indexed_at_s = float("-inf")
+        self._indexing = asyncio.Lock()
+
+    async def context(self, tenant: Tenant, name: ContextName) -> Context:
+        """The context as it is now. Raises NotFound, which tells how many others there are, not their names."""
+        changes = self._look()
+        known = self._contexts.get((tenant, name))
+        if known is not None:
+            return known
+        context = await self._asked(self._book.get(tenant, name))
+        if context is None:
+            others = len(await self._asked(self._book.contexts(tenant)))
+            raise NotFound(f"there is no context {name!r}; {others} others are known", param="nightfill.context")
+        if changes == self._changes and len(self._contexts) < _MAX_CONTEXTS:
+            self._contexts[tenant, name] = context
+        return context
+
+    async def fill(self, key: FillKey) -> Fill | None:
+        """The fill as it is now, or None."""
+        changes = self._look()
+        if key in self._fills:
+            self._fills.move_to_end(key)
+            return self._fills[key]
+        fill = await self._asked(self._book.fill(key))
+        if changes == self._changes:
+            self._fills[key] = fill
+            while len(self._fills) > _MAX_FILLS:
+                self._fills.popitem(last=False)
+        return fill
+
+    async def front(self, tenant: Tenant, fingerprint: Fingerprint) -> Front | None:
+        """The content of a version, ready to be put in front; None when it is gone by now."""
+        held = await self._held(tenant, fingerprint)
+        return held[0] if held is not None else None
+
+    async def index(self, tenant: Tenant) -> Index:
+        """What the tenant's contexts begin with; at most a quarter of a second behind the book."""
+        async with self._indexing:
+            changes = self._look()
+            now_s = self._clock()
+            if changes != self._indexed_changes and now_s - self._indexed_at_s >= _INDEX_EVERY_S:
+                self._indexes = await self._indexed()
+                self._indexed_changes, self._indexed_at_s = changes, now_s
+        return self._indexes.get(tenant, _NO_CONTEXTS)
+
+    async def _indexed(self) -> dict[Tenant, Index]:
+        entries: dict[Tenant, list[Entry]] = {}
+        size = 0
+        for context in await self._asked(self._book.contexts()):
+            size += context.content_bytes
+            if size > self._max_content_bytes:
+                break  # the rest can still be named
+            held = await self._held(context.tenant, context.current)
+            if held is not None:
+                entry = Entry(
+                    name=context.name,
+                    fingerprint=context.current,
+                    content=held[1],
+                    forms=tuple(Form(form) for form in context.forms),
+                )
+                entries.setdefault(context.tenant, []).append(entry)
+        return {tenant: Index(rows) for tenant, rows in entries.items()}
+
+    async def _held(self, tenant: Tenant, fingerprint: Fingerprint) -> tuple[Front, Content, int] | None:
+        key = (tenant, fingerprint)
+        held = self._fronts.get(key)
+        if held is not None:
+            self._fronts.move_to_end(key)
+            return held
+        content = await self._asked(self._book.content(tenant, fingerprint))
+        if content is None:
+            return None
+        # Twice: the text itself and its JSON.
+        held = await asyncio.to_thread(lambda: (Front(content), content, 2 * content_bytes(content)))
+        if key not in self._fronts:
+            self._fronts[key] = held
+            self._front_bytes += held[2]
+            while self._front_bytes > 2 * self._max_content_bytes and len(self._fronts) > 1:
+                self._front_bytes -= self._fronts.popitem(last=False)[1][2]
+        return held
+
+    def _look(self) -> int:
+        """Forget what was read before the book's last change; the number of that change."""
+        changes = self._book.changes()
+        if changes != self._changes:
+            self._changes = changes
+            self._contexts.clear()
+            self._fills.clear()
+        return changes
+
+    async def _asked(self, answer: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await answer
+        except TimeoutError as exc:
+            raise StateUnavailable(f"the book of contexts did not answer within {self._timeout_s:g} s") from exc

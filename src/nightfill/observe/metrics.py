@@ -1,0 +1,184 @@
+"""Prometheus metrics; the only importer of prometheus-client.
+
+Labels are bounded: routes and layers from fixed lists, models and tiers from what was configured. Nothing of a tenant,
+a key, a context or a text is a label.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+import nightfill
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+TTFT_BUCKETS: Final = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+"""vLLM's, so that dashboards overlay."""
+OVERHEAD_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
+REQUEST_BUCKETS: Final = (
+    *(0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680),
+)
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One figure that somebody else keeps, read when metrics are asked for. `name` goes without our prefix."""
+
+    name: str
+    help: str
+    value: float
+    kind: Literal["gauge", "counter"] = "gauge"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Watched(Collector):
+    """Reads samples at scrape time, from the thread that renders."""
+
+    def __init__(self) -> None:
+        self.sources: list[Callable[[], Iterable[Sample]]] = []
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return ()  # not known before there is something to read
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
+        for source in self.sources:
+            for sample in source():
+                family = families.get(sample.name)
+                if family is None:
+                    kind = CounterMetricFamily if sample.kind == "counter" else GaugeMetricFamily
+                    family = kind(f"nightfill_{sample.name}", sample.help, labels=tuple(sample.labels))
+                    families[sample.name] = family
+                family.add_metric(tuple(sample.labels.values()), sample.value)
+        return families.values()
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._watched = _Watched()
+        self.registry.register(self._watched)
+        self._ttft = Histogram(
+            "nightfill_time_to_first_token_seconds",
+            "From a request's arrival to the first content of its stream.",
+            ("model_name", "layer"),
+            buckets=TTFT_BUCKETS,
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "nightfill_request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            ("model_name", "layer"),
+            buckets=REQUEST_BUCKETS,
+            registry=self.registry,
+        )
+        self._overhead = Histogram(
+            "nightfill_gateway_overhead_seconds",
+            "From a request's arrival to the call of its engine.",
+            buckets=OVERHEAD_BUCKETS,
+            registry=self.registry,
+        )
+        self._restore = Histogram(
+            "nightfill_restore_seconds",
+            "Loading a filled prefix before the engine was asked.",
+            buckets=TTFT_BUCKETS[:16],
+            registry=self.registry,
+        )
+        self._requests = self._counter("requests", "Answers by route and class of status.", ("route", "status"))
+        self._planned = self._counter("planned_tokens", "Tokens that the book said were stored.")
+        self._promised = self._counter("promised_tokens", "Tokens of filled prefixes that engines loaded.")
+        self._reused = self._counter("reused_tokens", "Prompt tokens that engines reported as not computed.")
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens, as engines reported them.")
+        self._output = self._counter("output_tokens", "Generated tokens, as engines reported them.")
+        self._promises = self._counter("promises", "Requests for which a filled prefix was promised.")
+        self._broken = self._counter("broken_promises", "Promises that were not kept.")
+        self._left = self._counter("clients_left", "Clients that hung up before their answer was complete.")
+        self._failed_open = self._counter("failed_open", "Requests served without the state, which had failed.")
+        self._dropped = self._counter("access_rows_dropped", "Rows of the access log that could not be written.")
+        self._faults = self._counter("faults", "Unexpected errors, each a defect of ours.", ("where",))
+        self._in_flight = Gauge("nightfill_in_flight_requests", "Live requests.", registry=self.registry)
+        self._draining = Gauge("nightfill_draining", "1 while shutting down.", registry=self.registry)
+        self._jobs = Gauge("nightfill_jobs", "Background jobs by state.", ("state",), registry=self.registry)
+        build = Gauge("nightfill_build_info", "Always 1.", ("version", "python"), registry=self.registry)
+        build.labels(nightfill.__version__, platform.python_version()).set(1)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(f"nightfill_{name}", text, labels, registry=self.registry)
+
+    def request(self, route: str, status: int) -> None:
+        """An answer was sent. `route` is one of a fixed list."""
+        self._requests.labels(route, f"{status // 100}xx").inc()
+
+    def ttft(self, model: str, layer: str, seconds: float) -> None:
+        """The first content of a stream came."""
+        self._ttft.labels(model, layer).observe(seconds)
+
+    def duration(self, model: str, layer: str, seconds: float) -> None:
+        """An answer came to its end."""
+        self._duration.labels(model, layer).observe(seconds)
+
+    def overhead(self, seconds: float) -> None:
+        """The gateway's own time before it called the engine."""
+        self._overhead.observe(seconds)
+
+    def promise(self, *, planned: int, promised: int, broken: bool, restore_s: float) -> None:
+        """A request was planned to use a fill, and what came of it."""
+        self._promises.inc()
+        self._planned.inc(planned)
+        self._promised.inc(promised)
+        if broken:
+            self._broken.inc()
+        if restore_s > 0:
+            self._restore.observe(restore_s)
+
+    def tokens(self, *, prompt: int, reused: int, output: int) -> None:
+        """What an engine reported at the end of an answer."""
+        self._prompt.inc(prompt)
+        self._reused.inc(reused)
+        self._output.inc(output)
+
+    def client_left(self) -> None:
+        """A client hung up early."""
+        self._left.inc()
+
+    def failed_open(self) -> None:
+        """The state failed and a request went on without it."""
+        self._failed_open.inc()
+
+    def rows_dropped(self, count: int) -> None:
+        """Access rows were lost."""
+        self._dropped.inc(count)
+
+    def fault(self, where: str) -> None:
+        """An unexpected exception was caught at a task's outermost frame."""
+        self._faults.labels(where).inc()
+
+    def live(self, *, in_flight: Callable[[], float], draining: Callable[[], float]) -> None:
+        """Where to read the number of live requests and whether the server is draining."""
+        self._in_flight.set_function(in_flight)
+        self._draining.set_function(draining)
+
+    def jobs(self, counts: Mapping[str, int]) -> None:
+        """Background jobs by state."""
+        for state, count in counts.items():
+            self._jobs.labels(state).set(count)
+
+    def watch(self, source: Callable[[], Iterable[Sample]]) -> None:
+        """Read `source` at each scrape, from another thread than the loop's."""
+        self._watched.sources.append(source)
+
+    def render(self) -> bytes:
+        """Prometheus text. Takes milliseconds: call it off the event loop."""
+        return generate_latest(self.registry)

@@ -1,0 +1,327 @@
+"""The shared state in memory, keeping the contracts of `nightfill.state`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from nightfill.contexts.context import (
+    Content,
+    Context,
+    ContextName,
+    Fill,
+    FillKey,
+    FillState,
+    Fingerprint,
+    Form,
+    Messages,
+    Source,
+    Tenant,
+    Text,
+)
+from nightfill.errors import StateUnavailable
+from nightfill.state.access import Access, Usage
+from nightfill.state.jobs import Job, JobId, JobKind, JobState, Lease, WorkerId
+from nightfill.state.load import Load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def _bytes_of(content: Content) -> int:
+    match content:
+        case Text(text=text):
+            return len(text.encode())
+        case Messages(messages=messages):
+            return sum(len(m.content.encode()) for m in messages)
+
+
+@dataclass
+class FakeBook:
+    """A `ContextBook`. With `down` set, every method that may fail raises StateUnavailable."""
+
+    down: bool = False
+    marks: list[tuple[FillKey, FillState, str]] = field(default_factory=list)
+    _contexts: dict[tuple[Tenant, ContextName], Context] = field(default_factory=dict)
+    _contents: dict[tuple[Tenant, Fingerprint], Content] = field(default_factory=dict)
+    _fills: dict[FillKey, Fill] = field(default_factory=dict)
+    _changes: int = 0
+
+    def _up(self, *, change: bool = False) -> None:
+        if self.down:
+            raise StateUnavailable("the book is down")
+        self._changes += change
+
+    def _forget(self) -> None:
+        used = {(context.tenant, context.current) for context in self._contexts.values()}
+        self._contents = {key: content for key, content in self._contents.items() if key in used}
+        self._fills = {key: fill for key, fill in self._fills.items() if (key.tenant, key.fingerprint) in used}
+
+    async def put(
+        self,
+        *,
+        tenant: Tenant,
+        name: ContextName,
+        source: Source,
+        content: Content,
+        fingerprint: Fingerprint,
+        forms: Sequence[Form],
+        pinned: bool = False,
+        ttl_s: float | None = None,
+    ) -> Context:
+        self._up(change=True)
+        now_s = time.time()
+        old = self._contexts.get((tenant, name))
+        context = Context(
+            tenant=tenant,
+            name=name,
+            source=source,
+            forms=tuple(forms),
+            pinned=pinned,
+            ttl_s=ttl_s,
+            current=fingerprint,
+            content_bytes=_bytes_of(content),
+            created_at_s=old.created_at_s if old is not None else now_s,
+            updated_at_s=old.updated_at_s if old is not None and old.current == fingerprint else now_s,
+            checked_at_s=now_s,
+        )
+        self._contexts[tenant, name] = context
+        self._contents[tenant, fingerprint] = content
+        self._forget()
+        return context
+
+    async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
+        self._up()
+        return self._contexts.get((tenant, name))
+
+    async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
+        self._up()
+        rows = [context for context in self._contexts.values() if tenant in (None, context.tenant)]
+        return sorted(rows, key=lambda context: (context.name, context.tenant))
+
+    async def delete(self, tenant: Tenant, name: ContextName) -> bool:
+        self._up(change=True)
+        found = self._contexts.pop((tenant, name), None) is not None
+        self._forget()
+        return found
+
+    async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
+        self._up()
+        return self._contents.get((tenant, fingerprint))
+
+    async def checked(self, tenant: Tenant, name: ContextName) -> None:
+        self._up(change=True)
+        context = self._contexts[tenant, name]
+        self._contexts[tenant, name] = replace(context, checked_at_s=time.time())
+
+    async def fill(self, key: FillKey) -> Fill | None:
+        self._up()
+        return self._fills.get(key)
+
+    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
+        self._up()
+        return [fill for fill in self._fills.values() if tenant in (None, fill.key.tenant)]
+
+    async def put_fill(self, fill: Fill) -> bool:
+        self._up(change=True)
+        if (fill.key.tenant, fill.key.fingerprint) not in self._contents:
+            return False
+        self._fills[fill.key] = fill
+        return True
+
+    async def mark_fill(self, key: FillKey, *, state: FillState, reason: str, stored_tokens: int | None = None) -> bool:
+        self._up(change=True)
+        self.marks.append((key, state, reason))
+        fill = self._fills.get(key)
+        if fill is None:
+            return False
+        stored = fill.stored_tokens if stored_tokens is None else stored_tokens
+        self._fills[key] = replace(fill, state=state, reason=reason, stored_tokens=stored)
+        return True
+
+    async def drop_fill(self, key: FillKey) -> bool:
+        self._up(change=True)
+        return self._fills.pop(key, None) is not None
+
+    def changes(self) -> int:
+        return self._changes
+
+
+@dataclass
+class FakeAccessLog:
+    """An `AccessLog`."""
+
+    down: bool = False
+    rows: list[Access] = field(default_factory=list)
+
+    def _up(self) -> None:
+        if self.down:
+            raise StateUnavailable("the log is down")
+
+    async def append(self, rows: Sequence[Access]) -> None:
+        self._up()
+        self.rows.extend(rows)
+
+    async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
+        self._up()
+        rows = [row for row in self.rows if (row.tenant, row.context) == (tenant, context)]
+        return Usage(
+            last_access_s=max((row.at_s for row in rows), default=None),
+            accesses_7d=sum(row.at_s > now_s - 7 * 86400 for row in rows),
+            broken_7d=sum(row.reused_tokens < row.promised_tokens - 8 for row in rows),
+        )
+
+    async def recent(
+        self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100
+    ) -> list[Access]:
+        self._up()
+        rows = [row for row in self.rows if tenant in (None, row.tenant) and context in (None, row.context)]
+        return rows[::-1][:limit]
+
+    async def prune(self, *, older_than_s: float) -> int:
+        self._up()
+        kept = [row for row in self.rows if row.at_s >= time.time() - older_than_s]
+        dropped, self.rows = len(self.rows) - len(kept), kept
+        return dropped
+
+
+@dataclass
+class FakeBoard:
+    """A `LoadBoard`."""
+
+    in_flight: int = 0
+    entered: int = 0
+    ttfts: list[float] = field(default_factory=list)
+    idle_since_s: float = 0.0
+
+    def enter(self) -> None:
+        self.in_flight += 1
+        self.entered += 1
+
+    def leave(self) -> None:
+        self.in_flight -= 1
+        assert self.in_flight >= 0
+        if self.in_flight == 0:
+            self.idle_since_s = time.monotonic()
+
+    def note_ttft(self, seconds: float) -> None:
+        self.ttfts.append(seconds)
+
+    def read(self) -> Load:
+        return Load(
+            in_flight=self.in_flight, idle_since_s=self.idle_since_s, ttft_s=self.ttfts[-1] if self.ttfts else 0
+        )
+
+
+@dataclass
+class FakeQueue:
+    """The part of a `JobQueue` that those who queue work use; leasing belongs to the real ones' tests."""
+
+    down: bool = False
+    rows: dict[JobId, Job] = field(default_factory=dict)
+    _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def _up(self) -> None:
+        if self.down:
+            raise StateUnavailable("the queue is down")
+
+    def _unfinished(self) -> list[Job]:
+        return [job for job in self.rows.values() if job.state in (JobState.QUEUED, JobState.LEASED)]
+
+    async def enqueue(
+        self, *, kind: JobKind, target: str, tenant: str, label: str, priority: float, total_tokens: int = 0
+    ) -> Job:
+        self._up()
+        for job in self.rows.values():
+            if (job.kind, job.target) == (kind, target) and job.state in (
+                JobState.QUEUED,
+                JobState.LEASED,
+                JobState.DEAD,
+            ):
+                if job.state is not JobState.DEAD:
+                    job = self.rows[job.id] = replace(job, priority=max(priority, job.priority))
+                return job
+        now_s = time.time()
+        job = Job(
+            id=JobId(next(self._ids)),
+            kind=kind,
+            target=target,
+            tenant=tenant,
+            label=label,
+            priority=priority,
+            state=JobState.QUEUED,
+            attempts=0,
+            failures=0,
+            lost=0,
+            not_before_s=0,
+            done_tokens=0,
+            total_tokens=total_tokens,
+            worker=None,
+            lease_expires_at_s=None,
+            error="",
+            created_at_s=now_s,
+            updated_at_s=now_s,
+        )
+        self.rows[job.id] = job
+        return job
+
+    async def lease(self, worker: WorkerId, *, kinds: Sequence[JobKind], lease_s: float) -> Lease | None:
+        raise NotImplementedError
+
+    async def renew(
+        self, lease: Lease, *, lease_s: float, done_tokens: int, total_tokens: int, kept_tokens: int = 0
+    ) -> Lease:
+        raise NotImplementedError
+
+    async def complete(self, lease: Lease) -> None:
+        raise NotImplementedError
+
+    async def release(self, lease: Lease) -> None:
+        raise NotImplementedError
+
+    async def fail(self, lease: Lease, *, error: str, retry_at_s: float | None) -> None:
+        raise NotImplementedError
+
+    async def cancel(self, job_id: JobId) -> bool:
+        self._up()
+        job = self.rows.get(job_id)
+        if job is None or job not in self._unfinished():
+            return False
+        self.rows[job_id] = replace(job, state=JobState.CANCELLED)
+        return True
+
+    async def cancel_target(self, *, kind: JobKind, target_prefix: str) -> int:
+        self._up()
+        found = [job for job in self._unfinished() if job.kind is kind and job.target.startswith(target_prefix)]
+        for job in found:
+            self.rows[job.id] = replace(job, state=JobState.CANCELLED)
+        return len(found)
+
+    async def retry(self, job_id: JobId) -> bool:
+        self._up()
+        job = self.rows.get(job_id)
+        if job is None or job.state is not JobState.DEAD:
+            return False
+        self.rows[job_id] = replace(job, state=JobState.QUEUED, failures=0, lost=0)
+        return True
+
+    async def holders(self) -> list[WorkerId]:
+        raise NotImplementedError
+
+    async def reclaim(self, worker: WorkerId) -> int:
+        raise NotImplementedError
+
+    async def get(self, job_id: JobId) -> Job | None:
+        self._up()
+        return self.rows.get(job_id)
+
+    async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
+        self._up()
+        rows = [job for job in self.rows.values() if states is None or job.state in states]
+        return sorted(rows, key=lambda job: (-job.priority, job.id))[:limit]
+
+    async def prune(self, *, older_than_s: float) -> int:
+        self._up()
+        return 0
