@@ -17,11 +17,11 @@ from nightfill.contexts.context import (
     FillState,
     Fingerprint,
     Form,
-    Messages,
     Signature,
     Source,
     Tenant,
 )
+from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
 from nightfill.state.sqlite.envelope import pack, unpack, unwrap, wrap
 
@@ -42,7 +42,7 @@ _ONE_FILL: Final = "f.tenant = ? AND f.fingerprint = ? AND f.form = ? AND f.sign
 
 
 class SqliteBook:
-    """See `ContextBook` and `SourceBook`. Reads run on the event loop, in microseconds; texts are opened at every `content`."""
+    """See `SourceBook`. Reads run on the event loop, in microseconds; `content` opens its text anew each time."""
 
     def __init__(self, database: Database, *, seal: TextSeal, clock: Callable[[], float]) -> None:
         self._db = database
@@ -213,7 +213,7 @@ class SqliteBook:
             sealed = wrap(self._seal, f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
             connection.execute(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-                (tenant, fingerprint, sealed, _content_bytes(content), now_s),
+                (tenant, fingerprint, sealed, content_bytes(content), now_s),
             )
 
     def _put_fill(self, connection: sqlite3.Connection, fill: Fill) -> bool:
@@ -319,9 +319,3 @@ def _drop_unnamed(connection: sqlite3.Connection, tenant: Tenant) -> None:
 
 def _note_change(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE book_changes SET number = number + 1")
-
-
-def _content_bytes(content: Content) -> int:
-    if isinstance(content, Messages):
-        return sum(len(message.content.encode()) for message in content.messages)
-    return len(content.text.encode())
