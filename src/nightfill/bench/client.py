@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from nightfill.bench.query import Query
 
+Record = TypeVar("Record")
 _NAME: Final = "under test"
 _ERROR_BODY_BYTES: Final = 64 << 10
 _ERROR_CHARS: Final = 200
@@ -82,6 +84,31 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
+class _Fill(msgspec.Struct):
+    form: str
+    state: str
+    stored_tokens: int
+    tokens: int
+    fill_seconds: float
+
+
+class _Context(msgspec.Struct):
+    fills: list[_Fill] = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillSeen:
+    """What a nightfill server says of its context's fill for chats, before it is asked about it."""
+
+    state: str
+    """`absent`, `filling`, `ready`, `stale` or `evicted`."""
+    stored_tokens: int
+    tokens: int
+    """Of the whole context; 0 if nobody counted them yet."""
+    fill_s: float
+    """Engine seconds that it took so far."""
+
+
 class Client:
     """One connection pool to the server under test. Use as an async context manager; any number of tasks may ask."""
 
@@ -108,19 +135,33 @@ class Client:
         Raises EngineError when the server cannot be asked, NotFound when it has no model.
         """
         if not self.target.model:
-            answer = await self._upstream.request("GET", "/v1/models", headers=self._headers)
-            if answer.status != 200:
-                raise EngineRefused(
-                    f"GET /v1/models: HTTP {answer.status}: {_reason(answer.body)}", engine=_NAME, status=answer.status
-                )
-            try:
-                listed = msgspec.json.decode(answer.body, type=_Models)
-            except msgspec.DecodeError as exc:
-                raise EngineError(f"GET /v1/models: not a list of models: {exc}", engine=_NAME) from exc
+            listed = await self._get("/v1/models", _Models)
             if not listed.data:
                 raise NotFound(f"{self.target.base_url} lists no model", param="model")
             self.target = replace(self.target, model=listed.data[0].id)
         return self.target.model
+
+    async def fill_seen(self) -> FillSeen:
+        """What the server says of the target's context. EngineRefused: it knows no such one."""
+        known = await self._get(f"/v1/nightfill/contexts/{quote(self.target.context, safe='')}", _Context)
+        fills = [fill for fill in known.fills if fill.form == "chat"]
+        if not fills:
+            return FillSeen(state="absent", stored_tokens=0, tokens=0, fill_s=0.0)
+        best = max(fills, key=lambda fill: (fill.state == "ready", fill.stored_tokens))
+        return FillSeen(
+            state=best.state, stored_tokens=best.stored_tokens, tokens=best.tokens, fill_s=best.fill_seconds
+        )
+
+    async def _get(self, path: str, record: type[Record]) -> Record:
+        answer = await self._upstream.request("GET", path, headers=self._headers)
+        if answer.status != 200:
+            raise EngineRefused(
+                f"GET {path}: HTTP {answer.status}: {_reason(answer.body)}", engine=_NAME, status=answer.status
+            )
+        try:
+            return msgspec.json.decode(answer.body, type=record)
+        except msgspec.DecodeError as exc:
+            raise EngineError(f"GET {path}: not what was expected: {exc}", engine=_NAME) from exc
 
     async def ask(self, query: Query, due_s: float) -> Sample:
         """Ask one question that was due at `due_s` of this client's clock. A failure is in the sample, never raised."""

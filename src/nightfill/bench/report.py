@@ -77,8 +77,14 @@ class Report:
         return sum(arm.failed for arm in self.arms.values())
 
 
-def compare(samples: Mapping[str, Sequence[Sample]], *, prices: Prices | None = None, seed: int = 0) -> Report:
-    """Sum up each arm and compare it with the one named COLD, if there is one."""
+def compare(
+    samples: Mapping[str, Sequence[Sample]],
+    *,
+    prices: Prices | None = None,
+    notes: Sequence[str] = (),
+    seed: int = 0,
+) -> Report:
+    """Sum up each arm and compare it with the one named COLD, if there is one. `notes` come before our own."""
     arms = {name: summarise(of_arm) for name, of_arm in samples.items()}
     ttft = {name: [s.ttft_s for s in of_arm if s.ok and s.ttft_s is not None] for name, of_arm in samples.items()}
     rng = random.Random(seed)  # noqa: S311 - resampling, not secrets
@@ -96,7 +102,7 @@ def compare(samples: Mapping[str, Sequence[Sample]], *, prices: Prices | None = 
             background_per_hour=prices.background_per_hour,
             background_s=prices.background_s,
         )
-    return Report(arms=arms, ratios=ratios, costs=costs, break_even_queries=break_even, notes=_notes(arms))
+    return Report(arms=arms, ratios=ratios, costs=costs, break_even_queries=break_even, notes=(*notes, *_notes(arms)))
 
 
 def _costs(arms: Mapping[str, ArmSummary], prices: Prices) -> dict[str, Cost]:

@@ -23,8 +23,8 @@ from nightfill.errors import BadInput, BadSetting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nightfill.bench import Load, Prices, Report, Sample, Setting
-    from nightfill.bench.client import Target
+    from nightfill.bench import Load, Report, Sample, Setting
+    from nightfill.bench.client import FillSeen, Target
 
 _COLD_QUERIES: Final = 5
 _MAX_PROMPT_BYTES: Final = 64 << 20
@@ -40,6 +40,15 @@ class _Plan:
     cold_queries: int
     load: Load
     seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What came of it."""
+
+    model: str
+    fill: FillSeen | None
+    samples: dict[str, list[Sample]]
 
 
 @click.command()
@@ -61,7 +70,12 @@ class _Plan:
 @click.option("--api-key-env", metavar="VAR", default="", help="Environment variable that holds the API key.")
 @click.option("--serving-per-hour", type=click.FloatRange(0), metavar="PRICE", help="Price of an hour of serving.")
 @click.option("--background-per-hour", type=click.FloatRange(0), metavar="PRICE", help="Price of a background hour.")
-@click.option("--background-seconds", type=click.FloatRange(0), metavar="S", help="Background time that the fill took.")
+@click.option(
+    "--background-seconds",
+    type=click.FloatRange(0),
+    metavar="S",
+    help="Time that the fill took.  [default: what the server says]",
+)
 @click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), help="Draw the distribution into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line instead of the table.")
 def bench(
@@ -92,7 +106,7 @@ def bench(
 
     Ends with status 1 when any query failed.
     """
-    from nightfill.bench import QUESTIONS, ClosedLoop, OpenLoop, compare, read_questions, to_json
+    from nightfill.bench import QUESTIONS, ClosedLoop, OpenLoop, Prices, compare, read_questions, to_json
     from nightfill.bench.chart import require_matplotlib
     from nightfill.bench.client import Target
 
@@ -102,7 +116,8 @@ def bench(
         raise click.UsageError("give either --concurrency or --rate")
     if chart is not None:
         require_matplotlib()
-    prices = _prices(serving_per_hour, background_per_hour, background_seconds)
+    if serving_per_hour is None and (background_per_hour is not None or background_seconds is not None):
+        raise click.UsageError("--background-per-hour and --background-seconds need --serving-per-hour")
     plan = _Plan(
         target=Target(
             url=_checked_url(url),
@@ -119,11 +134,19 @@ def bench(
         seed=seed,
     )
     with _progress(plan.queries + plan.cold_queries) as advance:
-        model, samples = asyncio.run(_run(plan, advance))
-    report = compare(samples, prices=prices)
-    setting = _setting(plan, model, context or str(prompt_file))
+        outcome = asyncio.run(_run(plan, advance))
+    prices = None
+    if serving_per_hour is not None:
+        seen_s = outcome.fill.fill_s if outcome.fill is not None else 0.0
+        prices = Prices(
+            serving_per_hour=serving_per_hour,
+            background_per_hour=background_per_hour or 0.0,
+            background_s=seen_s if background_seconds is None else background_seconds,
+        )
+    report = compare(outcome.samples, prices=prices, notes=_notes(outcome.fill))
+    setting = _setting(plan, outcome.model, context or str(prompt_file))
     if chart is not None:
-        _draw(chart, samples, report, setting)
+        _draw(chart, outcome.samples, report, setting)
     if as_json:
         click.echo(msgspec.json.encode(to_json(report, setting)).decode())
     else:
@@ -133,14 +156,15 @@ def bench(
         sys.exit(1)
 
 
-async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> tuple[str, dict[str, list[Sample]]]:
-    """Ask the cold queries, then the filled ones; the model that answered, and the samples by arm."""
+async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> _Outcome:
+    """Ask the cold queries, then the filled ones."""
     from nightfill.bench import COLD, FILLED, Query, drive, queries
     from nightfill.bench.client import Client
 
     samples = {}
     async with Client(plan.target) as client:
         model = await client.choose_model()
+        fill = await client.fill_seen() if plan.target.context else None
         for arm, count in ((COLD, plan.cold_queries), (FILLED, plan.queries)):
             if arm == FILLED and plan.target.prompt:
                 # what a fill does for nightfill, one query does for a server's own prefix cache; it is not counted
@@ -149,7 +173,14 @@ async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> tuple[str, dic
                 todo = queries(plan.questions, count=count, cold=arm == COLD)
                 rng = random.Random(plan.seed)  # noqa: S311 - arrival times, not secrets
                 samples[arm] = await drive(client.ask, todo, plan.load, rng=rng, done=advance)
-    return model, samples
+    return _Outcome(model=model, fill=fill, samples=samples)
+
+
+def _notes(fill: FillSeen | None) -> tuple[str, ...]:
+    if fill is None or fill.state == "ready":
+        return ()
+    so_far = f", {fill.stored_tokens} of {fill.tokens} tokens" if fill.tokens else ""
+    return (f"the context was not ready when the run began: its fill was {fill.state}{so_far}",)
 
 
 @contextmanager
@@ -248,13 +279,3 @@ def _read_prompt(path: Path) -> str:
     if not text:
         raise BadInput(f"{path} is empty", param="prompt-file")
     return text
-
-
-def _prices(serving: float | None, background: float | None, background_s: float | None) -> Prices | None:
-    from nightfill.bench import Prices
-
-    if serving is None:
-        if background is not None or background_s is not None:
-            raise click.UsageError("--background-per-hour and --background-seconds need --serving-per-hour")
-        return None
-    return Prices(serving_per_hour=serving, background_per_hour=background or 0.0, background_s=background_s or 0.0)

@@ -47,6 +47,11 @@ class Pieces:
     def whole(cls, text: str = "hello") -> Answer:
         return Answer([cls.delta(role="assistant", content=None), cls.delta(content=text), cls.finish()])
 
+    @classmethod
+    def context(cls, **fill: object) -> Answer:
+        chat = {"form": "chat", "state": "ready", "stored_tokens": 990, "tokens": 990, "fill_seconds": 30.0} | fill
+        return cls.of(json.dumps({"name": "repo", "fills": [chat | {"form": "completion"}, chat]}).encode())
+
     @staticmethod
     def of(*parts: bytes | asyncio.Event, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
         return Answer(list(parts), status=status, headers=headers or {})
@@ -59,6 +64,7 @@ class OpenAiServer:
         self.url = ""
         self.answer: Callable[[dict[str, Any]], Answer] = lambda _: Pieces.whole()
         self.models: Answer = Answer([b'{"data": [{"id": "tiny"}, {"id": "other"}]}'])
+        self.context = Pieces.context(state="ready")
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
 
@@ -70,6 +76,8 @@ class OpenAiServer:
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             if head[0].startswith("GET /v1/models "):
                 await self._send(writer, self.models)
+            elif head[0].startswith("GET /v1/nightfill/contexts/"):
+                await self._send(writer, self.context)
             else:
                 assert head[0].startswith("POST /v1/chat/completions "), head[0]
                 self.asked.append(json.loads(body))

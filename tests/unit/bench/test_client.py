@@ -10,9 +10,8 @@ from nightfill.bench.query import Query
 from nightfill.errors import EngineError, NotFound
 
 if TYPE_CHECKING:
-    from tests.unit.bench.conftest import OpenAiServer, Pieces
-
     from nightfill.bench.query import Sample
+    from unit.bench.conftest import OpenAiServer, Pieces
 
 
 async def ask(server: OpenAiServer, *, cold: bool = False, **target: str) -> Sample:
@@ -177,3 +176,10 @@ async def test_without_a_model_there_is_nothing_to_measure(
     async with Client(Target(url=server.url)) as client:
         with pytest.raises(error):
             await client.choose_model()
+
+
+async def test_a_context_without_a_fill_for_chats_is_absent(server: OpenAiServer, pieces: type[Pieces]) -> None:
+    async with Client(Target(url=server.url, context="repo")) as client:
+        assert (await client.fill_seen()).state == "ready"
+        server.context = pieces.of(b'{"fills": []}')
+        assert (await client.fill_seen()).state == "absent"

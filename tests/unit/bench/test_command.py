@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nightfill.cli.bench import bench
-from nightfill.errors import BadInput, BadSetting, EngineUnavailable
+from nightfill.errors import BadInput, BadSetting, EngineRefused, EngineUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.bench.conftest import Answer, OpenAiServer, Pieces
+    from unit.bench.conftest import Answer, OpenAiServer, Pieces
 
 
 async def run(*arguments: str, **env: str) -> Result:
@@ -67,13 +67,32 @@ async def test_a_failed_query_makes_the_command_fail_and_is_counted(server: Open
     assert "3 of 6 queries failed" in result.stderr
 
 
+async def test_a_context_that_is_not_ready_is_measured_but_said(server: OpenAiServer, pieces: type[Pieces]) -> None:
+    server.context = pieces.context(state="filling", stored_tokens=256)
+    result = await run("--url", server.url, "--context", "repo", "--queries", "20", "--cold-queries", "0", "--json")
+    (note,) = json.loads(result.stdout)["notes"]
+    assert note.endswith("its fill was filling, 256 of 990 tokens")
+
+
+async def test_a_context_that_nobody_knows_ends_the_run_before_it_begins(
+    server: OpenAiServer, pieces: type[Pieces]
+) -> None:
+    server.context = pieces.of(b'{"error": {"message": "there is no context"}}', status=404)
+    result = await run("--url", server.url, "--context", "repo")
+    assert isinstance(result.exception, EngineRefused)
+    assert "there is no context" in str(result.exception)
+    assert not server.asked
+
+
 async def test_prices_add_what_a_query_costs(server: OpenAiServer) -> None:
-    result = await run(
+    arguments = (
         "--url", server.url, "--context", "repo", "--queries", "2", "--json",
-        "--serving-per-hour", "2.57", "--background-per-hour", "1.66", "--background-seconds", "30",
+        "--serving-per-hour", "2.57", "--background-per-hour", "1.66",
     )  # fmt: skip
-    record = json.loads(result.stdout)
-    assert record["filled_cost"]["background_per_query"] == pytest.approx(30 * 1.66 / 3600 / 2)
+    record = json.loads((await run(*arguments, "--background-seconds", "60")).stdout)
+    assert record["filled_cost"]["background_per_query"] == pytest.approx(60 * 1.66 / 3600 / 2)
+    record = json.loads((await run(*arguments)).stdout)
+    assert record["filled_cost"]["background_per_query"] == pytest.approx(30 * 1.66 / 3600 / 2)  # the server's word
     assert record["cold_cost"]["background_per_query"] == 0
 
 
