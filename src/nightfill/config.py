@@ -19,7 +19,9 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """One embedded engine: a model, served by one child process and filled by another."""
 
     name: str = "local"
+    """How errors, metrics and headers call it; unlike the other engines' names."""
     kind: Literal["llama"] = "llama"
+    """llama.cpp in child processes of ours."""
     model: str
     """Path of a GGUF file, or `demo:SIZE` for a model made on the spot (noise as text, real timing)."""
     served_model_name: str = ""
@@ -27,7 +29,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     context_length: int = 0
     """Tokens per request, prompt and answer together; 0 for the model's own, at most 32768."""
     slots: int = 2
-    """Requests computed at the same time, 1 to 16."""
+    """Requests computed at the same time."""
     threads: int = 0
     """0 for all cores that this process may use."""
     batch_tokens: int = 512
@@ -39,6 +41,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     embeddings: bool = False
     """Serve `/v1/embeddings` with this model (mean pooling)."""
     start_timeout_s: Duration = Duration(300)
+    """For the child to load the model and answer."""
     fill_idle_stop_s: Duration = Duration(120)
     """The filling child ends after so long without work, and its memory returns."""
 
@@ -47,6 +50,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """The front door."""
 
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = 8700
     """0 for any free one."""
     api_keys: dict[str, str] = {}
@@ -54,11 +58,13 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     allow_anonymous: bool = False
     """Listen on other than loopback without keys."""
     max_body_bytes: ByteSize = ByteSize(32 << 20)
+    """Largest request body; larger ones get 413."""
     max_in_flight: int = 64
     """Requests computing or waiting for the engine; more get 429."""
     body_timeout_s: Duration = Duration(30)
     """For a request's body to arrive; then 408."""
     first_byte_timeout_s: Duration = Duration(900)
+    """From the request to the engine's first chunk; then 504."""
     idle_timeout_s: Duration = Duration(300)
     """Between two chunks of an engine."""
     drain_s: Duration = Duration(30)
@@ -69,7 +75,9 @@ class TierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """One tier of the KV store; fastest first."""
 
     kind: Literal["ram", "disk"]
+    """Memory of each process, or a folder that survives them."""
     max_bytes: ByteSize
+    """Blocks are evicted to stay below; the least recently used first."""
     path: str = ""
     """Folder of a disk tier; empty for `kv` under the data folder."""
     direct: bool = True
@@ -84,6 +92,7 @@ class KvSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ttl_s: Duration = Duration(7 * 86400)
     """Seconds since its last use after which a block may go."""
     block_tokens: int = 256
+    """Tokens per stored block; another value begins a new store."""
     tiers: tuple[TierSettings, ...] = (
         TierSettings(kind="ram", max_bytes=ByteSize(1 << 30)),
         TierSettings(kind="disk", max_bytes=ByteSize(20 << 30)),
@@ -96,6 +105,7 @@ class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Background work."""
 
     enabled: bool = True
+    """Whether `nightfill serve` also runs a worker."""
     quiet_s: Duration = Duration(0.02)
     """So long without a live request before background work goes on."""
     max_live: int = 0
@@ -103,15 +113,21 @@ class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_slice_s: Duration = Duration(2.0)
     """Hard cap on the engine time of one slice."""
     min_slice_tokens: int = 64
+    """Smallest step of a fill."""
     max_slice_tokens: int = 4096
+    """Largest step of a fill; the speed of the engine decides between the two."""
     lease_s: Duration = Duration(30)
+    """A worker silent for so long loses its job to the next one."""
     max_failures: int = 5
     """Then the job is dead."""
     retry_base_s: Duration = Duration(2)
+    """Wait after a job's first failure; doubled after each further one."""
     retry_cap_s: Duration = Duration(300)
+    """Longest wait between two attempts."""
     plan_every_s: Duration = Duration(2)
-    """How often contexts and sources are looked at for what to fill."""
+    """How often contexts are looked at for what to fill."""
     check_sources_every_s: Duration = Duration(10)
+    """How often files, folders and git revisions are compared with their contexts."""
     freeze: bool = True
     """Stop the filling child (SIGSTOP) the moment a live request comes, instead of at the slice's end."""
 
@@ -131,17 +147,22 @@ class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Money per hour of one engine, in whatever currency you count."""
 
     serving_per_hour: float = 2.57
+    """Of an engine that serves."""
     background_per_hour: float = 1.66
+    """Of an engine that fills."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything. `data_dir` empty means the user's data folder."""
+    """Everything."""
 
     data_dir: str = ""
+    """Folder of state and KV; empty for the user's data folder (`$XDG_DATA_HOME/nightfill`)."""
     scratch_dir: str = ""
     """Where the engine's slot files pass through; empty for /dev/shm if it has room, else under `data_dir`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is worth a line."""
     log_format: Literal["text", "json"] = "text"
+    """Lines for people or for machines."""
     engines: tuple[EngineSettings, ...] = ()
     gateway: GatewaySettings = GatewaySettings()
     kv: KvSettings = KvSettings()

@@ -1,0 +1,91 @@
+"""Ranges of settings, which their types cannot say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from nightfill.errors import BadSetting
+
+if TYPE_CHECKING:
+    from nightfill.config import Settings
+
+BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "engines.*.context_length": (0, 1 << 24),
+    "engines.*.slots": (1, 16),
+    "engines.*.threads": (0, 1024),
+    "engines.*.batch_tokens": (16, 65536),
+    "engines.*.fill_batch_tokens": (16, 65536),
+    "engines.*.gpu_layers": (-1, 10_000),
+    "engines.*.start_timeout_s": (1, 86400),
+    "engines.*.fill_idle_stop_s": (0, 30 * 86400),
+    "gateway.port": (0, 65535),
+    "gateway.max_body_bytes": (1 << 10, 1 << 32),
+    "gateway.max_in_flight": (1, 100_000),
+    "gateway.body_timeout_s": (0.1, 86400),
+    "gateway.first_byte_timeout_s": (0.1, 86400),
+    "gateway.idle_timeout_s": (0.1, 86400),
+    "gateway.drain_s": (0, 86400),
+    "kv.ttl_s": (1, 100 * 365 * 86400),
+    "kv.block_tokens": (32, 4096),
+    "kv.tiers.*.max_bytes": (1 << 20, 1 << 60),
+    "kv.tiers.*.min_free_bytes": (0, 1 << 60),
+    "sleep.quiet_s": (0, 86400),
+    "sleep.max_live": (0, 100_000),
+    "sleep.max_slice_s": (0.01, 3600),
+    "sleep.min_slice_tokens": (1, 1 << 20),
+    "sleep.max_slice_tokens": (1, 1 << 20),
+    "sleep.lease_s": (1, 86400),
+    "sleep.max_failures": (1, 1000),
+    "sleep.retry_base_s": (0.01, 86400),
+    "sleep.retry_cap_s": (0.01, 30 * 86400),
+    "sleep.plan_every_s": (0.05, 86400),
+    "sleep.check_sources_every_s": (0.05, 30 * 86400),
+    "contexts.max_bytes": (1, 1 << 32),
+    "contexts.max_file_bytes": (1, 1 << 32),
+    "prices.serving_per_hour": (0, 1e9),
+    "prices.background_per_hour": (0, 1e9),
+}
+"""Lowest and highest value that is allowed; `*` stands for any item of a list."""
+
+
+def check_bounds(settings: Settings) -> None:
+    """Raise BadSetting for the first value out of its range, or that does not go with another."""
+    _walk(settings, "", "")
+    tokens = settings.kv.block_tokens
+    if tokens & (tokens - 1):
+        raise _bad("kv.block_tokens", tokens, "must be a power of two from 32 to 4096")
+    sleep = settings.sleep
+    if sleep.min_slice_tokens > sleep.max_slice_tokens:
+        raise _bad("sleep.min_slice_tokens", sleep.min_slice_tokens, "must not be above sleep.max_slice_tokens")
+    if sleep.retry_base_s > sleep.retry_cap_s:
+        raise _bad("sleep.retry_base_s", sleep.retry_base_s, "must not be above sleep.retry_cap_s")
+    names = [engine.name for engine in settings.engines]
+    for index, engine in enumerate(settings.engines):
+        if not engine.name or engine.name in names[:index]:
+            raise _bad(f"engines.{index}.name", engine.name, "must be there, and unlike those of the other engines")
+        if not engine.model:
+            raise _bad(f"engines.{index}.model", engine.model, "must be a path of a GGUF file, or demo:SIZE")
+    if not settings.kv.tiers:
+        raise _bad("kv.tiers", [], "must have at least one tier")
+
+
+def _walk(record: msgspec.Struct, path: str, pattern: str) -> None:
+    for name in record.__struct_fields__:
+        value = getattr(record, name)
+        here, rule = (f"{path}.{name}", f"{pattern}.{name}") if path else (name, name)
+        if isinstance(value, msgspec.Struct):
+            _walk(value, here, rule)
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, msgspec.Struct):
+                    _walk(item, f"{here}.{index}", f"{rule}.*")
+        elif isinstance(value, int | float) and rule in BOUNDS:
+            low, high = BOUNDS[rule]
+            if not low <= value <= high:
+                raise _bad(here, value, f"must be {low:,g} to {high:,g}".replace(",", "_"))
+
+
+def _bad(key: str, value: object, allowed: str) -> BadSetting:
+    return BadSetting(f"setting {key} = {value!r}: {allowed}", param=key)
