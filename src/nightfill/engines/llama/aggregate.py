@@ -32,8 +32,8 @@ class Aggregate:
             self.error = payload
             return
         self._members |= {name: value for name, value in event.items() if name not in _PER_EVENT}
-        kind = event.get("object")
-        self._members["object"] = _CHUNK_OBJECTS.get(kind, kind)
+        if (kind := event.get("object")) is not None:
+            self._members["object"] = _CHUNK_OBJECTS.get(kind, kind)
         for part in event.get("choices", ()):
             choice = self._choices.setdefault(part["index"], {"index": part["index"]})
             _add_choice(choice, part)

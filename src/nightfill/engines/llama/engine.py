@@ -39,6 +39,8 @@ _RENDERED: Final[tuple[bytes, ...]] = (
 )
 _CONTINUED: Final[tuple[bytes, ...]] = (b'"a"', b'" the"', b'"\\n"', b'"\\n\\nQ: 7"', b'"("', b'""')
 _STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_IN_A_SLOT: Final = _STREAMABLE | {"/v1/responses", "/v1/messages"}
+_WITHOUT_KV: Final = frozenset({"/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"})
 
 
 def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
@@ -128,6 +130,10 @@ class LlamaEngine:
     async def open(self, call: Call) -> AsyncIterator[LlamaReply]:
         """Answer a request, in a slot that has its prefix or is given it first."""
         description = await self.describe()
+        if call.path not in _IN_A_SLOT:
+            async with self._open_anywhere(call) as reply:
+                yield reply
+            return
         prefix = call.prefix if call.reuse and description.reuse is not Reuse.NONE else None
         spans = self._transfer.spans(prefix) if prefix else ()
         arrived_s = time.perf_counter()
@@ -163,9 +169,27 @@ class LlamaEngine:
                 if not reply.kept():
                     slot.forget(slot.generation)
 
+    @contextlib.asynccontextmanager
+    async def _open_anywhere(self, call: Call) -> AsyncIterator[LlamaReply]:
+        """Routes that take no slot's id. Embeddings and ranking use whichever is free, and its KV is gone then."""
+        reply = LlamaReply(
+            engine=self._model.settings.name,
+            streamed=call.stream,
+            joined=False,
+            wants_progress=True,
+            loaded_tokens=0,
+            restore_s=0.0,
+            queued_s=0.0,
+        )
+        if call.path not in _WITHOUT_KV:
+            self._slots.forget_free()
+        async with self._api.stream(call.path, msgspec.json.encode(call.body), headers=call.headers) as response:
+            await reply.begin(response)
+            yield reply
+
     def _body(self, call: Call, slot: Slot, *, joined: bool) -> bytes:
         ours: dict[str, object] = {"id_slot": slot.id, "cache_prompt": call.reuse}
-        if call.stream or joined:
+        if call.path in _STREAMABLE and (call.stream or joined):
             ours["return_progress"] = True
         if joined:
             ours |= {"stream": True, "stream_options": {"include_usage": True}}

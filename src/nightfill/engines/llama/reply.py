@@ -108,7 +108,9 @@ class LlamaReply:
         restore_s: float,
         queued_s: float,
     ) -> None:
-        """`streamed`: llama.cpp was asked for a stream; `joined`: the client was not, and gets the events as one answer."""
+        """`streamed`: llama.cpp was asked for a stream; `joined`: its events become one answer, for a client that was
+        not.
+        """
         self._engine = engine
         self._streamed = streamed
         self._joined = joined

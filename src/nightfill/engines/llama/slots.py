@@ -95,6 +95,11 @@ class SlotTable:
         """Requests waiting for a slot."""
         return len(self._waiting)
 
+    def forget_free(self) -> None:
+        """Something else is about to use slots that nobody holds."""
+        for slot in self._free:
+            slot.forget(slot.generation)
+
     @contextlib.asynccontextmanager
     async def acquire(self, *, generation: int, spans: Sequence[Span], text: bytes) -> AsyncIterator[Slot]:
         """A slot of one's own until the block is left. Raises QueueFull when too many wait already."""
