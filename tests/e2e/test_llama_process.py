@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,11 +69,31 @@ def stat_of(pid: int) -> tuple[str, int]:
     return fields[0], int(fields[11]) + int(fields[12])
 
 
+def stopped(pid: int) -> bool:
+    """Whether every thread has taken note of SIGSTOP: each does so when it is next to run."""
+    tasks = Path(f"/proc/{pid}/task")
+    return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir())
+
+
 def gone(pid: int) -> bool:
     try:
         return stat_of(pid)[0] == "Z"  # dead, and waiting for its (adoptive) parent
     except FileNotFoundError:
         return True
+
+
+def mapped_kib(pid: int | None, path: str) -> tuple[int, int]:
+    """Resident and proportional size of a process's mappings of a file: shared pages count in part in the second."""
+    rss = pss = 0
+    mine = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            mine = line.endswith(path)
+        elif mine and line.startswith("Rss:"):
+            rss += int(line.split()[1])
+        elif mine and line.startswith("Pss:"):
+            pss += int(line.split()[1])
+    return rss, pss
 
 
 async def eventually(holds: Callable[[], bool], *, within_s: float = 10) -> None:
@@ -174,15 +195,16 @@ async def test_a_frozen_child_uses_no_processor_and_goes_on_when_thawed(
     process: LlamaProcess, api: LlamaApi, record_property: Callable[[str, object], None]
 ) -> None:
     started = asyncio.Event()
-    task = asyncio.create_task(api.prefill(LONG, slot=0, on_progress=lambda *_: started.set()))
+    prompt = LONG[:4000]
+    task = asyncio.create_task(api.prefill(prompt, slot=0, on_progress=lambda *_: started.set()))
     await started.wait()
     pid = process.pid
     assert pid is not None
     began = time.perf_counter()
     process.freeze()
     process.freeze()
-    while stat_of(pid)[0] != "T":
-        assert time.perf_counter() - began < 1
+    while not stopped(pid):
+        assert time.perf_counter() - began < 5
     record_property("freeze_latency_s", time.perf_counter() - began)
     ticks, clock_s = stat_of(pid)[1], process.clock()
     await asyncio.sleep(0.3)  # the span over which it is observed
@@ -192,7 +214,7 @@ async def test_a_frozen_child_uses_no_processor_and_goes_on_when_thawed(
     process.thaw()
     process.thaw()
     filled = await task
-    assert filled.computed == len(LONG)
+    assert filled.computed == len(prompt)
 
 
 async def test_a_deadline_does_not_come_nearer_while_frozen(process: LlamaProcess) -> None:
@@ -248,6 +270,26 @@ async def test_a_background_child_runs_at_idle_priority(config: ChildConfig, tmp
         assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_IDLE}
     finally:
         await process.aclose()
+
+
+async def test_two_children_of_one_model_share_its_weights(process: LlamaProcess, config: ChildConfig) -> None:
+    second = LlamaProcess(config, name="fill")
+    second.start()
+    try:
+        await second.ready(60)
+        for pid in (process.pid, second.pid):
+            rss, pss = mapped_kib(pid, config.model)
+            assert rss > 1000
+            assert pss < 0.75 * rss
+    finally:
+        await second.aclose()
+
+
+async def test_a_prompt_beyond_the_context_is_refused_with_the_figures(api: LlamaApi) -> None:
+    with pytest.raises(EngineRefused, match=f"{CELLS + 1} tokens.*exceeds the available context size") as refused:
+        await api.prefill((40,) * (CELLS + 1), slot=0)
+    assert refused.value.status == 400
+    assert (await api.prefill((40, 41), slot=0)).computed == 2
 
 
 async def test_a_bad_model_surfaces_with_the_reason(config: ChildConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import logging
 import os
 import secrets
 import signal
@@ -22,6 +23,9 @@ from nightfill.errors import EngineStart, EngineTimeout, EngineUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+logger = logging.getLogger(__name__)
+
+CHILD: Final = (sys.executable, "-m", "nightfill.engines.llama.child")
 _STOP_S: Final = 3.0
 """For a child to end after SIGTERM; then SIGKILL."""
 _LEAST_WAIT_S: Final = 0.05
@@ -54,6 +58,7 @@ class LlamaProcess:
         name: str,
         policy: BackoffPolicy | None = None,
         start_timeout_s: float = 300.0,
+        command: tuple[str, ...] = CHILD,
     ) -> None:
         """`name` is the engine's, for messages. `config.api_key` and `config.parent_pid` are filled in here."""
         self.name = name
@@ -64,6 +69,7 @@ class LlamaProcess:
         """Counts the children started: a slot's content belongs to one generation."""
         self._config = msgspec.structs.replace(config, api_key=self.api_key, parent_pid=os.getpid())
         self.slots: Final = config.n_parallel
+        self._command = command
         self._policy = policy or BackoffPolicy()
         self._start_timeout_s = start_timeout_s
         self._words = LastWords()
@@ -152,9 +158,9 @@ class LlamaProcess:
         """End the child, by force after 3 seconds, and reap it. Idempotent."""
         self.thaw()
         if self._supervisor is not None:
-            self._supervisor.cancel()
+            if not self._supervisor.cancelling():  # a second cancellation would cut the ending of the child short
+                self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
-            self._supervisor = None
         self._become(State.STOPPED)
 
     def _become(self, state: State) -> None:
@@ -168,23 +174,35 @@ class LlamaProcess:
             self._child.send(signal.SIGSTOP if self.frozen else signal.SIGCONT)
 
     async def _supervise(self) -> None:
+        try:
+            await self._keep_running()
+        except Exception as error:
+            logger.exception("engine %s: supervision failed", self.name)
+            self._words.note(f"supervision failed: {type(error).__name__}")
+        self._become(State.FAILED)
+
+    async def _keep_running(self) -> None:
+        """Until it is given up, or cancelled."""
         exits, ever_ready = 0, False
         while True:
             ready_s = await self._run_once()
             ever_ready = ever_ready or ready_s > 0
             match after_exit(exits=exits, ready_s=ready_s, ever_ready=ever_ready, policy=self._policy):
                 case GiveUp():
-                    self._become(State.FAILED)
+                    logger.error("engine %s: cannot be started: %s", self.name, self.last_words)
                     return
                 case verdict:
                     exits = verdict.exits
+                    logger.warning(
+                        "engine %s: starts again in %.2g s: %s", self.name, verdict.delay_s, self._words.tail(2)
+                    )
                     await asyncio.sleep(verdict.delay_s)
 
     async def _run_once(self) -> float:
         """Start a child and stay until it has ended; the seconds that it was ready."""
         self._words.begin()
         try:
-            child = await _Child.spawn()
+            child = await _Child.spawn(self._command)
         except OSError as error:
             self._words.note(f"cannot start a process: {error.strerror}")
             return 0.0
@@ -254,12 +272,10 @@ class _Child:
         self._pidfd = pidfd
 
     @classmethod
-    async def spawn(cls) -> _Child:
+    async def spawn(cls, command: tuple[str, ...]) -> _Child:
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "nightfill.engines.llama.child",
+            *command,
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
