@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 TAIL_BYTES: Final = 16
 """OpenSSL's wrapper wants so much room behind what it writes."""
-TEXT_MAGIC: Final = b"\0nf.text1"
+TEXT_MAGIC: Final = b"\0nf.txt1"
 
 
 class Sealer(Protocol):

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fakes.kv import MASTER, FakeClock, MakeDisk, MakeSample, MakeStore, MakeTier, Sample
+from nightfill.kv.buffer import Buffers
+from nightfill.kv.cipher import AesGcmSealer
+from nightfill.kv.seal import ChecksumSealer, Sealer
+from nightfill.kv.store import Store
+from nightfill.kv.tiers.disk import DiskTier
+from nightfill.kv.tiers.ram import RamTier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from nightfill.kv.tier import Tier
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def buffers() -> Buffers:
+    return Buffers()
+
+
+@pytest.fixture
+def sample() -> MakeSample:
+    def make(number: int, nbytes: int = 8192) -> Sample:
+        return Sample(number, nbytes)
+
+    return make
+
+
+@pytest.fixture(params=["checksum", "encrypted"])
+def sealer(request: pytest.FixtureRequest, buffers: Buffers) -> Sealer:
+    return ChecksumSealer(buffers) if request.param == "checksum" else AesGcmSealer(MASTER, buffers)
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path, buffers: Buffers, clock: FakeClock) -> MakeDisk:
+    def make(
+        *,
+        root: Path | None = None,
+        max_bytes: int = 1 << 30,
+        min_free_bytes: int = 0,
+        direct: bool = True,
+        name: str = "disk",
+        refresh_every_s: float = 0.0,
+    ) -> DiskTier:
+        return DiskTier(
+            root or tmp_path / "kv",
+            name=name,
+            max_bytes=max_bytes,
+            min_free_bytes=min_free_bytes,
+            direct=direct,
+            buffers=buffers,
+            clock=clock,
+            refresh_every_s=refresh_every_s,
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_ram(clock: FakeClock) -> MakeTier:
+    def make(*, max_bytes: int = 1 << 30, name: str = "ram") -> RamTier:
+        return RamTier(name=name, max_bytes=max_bytes, clock=clock)
+
+    return make
+
+
+@pytest.fixture(params=["ram", "disk", "disk without O_DIRECT"])
+def make_tier(request: pytest.FixtureRequest, make_ram: MakeTier, make_disk: MakeDisk) -> MakeTier:
+    def make(*, max_bytes: int = 1 << 30, name: str = "tier") -> Tier:
+        if request.param == "ram":
+            return make_ram(max_bytes=max_bytes, name=name)
+        return make_disk(max_bytes=max_bytes, name=name, direct=request.param == "disk")
+
+    return make
+
+
+@pytest.fixture
+def make_store(buffers: Buffers, clock: FakeClock) -> Iterator[MakeStore]:
+    opened: list[Store] = []
+
+    def make(*tiers: Tier, ttl_s: float = 3600, sealer: Sealer | None = None) -> Store:
+        store = Store(tiers, sealer or ChecksumSealer(buffers), ttl_s=ttl_s, clock=clock)
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def page(buffers: Buffers) -> Callable[[int], memoryview]:
+    """Pages of random bytes, as a tier would be given them."""
+
+    def make(pages: int) -> memoryview:
+        view = buffers.take(pages * 4096)
+        view[:] = os.urandom(len(view))
+        return view
+
+    return make
