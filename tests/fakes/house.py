@@ -64,3 +64,10 @@ class House:
     def value(self, name: str, **labels: str) -> float:
         """A metric's value; 0 when it was never touched."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def post(client: aiohttp.ClientSession, path: str, **options: Any) -> int:
+    """Post, read the answer to its end, and tell the status."""
+    async with client.post(path, **options) as reply:
+        await reply.read()
+        return reply.status

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 _BACKLOG: Final = 1024
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _ABORT_S: Final = 5.0
 
 
@@ -98,6 +99,12 @@ class Server:
 
 
 def _bound(settings: GatewaySettings) -> socket.socket:
+    if not (settings.api_keys or settings.allow_anonymous or settings.host in _LOOPBACK):
+        raise BadSetting(
+            f"gateway.host {settings.host!r} is open to others, so gateway.api_keys must be set (or "
+            "gateway.allow_anonymous, if others may use it without a key)",
+            param="gateway.host",
+        )
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listening = socket.socket(family, socket.SOCK_STREAM)
