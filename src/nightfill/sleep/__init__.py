@@ -1,1 +1,21 @@
 """When background work runs, and what it does."""
+
+from nightfill.sleep.description import description_of, note_of
+from nightfill.sleep.plan import PlanLine, Verdict, plan
+from nightfill.sleep.planner import Planner, plan_lines
+from nightfill.sleep.pool import EnginePool
+from nightfill.sleep.upkeep import upkeep_of
+from nightfill.sleep.worker import Worker
+
+__all__ = [
+    "EnginePool",
+    "PlanLine",
+    "Planner",
+    "Verdict",
+    "Worker",
+    "description_of",
+    "note_of",
+    "plan",
+    "plan_lines",
+    "upkeep_of",
+]

@@ -1,0 +1,172 @@
+"""What is going to be filled, in which order, and why or why not: one line per context and form."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from nightfill.contexts.context import FillKey, FillState
+from nightfill.engines.engine import Reuse
+from nightfill.sleep.priority import Priority, recency_frequency
+from nightfill.state.access import Usage
+from nightfill.state.jobs import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nightfill.contexts.context import Context, ContextName, Fill, Form, Tenant
+    from nightfill.engines.engine import Description
+    from nightfill.sleep.priority import Policy
+    from nightfill.state.jobs import Job
+
+NEVER_USED: Final = Usage(last_access_s=None, accesses_7d=0, broken_7d=0)
+DEFAULT_TTL_S: Final = 7 * 86400.0
+
+
+class Verdict(enum.StrEnum):
+    """What the worker does about it."""
+
+    FILL = "fill"
+    REFILL = "refill"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanLine:
+    """The verdict on one context in one form, for one engine."""
+
+    tenant: Tenant
+    context: ContextName
+    form: Form
+    engine: str
+    """Empty when no engine has been seen yet; `key` is None then."""
+    key: FillKey | None
+    verdict: Verdict
+    priority: float
+    total_tokens: int
+    """0 while unknown: nobody has asked the engine's tokenizer yet."""
+    why: str
+
+
+def plan(
+    contexts: Sequence[Context],
+    fills: Sequence[Fill],
+    usages: Mapping[tuple[Tenant, ContextName], Usage],
+    jobs: Sequence[Job],
+    description: Description | None,
+    *,
+    now_s: float,
+    policy: Policy = recency_frequency,
+    default_ttl_s: float = DEFAULT_TTL_S,
+) -> list[PlanLine]:
+    """What comes first is filled first; what is not going to be filled follows, by name.
+
+    `jobs` are the unfinished and the dead ones. None for `description`: no engine has run here yet.
+    """
+    fill_of = {fill.key: fill for fill in fills}
+    job_of = {job.target: job for job in jobs if job.state in (JobState.QUEUED, JobState.LEASED, JobState.DEAD)}
+    lines = []
+    for context in contexts:
+        usage = usages.get((context.tenant, context.name), NEVER_USED)
+        priority = policy(usage, put_at_s=context.updated_at_s, now_s=now_s)
+        for form in context.forms:
+            if description is None:
+                verdict, why = Verdict.SKIP, "waits for the first start of an engine"
+                key, fill = None, None
+            else:
+                key = FillKey(
+                    tenant=context.tenant, fingerprint=context.current, form=form, signature=description.signature
+                )
+                fill, job = fill_of.get(key), job_of.get(str(key))
+                ttl_s = default_ttl_s if context.ttl_s is None else context.ttl_s
+                wanted = context.pinned or (usage.last_access_s is not None and now_s - usage.last_access_s < ttl_s)
+                verdict, why = _judge(description, fill, job, priority, wanted=wanted, now_s=now_s)
+            lines.append(
+                PlanLine(
+                    tenant=context.tenant,
+                    context=context.name,
+                    form=form,
+                    engine=description.engine if description else "",
+                    key=key,
+                    verdict=verdict,
+                    priority=priority.score,
+                    total_tokens=len(fill.tokens) if fill else 0,
+                    why=why,
+                )
+            )
+    return sorted(lines, key=_order)
+
+
+def obsolete(jobs: Sequence[Job], contexts: Sequence[Context]) -> list[Job]:
+    """Unfinished jobs whose version or form no context has any more."""
+    wanted = {(context.tenant, context.current, form) for context in contexts for form in context.forms}
+    gone = []
+    for job in jobs:
+        if job.state not in (JobState.QUEUED, JobState.LEASED):
+            continue
+        try:
+            key = FillKey.parse(job.target)
+        except ValueError:
+            gone.append(job)
+            continue
+        if (key.tenant, key.fingerprint, key.form) not in wanted:
+            gone.append(job)
+    return gone
+
+
+def _judge(
+    description: Description, fill: Fill | None, job: Job | None, priority: Priority, *, wanted: bool, now_s: float
+) -> tuple[Verdict, str]:
+    if description.reuse is Reuse.NONE:
+        return Verdict.SKIP, "not filled: the engine does not use restored KV of this model"
+    tokens = len(fill.tokens) if fill else 0
+    if tokens >= description.context_length:
+        return Verdict.SKIP, f"not filled: {too_long(tokens, description.context_length)}"
+    if fill and fill.state is FillState.READY and fill.stored_tokens >= tokens:
+        return Verdict.SKIP, f"ready: {tokens:,} tokens, filled {span(now_s - fill.filled_at_s)} ago"
+    again = Verdict.REFILL if fill and fill.state is not FillState.FILLING else Verdict.FILL
+    if job is not None and job.state is not JobState.QUEUED:
+        return (again, f"filling now: {_progress(job)}") if job.state is JobState.LEASED else (Verdict.SKIP, _dead(job))
+    if job is not None and job.failures and job.not_before_s > now_s:
+        tries = f"{job.failures} {'failure' if job.failures == 1 else 'failures'}"
+        return again, f"again in {span(job.not_before_s - now_s)} after {tries}: {job.error}"
+    if fill is None:
+        return Verdict.FILL, f"never filled, {priority.why}"
+    match fill.state:
+        case FillState.FILLING:
+            return Verdict.FILL, f"goes on at {fill.stored_tokens:,} of {tokens:,} tokens, {priority.why}"
+        case FillState.EVICTED if not wanted:
+            return Verdict.SKIP, f"not filled again before its next use: {fill.reason or 'evicted'}"
+        case _:
+            return Verdict.REFILL, f"fill again: {fill.reason or fill.state}, {priority.why}"
+
+
+def _progress(job: Job) -> str:
+    return f"{job.done_tokens:,} of {job.total_tokens:,} tokens" if job.total_tokens else "just begun"
+
+
+def _dead(job: Job) -> str:
+    if job.failures <= 1:
+        return f"not filled: {job.error}"
+    return f"dead after {job.failures} failures: {job.error}"
+
+
+def _order(line: PlanLine) -> tuple[bool, float, str, str, str]:
+    skipped = line.verdict is Verdict.SKIP
+    return skipped, 0.0 if skipped else -line.priority, line.context, line.tenant, line.form
+
+
+def too_long(tokens: int, context_length: int) -> str:
+    """Why a prefix cannot be filled at all: it leaves no room for a question."""
+    return f"longer than the model's context ({tokens:,} > {context_length:,} tokens)"
+
+
+def span(seconds: float) -> str:
+    """A time span for people: `12 s`, `5 min`, `2 h`, `3 days`."""
+    seconds = max(seconds, 0.0)
+    for unit, name, name_of_one in ((86400.0, "days", "day"), (3600.0, "h", "h"), (60.0, "min", "min")):
+        if seconds >= unit:
+            count = int(seconds / unit)
+            return f"{count} {name_of_one if count == 1 else name}"
+    return f"{int(seconds)} s"

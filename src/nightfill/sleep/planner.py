@@ -1,0 +1,105 @@
+"""The acting half of planning: looks at the state, decides by `plan`, and queues what is to be done."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from nightfill.sleep.plan import Verdict, obsolete, plan
+from nightfill.sleep.priority import recency_frequency
+from nightfill.state.jobs import JobKind, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nightfill.engines.engine import Description
+    from nightfill.sleep.plan import PlanLine
+    from nightfill.sleep.priority import Policy
+    from nightfill.state.access import AccessLog
+    from nightfill.state.book import SourceBook
+    from nightfill.state.engines import EngineBook
+    from nightfill.state.jobs import JobQueue
+
+_log = logging.getLogger(__name__)
+
+OPEN_STATES = (JobState.QUEUED, JobState.LEASED, JobState.DEAD)
+_MOST_JOBS = 20_000
+
+
+class State(Protocol):
+    """The books that background work needs."""
+
+    @property
+    def jobs(self) -> JobQueue:
+        """What is to be done."""
+
+    @property
+    def book(self) -> SourceBook:
+        """What is long-lived, and what of it is filled."""
+
+    @property
+    def access(self) -> AccessLog:
+        """How it was used."""
+
+    @property
+    def engines(self) -> EngineBook:
+        """What engines were seen."""
+
+
+async def plan_lines(
+    state: State,
+    descriptions: Sequence[Description],
+    *,
+    now_s: float,
+    policy: Policy = recency_frequency,
+    default_ttl_s: float,
+) -> list[PlanLine]:
+    """The plan for each engine, from what the state holds now; changes nothing, and needs no running engine."""
+    contexts = await state.book.contexts()
+    fills = await state.book.fills()
+    jobs = await state.jobs.jobs(states=OPEN_STATES, limit=_MOST_JOBS)
+    usages = {(c.tenant, c.name): await state.access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
+    lines: list[PlanLine] = []
+    for description in descriptions or (None,):
+        lines += plan(
+            contexts, fills, usages, jobs, description, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s
+        )
+    return lines
+
+
+class Planner:
+    """Queues jobs for what `plan` wants filled, and cancels those that nobody needs any more."""
+
+    def __init__(
+        self, state: State, *, clock: Callable[[], float], default_ttl_s: float, policy: Policy = recency_frequency
+    ) -> None:
+        self._state = state
+        self._clock = clock
+        self._default_ttl_s = default_ttl_s
+        self._policy = policy
+
+    async def tick(self, descriptions: Sequence[Description]) -> list[PlanLine]:
+        """Plan once. May be repeated at any time: a target has one job, however often it is queued."""
+        contexts = await self._state.book.contexts()
+        jobs = await self._state.jobs.jobs(states=(JobState.QUEUED, JobState.LEASED), limit=_MOST_JOBS)
+        for job in obsolete([job for job in jobs if job.kind is JobKind.FILL], contexts):
+            await self._state.jobs.cancel(job.id)
+            _log.info("job %d (%s): cancelled, its version is gone", job.id, job.label)
+        lines = await plan_lines(
+            self._state,
+            descriptions,
+            now_s=self._clock(),
+            policy=self._policy,
+            default_ttl_s=self._default_ttl_s,
+        )
+        for line in lines:
+            if line.verdict is not Verdict.SKIP and line.key is not None:
+                await self._state.jobs.enqueue(
+                    kind=JobKind.FILL,
+                    target=str(line.key),
+                    tenant=line.tenant,
+                    label=line.context,
+                    priority=line.priority,
+                    total_tokens=line.total_tokens,
+                )
+        return lines

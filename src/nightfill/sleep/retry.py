@@ -1,0 +1,77 @@
+"""What follows a failure."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from nightfill.errors import BadInput, EngineError, KvError, NightfillError, StateError
+
+
+class FailureKind(enum.StrEnum):
+    """What failed."""
+
+    ENGINE = "engine"
+    STORE = "store"
+    STATE = "state"
+    UNPROVEN = "unproven"
+    """The engine took the stored KV and computed the prefix all the same."""
+    IMPOSSIBLE = "impossible"
+    """It would fail in the same way again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed attempt. The message holds no text of a context."""
+
+    kind: FailureKind
+    message: str
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt may go better."""
+        return self.kind is not FailureKind.IMPOSSIBLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """Exponential backoff: `base_s`, doubled per failure, at most `cap_s`; dead at `max_failures`."""
+
+    max_failures: int
+    base_s: float
+    cap_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again, not before `at_s` (Unix seconds)."""
+
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The job is dead until somebody looks at it."""
+
+
+def after_failure(failures: int, failure: Failure, policy: RetryPolicy, *, now_s: float) -> Retry | GiveUp:
+    """`failures` is how many there were in a row, this one included; at least 1."""
+    if not failure.retryable or failures >= policy.max_failures:
+        return GiveUp()
+    doublings = min(failures - 1, 60)
+    return Retry(at_s=now_s + min(policy.base_s * 2.0**doublings, policy.cap_s))
+
+
+def failure_of(error: NightfillError) -> Failure:
+    """Which kind of failure an error is."""
+    match error:
+        case EngineError():
+            return Failure(FailureKind.ENGINE, str(error))
+        case KvError():
+            return Failure(FailureKind.STORE, str(error))
+        case StateError():
+            return Failure(FailureKind.STATE, str(error))
+        case BadInput():
+            return Failure(FailureKind.IMPOSSIBLE, str(error))
+        case _:
+            return Failure(FailureKind.ENGINE, str(error))

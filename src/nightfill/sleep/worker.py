@@ -1,0 +1,296 @@
+"""The worker: plans, leases, fills, and ends when it is asked to, at any instant, without losing what is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from nightfill.contexts.context import FillKey, FillState
+from nightfill.errors import EngineError, KvError, LeaseLost, NightfillError, QueueFull, StateError, StateUnavailable
+from nightfill.kv.key import BLOCK_TOKENS
+from nightfill.sleep.description import note_of
+from nightfill.sleep.fill import Filled, FillRun, Gone, Stopped
+from nightfill.sleep.gatekeeper import Gatekeeper
+from nightfill.sleep.lease import HeldLease
+from nightfill.sleep.planner import Planner
+from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
+from nightfill.sleep.slicing import SliceSizer
+from nightfill.sleep.sources import SourceWatch
+from nightfill.sleep.stopping import pause, unless
+from nightfill.state.jobs import JobKind, WorkerId
+from nightfill.state.process import is_gone, this_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nightfill.config import SleepSettings
+    from nightfill.contexts.context import Content, Context, Signature
+    from nightfill.engines.engine import Description
+    from nightfill.sleep.fill import Outcome
+    from nightfill.sleep.planner import State
+    from nightfill.sleep.pool import EnginePool
+    from nightfill.sleep.upkeep import Upkeep
+    from nightfill.state.jobs import Lease
+    from nightfill.state.load import LoadBoard
+
+_log = logging.getLogger(__name__)
+
+LOOK_EVERY_S: Final = 0.2
+"""How often the queue is asked for work, and the book for changes."""
+UPKEEP_EVERY_S: Final = 60.0
+PRUNE_EVERY_S: Final = 3600.0
+KEEP_JOBS_S: Final = 7 * 86400.0
+KEEP_ACCESSES_S: Final = 30 * 86400.0
+_SETTLE_WITHIN_S: Final = 5.0
+_ENGINES_END_WITHIN_S: Final = 15.0
+
+
+class Worker:
+    """One process's background work. `run` once.
+
+    `refresh` and `upkeep` run in threads. `clock` gives Unix seconds, `steady` this host's monotonic ones.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        board: LoadBoard,
+        pool: EnginePool,
+        settings: SleepSettings,
+        *,
+        refresh: Callable[[Context], Content | None],
+        upkeep: Upkeep | None = None,
+        ttl_s: float = 7 * 86400.0,
+        block_tokens: int = BLOCK_TOKENS,
+        worker: WorkerId | None = None,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.id = worker or this_worker()
+        self._state = state
+        self._board = board
+        self._pool = pool
+        self._settings = settings
+        self._upkeep = upkeep
+        self._block_tokens = block_tokens
+        self._clock = clock
+        self._steady = steady
+        self._sleep = sleep
+        self._sources = SourceWatch(state.book, refresh, every_s=float(settings.check_sources_every_s), clock=steady)
+        self._planner = Planner(state, clock=clock, default_ttl_s=ttl_s)
+        self._descriptions: dict[str, Description] = {}
+        self._describe_after_s: dict[str, float] = {}
+        self._describe_failures: dict[str, int] = {}
+        self._sizer = SliceSizer(
+            min_tokens=settings.min_slice_tokens,
+            max_tokens=settings.max_slice_tokens,
+            max_s=float(settings.max_slice_s),
+        )
+        self._sizers: dict[str, SliceSizer] = {}
+        self._retry = RetryPolicy(
+            max_failures=settings.max_failures,
+            base_s=float(settings.retry_base_s),
+            cap_s=float(settings.retry_cap_s),
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, or cancelled. Then the slice under way ends, what it computed is stored, the lease
+        goes back and the engines end, all within seconds.
+        """
+        _log.info("worker %s begins", self.id)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._plan_until(stop), name="planner")
+                tasks.create_task(self._work_until(stop), name="jobs")
+        finally:
+            async with asyncio.timeout(_ENGINES_END_WITHIN_S):
+                await self._pool.aclose()
+            _log.info("worker %s ends", self.id)
+
+    # --- planning ---
+
+    async def _plan_until(self, stop: asyncio.Event) -> None:
+        planned_at_s, tended_at_s, pruned_at_s = -1e18, -1e18, -1e18
+        seen = -1
+        while not stop.is_set():
+            now_s = self._steady()
+            try:
+                changes = self._state.book.changes()
+                if changes != seen or now_s - planned_at_s >= self._settings.plan_every_s:
+                    seen, planned_at_s = changes, now_s
+                    await self._reclaim()
+                    await self._plan(stop)
+                if now_s - tended_at_s >= UPKEEP_EVERY_S:
+                    tended_at_s = now_s
+                    await self._tend()
+                if now_s - pruned_at_s >= PRUNE_EVERY_S:
+                    pruned_at_s = now_s
+                    await self._state.jobs.prune(older_than_s=KEEP_JOBS_S)
+                    await self._state.access.prune(older_than_s=KEEP_ACCESSES_S)
+            except (StateError, KvError, QueueFull) as exc:
+                # The next tick may go better, and live requests do not need us.
+                _log.warning("planning: %s", exc)
+            await pause(stop, LOOK_EVERY_S, self._sleep)
+
+    async def _plan(self, stop: asyncio.Event) -> None:
+        contexts = await self._state.book.contexts()
+        await self._sources.look(contexts)
+        if contexts:
+            for name in self._pool.names:
+                if name not in self._descriptions and not stop.is_set():
+                    await self._describe(name, stop)
+        if self._descriptions:
+            await self._planner.tick(tuple(self._descriptions.values()))
+
+    async def _describe(self, name: str, stop: asyncio.Event) -> None:
+        """Start the engine to learn what it computes; keys of fills need its signature."""
+        if self._steady() < self._describe_after_s.get(name, -1e18):
+            return
+        try:
+            async with self._pool.lent(name) as engine:
+                description = await unless(stop, engine.describe())
+        except EngineError as exc:
+            failures = self._describe_failures[name] = self._describe_failures.get(name, 0) + 1
+            wait_s = min(self._retry.base_s * 2.0 ** min(failures - 1, 60), self._retry.cap_s)
+            self._describe_after_s[name] = self._steady() + wait_s
+            _log.warning("engine %s: asked again in %g s: %s", name, wait_s, exc)
+            return
+        if description is not None:
+            self._descriptions[name] = description
+            await self._state.engines.put(name, note_of(description))
+
+    async def _reclaim(self) -> None:
+        """Free what dead processes of this host still hold, so that nobody waits for their leases to expire."""
+        for worker in await self._state.jobs.holders():
+            if worker != self.id and is_gone(worker):
+                freed = await self._state.jobs.reclaim(worker)
+                _log.info("worker %s is gone: %d jobs are free again", worker, freed)
+
+    async def _tend(self) -> None:
+        """Pins, sweeps, and fills whose bytes are gone."""
+        if self._upkeep is None:
+            return
+        fills = await self._state.book.fills()
+        pinned = {(context.tenant, context.current) for context in await self._state.book.contexts() if context.pinned}
+        held = {fill.key for fill in fills if (fill.key.tenant, fill.key.fingerprint) in pinned}
+        left = await asyncio.to_thread(self._upkeep, fills, held)
+        for fill in fills:
+            tokens = left.get(fill.key, fill.stored_tokens)
+            if fill.state is not FillState.READY or tokens >= fill.stored_tokens:
+                continue
+            if await self._state.book.fill(fill.key) == fill:
+                await self._state.book.mark_fill(
+                    fill.key, state=FillState.EVICTED, reason="its bytes left the store", stored_tokens=tokens
+                )
+                _log.info("a fill of %d tokens has left the store, %d remain", len(fill.tokens), tokens)
+
+    # --- jobs ---
+
+    async def _work_until(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            lease: Lease | None = None
+            try:
+                if self._descriptions:
+                    lease = await self._state.jobs.lease(
+                        self.id, kinds=[JobKind.FILL], lease_s=float(self._settings.lease_s)
+                    )
+            except StateUnavailable as exc:
+                _log.warning("no job leased: %s", exc)
+            if lease is not None:
+                await self._run(lease, stop)
+            else:
+                await self._pool.stop_idle()
+                await pause(stop, LOOK_EVERY_S, self._sleep)
+
+    async def _run(self, lease: Lease, stop: asyncio.Event) -> None:
+        held = HeldLease(
+            self._state.jobs,
+            lease,
+            lease_s=float(self._settings.lease_s),
+            clock=self._steady,
+            sleep=self._sleep,
+        )
+        job = lease.job
+        _log.info("job %d (%s): lease %d, priority %.2f", job.id, job.label, lease.fence, job.priority)
+        try:
+            outcome = await self._fill(held, stop)
+        except LeaseLost as exc:
+            _log.warning("%s", exc)
+            return
+        except NightfillError as exc:
+            outcome = failure_of(exc)
+        except asyncio.CancelledError:
+            await self._settle(held, Stopped())
+            raise
+        # An error that nobody foresaw ends the process, and its lease counts as lost: or it would go on for ever.
+        await self._settle(held, outcome)
+
+    async def _fill(self, held: HeldLease, stop: asyncio.Event) -> Outcome:
+        try:
+            key = FillKey.parse(held.job.target)
+        except ValueError:
+            return Failure(FailureKind.IMPOSSIBLE, "not a fill's name")
+        name = self._engine_for(key.signature)
+        if name is None:
+            return Gone("no engine here computes its model any more")
+        gate = Gatekeeper(self._board, self._settings, stop=stop, clock=self._steady, sleep=self._sleep)
+        async with self._pool.lent(name) as engine:
+            run = FillRun(
+                key,
+                held,
+                book=self._state.book,
+                engine=engine,
+                gate=gate,
+                sizer=self._sizers.get(name, self._sizer),
+                settings=self._settings,
+                block_tokens=self._block_tokens,
+                clock=self._steady,
+                wall=self._clock,
+            )
+            try:
+                return await run.run()
+            finally:
+                # The next prefix begins short again, and so its slices.
+                self._sizers[name] = replace(run.sizer, last_tokens=0)
+
+    def _engine_for(self, signature: Signature) -> str | None:
+        return next((name for name, known in self._descriptions.items() if known.signature == signature), None)
+
+    async def _settle(self, held: HeldLease, outcome: Outcome) -> None:
+        """Write down how it ended. When that cannot be, the lease expires and the job is leased again."""
+        jobs, lease, job = self._state.jobs, held.lease, held.job
+        try:
+            async with asyncio.timeout(_SETTLE_WITHIN_S):
+                match outcome:
+                    case Filled():
+                        await jobs.complete(lease)
+                        _log.info(
+                            "job %d (%s): ready, %d tokens, %d computed now, %.2f engine seconds",
+                            job.id, job.label, outcome.tokens, outcome.computed, outcome.seconds,
+                        )  # fmt: skip
+                    case Stopped():
+                        await jobs.release(lease)
+                        _log.info("job %d (%s): handed back at %d tokens", job.id, job.label, held.kept_tokens)
+                    case Gone():
+                        await jobs.cancel(job.id)
+                        _log.info("job %d (%s): cancelled: %s", job.id, job.label, outcome.reason)
+                    case Failure():
+                        await self._fail(held, outcome)
+        except (StateError, TimeoutError) as exc:
+            _log.warning("job %d (%s): its end was not written down: %s", job.id, job.label, exc)
+
+    async def _fail(self, held: HeldLease, failure: Failure) -> None:
+        job = held.job
+        match after_failure(job.failures + 1, failure, self._retry, now_s=self._clock()):
+            case Retry(at_s=at_s):
+                await self._state.jobs.fail(held.lease, error=failure.message, retry_at_s=at_s)
+                _log.warning(
+                    "job %d (%s): again in %.1f s: %s", job.id, job.label, at_s - self._clock(), failure.message
+                )
+            case GiveUp():
+                await self._state.jobs.fail(held.lease, error=failure.message, retry_at_s=None)
+                _log.error("job %d (%s): given up: %s", job.id, job.label, failure.message)
