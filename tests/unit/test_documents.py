@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from documents import FENCE, PAGES, ROOT, Example, clean_environment, examples, examples_of, name, run
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-PAGES: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-FENCE: Final = re.compile(
-    r"^(?P<fence>```+)(?P<language>\w*)[^\n]*\n(?P<body>.*?)^(?P=fence)\s*$", re.MULTILINE | re.DOTALL
-)
 LINK: Final = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-MARK: Final = "<!-- tested -->\n"
 FIRST_STEPS: Final = ("make demo", "make test")
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A block that a page marks as tested."""
-
-    language: str
-    body: str
-    line: int
-
-
-def name(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def examples(text: str) -> list[Example]:
-    return [
-        Example(block["language"], block["body"], text.count("\n", 0, block.start()) + 1)
-        for block in FENCE.finditer(text)
-        if text.endswith(MARK, 0, block.start())
-    ]
 
 
 def anchors(text: str) -> set[str]:
@@ -69,28 +40,24 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
     assert list(broken_links(page)) == []
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if examples(page.read_text(encoding="utf-8"))], ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page, "tested")], ids=name)
 def test_tested_examples_run_as_they_stand(page: Path, tmp_path: Path) -> None:
     """All examples of a page run one after the other in one empty folder, with an empty home."""
-    home, folder = tmp_path / "home", tmp_path / "folder"
-    home.mkdir()
+    folder = tmp_path / "folder"
     folder.mkdir()
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "PYTHONWARNINGS": "error"}
-    for example in examples(page.read_text(encoding="utf-8")):
-        command = {
-            "sh": ["bash", "-euo", "pipefail", "-c", example.body],
-            "python": [sys.executable, "-c", example.body],
-        }[example.language]
-        ran = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert ran.returncode == 0, f"{name(page)}:{example.line} ended with {ran.returncode}\n{ran.stdout}{ran.stderr}"
+    for example in examples_of(page, "tested"):
+        run(example, folder, clean_environment(tmp_path))
 
 
 def test_a_marked_example_is_found_and_an_unmarked_one_is_not() -> None:
     text = "a\n\n```sh\nfalse\n```\n\n<!-- tested -->\n```python\nprint(1)\n```\n"
-    assert examples(text) == [Example("python", "print(1)\n", 8)]
+    assert examples(text, "tested") == [Example("", 8, "python", "print(1)\n")]
+    assert examples(text, "tested with a server") == []
+
+
+def test_an_example_that_fails_midway_fails(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"README\.md:3 ended with 1"):
+        run(Example("README.md", 3, "sh", "false\ntrue\n"), tmp_path, clean_environment(tmp_path))
 
 
 def test_anchors_are_those_of_the_headings_and_not_of_comments_in_code() -> None:
