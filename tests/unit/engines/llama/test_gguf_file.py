@@ -15,8 +15,8 @@ from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import BufferedReader
     from pathlib import Path
-    from typing import BinaryIO
 
 Pair = tuple[str, int, bytes]
 
@@ -164,7 +164,7 @@ class Hashes:
         self.count = 0
         real = hashlib.file_digest
 
-        def counted(file: BinaryIO, digest: str) -> object:
+        def counted(file: BufferedReader, digest: str) -> object:
             self.count += 1
             return real(file, digest)
 
