@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from nightfill.state.jobs import Job, JobQueue
 
     Handler = Callable[[Tenant, bytes], Awaitable[tuple[int, object]]]
-    Forget = Callable[[Fill], Awaitable[None]]
+    Forget = Callable[[Fill], Awaitable[object]]
     Planner = Callable[[Tenant], Awaitable[object]]
 
 TOP_PRIORITY: Final = 1e9

@@ -6,6 +6,7 @@ a key, a context or a text is a label.
 
 from __future__ import annotations
 
+import logging
 import platform
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
@@ -19,6 +20,7 @@ import nightfill
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+_LOG: Final = logging.getLogger(__name__)
 TTFT_BUCKETS: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
 )
@@ -44,8 +46,9 @@ class Sample:
 class _Watched(Collector):
     """Reads samples at scrape time, from the thread that renders."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_fault: Callable[[], None]) -> None:
         self.sources: list[Callable[[], Iterable[Sample]]] = []
+        self._on_fault = on_fault
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return ()  # not known before there is something to read
@@ -53,7 +56,14 @@ class _Watched(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for source in self.sources:
-            for sample in source():
+            try:
+                samples = list(source())
+            except Exception:  # noqa: BLE001
+                # The outermost frame of somebody else's code: its figures are missing, all others are not.
+                _LOG.exception("a source of metrics failed")
+                self._on_fault()
+                continue
+            for sample in samples:
                 family = families.get(sample.name)
                 if family is None:
                     kind = CounterMetricFamily if sample.kind == "counter" else GaugeMetricFamily
@@ -68,7 +78,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._watched = _Watched()
+        self._watched = _Watched(on_fault=lambda: self.fault("metrics"))
         self.registry.register(self._watched)
         self._ttft = Histogram(
             "nightfill_time_to_first_token_seconds",

@@ -59,7 +59,7 @@ def test_no_request_makes_the_gateway_fail_or_hang() -> None:
     with asyncio.Runner() as runner:
         house = House()
         opened = house.client()
-        client: aiohttp.ClientSession = runner.run(opened.__aenter__())
+        client = runner.run(opened.__aenter__())
 
         async def ask(method: str, path: str, body: bytes) -> tuple[int, bytes]:
             async with asyncio.timeout(5), client.request(method, path, data=body) as reply:
@@ -68,7 +68,7 @@ def test_no_request_makes_the_gateway_fail_or_hang() -> None:
         async def ask_all(batch: list[tuple[str, str, bytes]]) -> list[tuple[int, bytes]]:
             return await asyncio.gather(*(ask(*request) for request in batch))
 
-        @settings(max_examples=200, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.lists(requests, min_size=5, max_size=20))
         def fuzz(batch: list[tuple[str, str, bytes]]) -> None:
             for status, answer in runner.run(ask_all(batch)):
