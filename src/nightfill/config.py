@@ -33,9 +33,7 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     threads: int = 0
     """0 for all cores that this process may use."""
     batch_tokens: int = 512
-    """Live prefill batch."""
-    fill_batch_tokens: int = 256
-    """Batch of the filling child: a cancelled fill stops within one."""
+    """Tokens computed at once; a request that is given up, and a fill that is cancelled, stop within one batch."""
     gpu_layers: int = 0
     """Layers kept on a GPU, where the engine was built for one; -1 for all."""
     embeddings: bool = False

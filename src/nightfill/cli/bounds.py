@@ -16,7 +16,6 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "engines.*.slots": (1, 16),
     "engines.*.threads": (0, 1024),
     "engines.*.batch_tokens": (16, 65536),
-    "engines.*.fill_batch_tokens": (16, 65536),
     "engines.*.gpu_layers": (-1, 10_000),
     "engines.*.start_timeout_s": (1, 86400),
     "engines.*.fill_idle_stop_s": (0, 30 * 86400),

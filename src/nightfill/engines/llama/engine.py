@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,12 @@ def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return low
 
 
+def go_behind() -> None:
+    """Let the calling thread run only when nothing else wants to: cutting and sealing are background work too."""
+    with contextlib.suppress(OSError):  # some sandboxes refuse it; the thread then merely competes
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 class LlamaEngine:
     """Implements `engines.engine.Engine`. For one event loop."""
 
@@ -68,7 +75,11 @@ class LlamaEngine:
     ) -> None:
         self._model = model
         self._process = process
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix=f"kv-{model.settings.name}")
+        self._pool = ThreadPoolExecutor(
+            max_workers=2,
+            thread_name_prefix=f"kv-{model.settings.name}",
+            initializer=go_behind if model.filling else None,
+        )
         self._api = LlamaApi.of(process, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
         self._transfer = Transfer(
             store=store,

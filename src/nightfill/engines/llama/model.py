@@ -62,14 +62,13 @@ class LlamaModel:
 
     def child(self) -> ChildConfig:
         """How to start the child."""
-        batch = self.settings.fill_batch_tokens if self.filling else self.settings.batch_tokens
         return ChildConfig(
             model=str(self.path),
             alias=self.served_name,
             slot_save_path=f"{self.scratch}/",
             n_ctx=self.context_length * self.slots,
             n_parallel=self.slots,
-            n_batch=batch,
+            n_batch=self.settings.batch_tokens,
             n_threads=self.settings.threads or len(os.sched_getaffinity(0)),
             n_gpu_layers=self.settings.gpu_layers,
             embeddings=self.settings.embeddings and not self.filling,

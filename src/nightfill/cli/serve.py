@@ -1,0 +1,115 @@
+"""`nightfill serve`: the gateway, its live engine, and the background worker as a child."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import msgspec
+
+if TYPE_CHECKING:
+    from nightfill.cli.root import Options
+    from nightfill.cli.workspace import Workspace
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+@click.command()
+@click.option("--model", help="GGUF file, or demo:tiny, demo:small, demo:medium for a model made on the spot.")
+@click.option("--served-model-name", help="What requests call the model.  [default: the file's own name]")
+@click.option("--context-length", type=int, help="Tokens per request.  [default: the model's, at most 32768]")
+@click.option("--slots", type=int, help="Requests computed at the same time.  [default: 2]")
+@click.option("--threads", type=int, help="Threads of the engine.  [default: one per core]")
+@click.option("--embeddings", is_flag=True, default=None, help="Also serve /v1/embeddings.")
+@click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on, 0 for any.  [default: 8700]")
+@click.option("--no-sleep", is_flag=True, help="Do no background work.")
+@click.option("--json", "as_json", is_flag=True, help="Say where it listens as one JSON object on one line.")
+@click.pass_obj
+def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -> None:
+    """Serve a model over an OpenAI-compatible API, and fill its contexts while nobody asks.
+
+    The address is printed once the model answers. SIGTERM or Ctrl-C ends it in good order: running answers are
+    finished, what was being filled is kept.
+    """
+    import uvloop
+
+    from nightfill.cli.workspace import Workspace
+
+    overrides: dict[str, object] = {
+        f"engines.0.{key}": given[key]
+        for key in ("model", "served_model_name", "context_length", "slots", "threads", "embeddings")
+        if given[key] is not None
+    }
+    overrides |= {f"gateway.{key}": given[key] for key in ("host", "port") if given[key] is not None}
+    if no_sleep:
+        overrides["sleep.enabled"] = False
+    uvloop.run(run(Workspace.load(options, overrides), as_json=as_json))
+
+
+async def run(workspace: Workspace, *, as_json: bool) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    from nightfill.cli.engine_room import make_engine, the_engine
+    from nightfill.cli.rooms import open_rooms, sole
+    from nightfill.cli.upkeep import forget_fill, plan_now, store_samples
+    from nightfill.cli.worker_process import WorkerProcess
+    from nightfill.gateway import serving, stop_on_signals
+    from nightfill.observe import logs
+    from nightfill.observe.metrics import Metrics
+    from nightfill.sleep.description import note_of
+    from nightfill.state.board import MmapLoadBoard
+
+    settings = workspace.settings
+    logs.set_up(level=settings.log_level, kind=settings.log_format)
+    wanted = the_engine(settings)
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(stop_on_signals(stop))
+        rooms = await stack.enter_async_context(open_rooms(workspace))
+        stack.enter_context(sole(rooms.data_dir / "serve.lock", "serves"))
+        board = MmapLoadBoard(rooms.board_path)
+        stack.callback(board.close)
+        engine = await make_engine(wanted, rooms, filling=False)
+        stack.push_async_callback(engine.aclose)
+        metrics = Metrics()
+        metrics.watch(lambda: store_samples(rooms.store.report()))
+        starting = asyncio.create_task(engine.describe(), name="describe engine")
+        stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                return
+            description = starting.result()
+            await rooms.state.engines.put(description.engine, note_of(description))
+            server = await stack.enter_async_context(
+                serving(
+                    settings=settings.gateway,
+                    contexts=settings.contexts,
+                    engines=[engine],
+                    book=rooms.state.book,
+                    queue=rooms.state.jobs,
+                    access=rooms.state.access,
+                    board=board,
+                    metrics=metrics,
+                    forget=lambda fill: forget_fill(rooms, fill),
+                    plan=lambda tenant: plan_now(rooms, tenant),
+                )
+            )
+            if settings.sleep.enabled:
+                worker = WorkerProcess(msgspec.structs.replace(settings, data_dir=str(rooms.data_dir)))
+                await stack.enter_async_context(worker.running())
+            where = {"url": server.url, "model": description.model, "pid": os.getpid(), "engine": description.version}
+            if as_json:
+                click.echo(msgspec.json.encode(where).decode())
+            else:
+                click.echo(f"serving {description.model} on {server.url}/v1 (data in {rooms.data_dir})")
+            await stop.wait()
+            _LOG.info("stopping: finishing what runs")
+        finally:
+            stopping.cancel()
+            await asyncio.wait({starting, stopping})

@@ -1,0 +1,69 @@
+"""Small jobs that join rooms: forgetting a fill's bytes, planning from the state, store figures as metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from nightfill.kv.holdings import unshared
+from nightfill.observe.metrics import Sample
+from nightfill.sleep.description import description_of
+from nightfill.sleep.plan import plan
+from nightfill.state.jobs import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nightfill.cli.rooms import Rooms
+    from nightfill.contexts.context import Fill, Tenant
+    from nightfill.kv.report import StoreReport
+    from nightfill.sleep.plan import PlanLine
+
+
+async def forget_fill(rooms: Rooms, fill: Fill) -> int:
+    """Drop the bytes of a fill that no context needs any more, from all tiers; the number of blocks dropped."""
+    others = await rooms.state.book.fills(fill.key.tenant)
+    keys = await asyncio.to_thread(unshared, fill, others, block_tokens=rooms.settings.kv.block_tokens)
+    return await asyncio.to_thread(rooms.store.drop, keys)
+
+
+async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]:
+    """The plan by the state alone, for the engine seen last; no engine need run."""
+    state = rooms.state
+    now_s = time.time()
+    contexts = await state.book.contexts(tenant)
+    usages = {(one.tenant, one.name): await state.access.usage(one.tenant, one.name, now_s=now_s) for one in contexts}
+    notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
+    return plan(
+        contexts,
+        await state.book.fills(tenant),
+        usages,
+        await state.jobs.jobs(states=[JobState.QUEUED, JobState.LEASED, JobState.DEAD]),
+        description_of(notes[-1].body) if notes else None,
+        now_s=now_s,
+        default_ttl_s=rooms.settings.kv.ttl_s,
+    )
+
+
+def store_samples(report: StoreReport) -> Iterable[Sample]:
+    """The store's figures, per tier."""
+    for tier in report.tiers:
+        labels = {"tier": tier.name}
+        for name, help_text, value in (
+            ("kv_bytes", "Bytes in a tier.", tier.bytes),
+            ("kv_blocks", "Blocks in a tier.", tier.blocks),
+            ("kv_max_bytes", "Bytes that a tier may hold.", tier.max_bytes),
+        ):
+            yield Sample(name=name, help=help_text, value=value, labels=labels)
+        for name, help_text, value in (
+            ("kv_hits_total", "Blocks found.", tier.hits),
+            ("kv_misses_total", "Blocks not found.", tier.misses),
+            ("kv_corrupt_total", "Blocks whose bytes did not verify; each is a miss.", tier.corrupt),
+            ("kv_errors_total", "Failures of the device behind a tier.", tier.errors),
+            ("kv_evicted_total", "Blocks dropped to make room.", tier.evicted),
+            ("kv_expired_total", "Blocks dropped after their time to live.", tier.expired),
+            ("kv_read_bytes_total", "Bytes read.", tier.read_bytes),
+            ("kv_written_bytes_total", "Bytes written.", tier.written_bytes),
+        ):
+            yield Sample(name=name, help=help_text, value=value, kind="counter", labels=labels)

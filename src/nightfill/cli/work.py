@@ -1,0 +1,109 @@
+"""`nightfill work`: background work in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nightfill.cli.root import Options
+    from nightfill.cli.workspace import Workspace
+    from nightfill.config import ContextSettings
+    from nightfill.contexts import Content, Context
+
+
+@click.command()
+@click.option("--model", help="GGUF file, or demo:SIZE; the same as the server's.")
+@click.option("--handed-over", is_flag=True, hidden=True, help="Settings come on standard input; its end is a stop.")
+@click.pass_obj
+def work(options: Options, /, *, model: str | None, handed_over: bool) -> None:
+    """Fill contexts while nobody asks. `nightfill serve` runs one of these by itself.
+
+    SIGTERM ends it in good order: what is computed is stored, the job goes back.
+    """
+    import uvloop
+
+    from nightfill.cli.handover import decode_settings
+    from nightfill.cli.workspace import Workspace
+
+    if handed_over:
+        settings = decode_settings(sys.stdin.buffer.readline())
+        workspace = Workspace(settings=settings, data_dir=Path(settings.data_dir))
+    else:
+        workspace = Workspace.load(options, {"engines.0.model": model} if model else {})
+    uvloop.run(run(workspace, stop_at_end_of=sys.stdin.fileno() if handed_over else None))
+
+
+async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
+    """Work until SIGTERM, SIGINT, or the end of the file descriptor."""
+    from nightfill.cli.engine_room import make_engine, the_engine
+    from nightfill.cli.rooms import open_rooms
+    from nightfill.gateway import stop_on_signals
+    from nightfill.observe import logs
+    from nightfill.sleep import EnginePool, Worker, upkeep_of
+    from nightfill.state.board import MmapLoadBoard
+
+    settings = workspace.settings
+    logs.set_up(level=settings.log_level, kind=settings.log_format)
+    wanted = the_engine(settings)
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(stop_on_signals(stop))
+        if stop_at_end_of is not None:
+            _stop_at_end(stop_at_end_of, stop, stack)
+        rooms = await stack.enter_async_context(open_rooms(workspace))
+        board = MmapLoadBoard(rooms.board_path, writes=False)
+        stack.callback(board.close)
+        pool = EnginePool(
+            {wanted.name: lambda: make_engine(wanted, rooms, filling=True)},
+            idle_stop_s={wanted.name: float(wanted.fill_idle_stop_s)},
+        )
+        worker = Worker(
+            rooms.state,
+            board,
+            pool,
+            settings.sleep,
+            refresh=refresher(settings.contexts),
+            upkeep=upkeep_of(rooms.store, block_tokens=settings.kv.block_tokens),
+            ttl_s=settings.kv.ttl_s,
+            block_tokens=settings.kv.block_tokens,
+        )
+        await worker.run(stop)
+
+
+def refresher(limits: ContextSettings) -> Callable[[Context], Content | None]:
+    """Reads a context's source again if it looks changed since the last call for it. Called by one thread at a time."""
+    from nightfill.contexts.sources import refresh
+
+    marks: dict[tuple[str, str], tuple[Any, bytes | None]] = {}
+
+    def look(context: Context) -> Content | None:
+        name = (context.tenant, context.name)
+        source, mark = marks.get(name, (None, None))
+        reading = refresh(context.source, limits, mark if source == context.source else None)
+        if reading is None:
+            return None
+        marks[name] = (context.source, reading.mark)
+        return reading.content
+
+    return look
+
+
+def _stop_at_end(fd: int, stop: asyncio.Event, stack: AsyncExitStack) -> None:
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(fd, 4096):
+            loop.remove_reader(fd)
+            stop.set()
+
+    loop.add_reader(fd, read)
+    stack.callback(loop.remove_reader, fd)
