@@ -1,0 +1,79 @@
+"""What most commands work on: the settings, the data folder, and the state and the store in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from nightfill.cli.root import Options, environment
+from nightfill.cli.settings import data_dir, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from nightfill.config import KvSettings, Settings
+    from nightfill.kv import Store, TextSealer
+    from nightfill.state.seal import TextSeal
+    from nightfill.state.sqlite import SqliteState
+
+STATE_FILE: Final = "state.db"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """Settings and the folder that they point to. Commands work on it with or without a running server."""
+
+    settings: Settings
+    data_dir: Path
+
+    @classmethod
+    def load(cls, options: Options, overrides: Mapping[str, object] | None = None) -> Workspace:
+        """From the command line's options and the environment. Raises BadSetting."""
+        given: dict[str, object] = dict(overrides or {})
+        if options.data_dir:
+            given["data_dir"] = options.data_dir
+        if options.verbose:
+            given["log_level"] = "debug"
+        environ = environment()
+        settings = load_settings(file=options.config, environ=environ, overrides=given)
+        return cls(settings=settings, data_dir=data_dir(settings, environ))
+
+    @property
+    def state_path(self) -> Path:
+        """The state file."""
+        return self.data_dir / STATE_FILE
+
+    def open_state(self) -> SqliteState:
+        """The state, to be closed by the caller; made if it is not there. Raises StateUnavailable, BadSetting."""
+        from nightfill.state.sqlite import open_state
+
+        return open_state(self.state_path, seal=text_seal(self.settings.kv))
+
+    def open_store(self) -> Store:
+        """The KV store, to be closed by the caller. Raises BadSetting."""
+        from nightfill.kv import open_store
+
+        return open_store(self.settings.kv, data_dir=self.data_dir)
+
+
+def text_seal(settings: KvSettings) -> TextSeal | None:
+    """What seals texts in the state; None without a key file. Raises BadSetting."""
+    if not settings.key_file:
+        return None
+    from nightfill.kv import open_text_sealer
+
+    return _Seal(open_text_sealer(settings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Seal:
+    """The store's sealer of texts, as the state calls it."""
+
+    sealer: TextSealer
+
+    def seal(self, plain: bytes) -> bytes:
+        return self.sealer.seal_text(plain)
+
+    def open(self, sealed: bytes) -> bytes:
+        return self.sealer.open_text(sealed)
