@@ -45,6 +45,12 @@ class Index:
         self._records[record.key] = record
         self._total_bytes += record.size_bytes
 
+    def update(self, record: Record) -> None:
+        """Add a record, or replace it where it stands; `sort` follows when all are in."""
+        old = self._records.get(record.key)
+        self._records[record.key] = record
+        self._total_bytes += record.size_bytes - (old.size_bytes if old else 0)
+
     def touch(self, key: BlockKey, used_s: float) -> bool:
         """Note a use; whether the key is known."""
         record = self._records.get(key)
@@ -63,5 +69,5 @@ class Index:
         return True
 
     def sort(self) -> None:
-        """Bring records that were put in any order into that of their last use."""
+        """Bring records into the order of their last use; those of the same time stay as they stand."""
         self._records = OrderedDict(sorted(self._records.items(), key=lambda item: item[1].used_s))

@@ -12,7 +12,9 @@ def key(number: int) -> BlockKey:
     return BlockKey(bytes([number]) * 32)
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["put", "touch", "remove"]), st.integers(0, 5), st.integers(0, 99)))
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["put", "update", "touch", "remove"]), st.integers(0, 5), st.integers(0, 99))
+)
 
 
 @given(STEPS)
@@ -22,6 +24,10 @@ def test_an_index_keeps_the_order_of_use_and_the_total(steps: list[tuple[str, in
         if step == "put":
             index.put(Record(key(number), size, now_s))
             model.pop(key(number), None)
+            model[key(number)] = size
+        elif step == "update":
+            old = index.get(key(number))
+            index.update(Record(key(number), size, old.used_s if old else now_s))
             model[key(number)] = size
         elif step == "touch":
             assert index.touch(key(number), now_s) == (key(number) in model)

@@ -42,7 +42,8 @@ class DiskTier:
     """A `Tier` over `BlockFolder`. Comes up also where the folder is out of reach, and tries again with every call.
 
     `min_free_bytes` is left to others on the file system: our oldest blocks go when there is less. What other
-    processes write is noticed within `refresh_every_s`, and may exceed `max_bytes` for so long.
+    processes write is noticed within `refresh_every_s`, and may exceed `max_bytes` for so long; 0 means before each
+    write, more is stretched for a folder that takes long to list.
     """
 
     kind: Final = "disk"
@@ -182,34 +183,30 @@ class DiskTier:
         with self._room:
             self._refresh()
             free_bytes = self._folder.free_bytes()
-            with self._lock:
-                old = self._index.get(key)
-                need = shortfall(
-                    incoming_bytes=size,
-                    used_bytes=self._index.total_bytes - (old.size_bytes if old else 0) + self._reserved_bytes,
-                    max_bytes=self._max_bytes,
-                    free_bytes=free_bytes - self._reserved_bytes,
-                    min_free_bytes=self._min_free_bytes,
-                )
-            self._evict(need, sparing=key)
-            with self._lock:
-                self._reserved_bytes += size
-
-    def _evict(self, need_bytes: int, *, sparing: BlockKey) -> None:
-        for _ in range(_ROUNDS):
-            if need_bytes <= 0:
-                return
-            with self._lock:
-                others = (record for record in self._index if record.key != sparing)
-                chosen = victims(others, need_bytes=need_bytes, pinned=self._pinned)
-            if chosen is None:
-                break
-            need_bytes -= sum(self._evict_one(record) for record in chosen)
-        if need_bytes > 0:
-            raise TierFull(
-                f"{self.name}: {need_bytes} bytes short under a cap of {self._max_bytes} "
-                f"and a floor of {self._min_free_bytes}, and nothing that may be evicted"
-            )
+            for _ in range(_ROUNDS):
+                # Decided anew each round: others write, drop and use blocks meanwhile.
+                with self._lock:
+                    old = self._index.get(key)
+                    need = shortfall(
+                        incoming_bytes=size,
+                        used_bytes=self._index.total_bytes - (old.size_bytes if old else 0) + self._reserved_bytes,
+                        max_bytes=self._max_bytes,
+                        free_bytes=free_bytes - self._reserved_bytes,
+                        min_free_bytes=self._min_free_bytes,
+                    )
+                    if need <= 0:
+                        self._reserved_bytes += size
+                        return
+                    others = (record for record in self._index if record.key != key)
+                    chosen = victims(others, need_bytes=need, pinned=self._pinned)
+                if chosen is None:
+                    break
+                # Counted, not asked again: some file systems are slow to say what is free.
+                free_bytes += sum(self._evict_one(record) for record in chosen)
+        raise TierFull(
+            f"{self.name}: {need} bytes short under a cap of {self._max_bytes} and a floor of {self._min_free_bytes}, "
+            "and nothing that may be evicted"
+        )
 
     def _evict_one(self, record: Record) -> int:
         """Bytes freed: none when another process used the block since we last looked."""
@@ -246,7 +243,8 @@ class DiskTier:
                     self._changed = None
             self._settled = {shard: at for shard, at in shards.items() if at < now_ns - _SETTLED_NS}
             ended_s = time.monotonic()
-            self._next_refresh_s = ended_s + max(self._refresh_every_s, _SCAN_SHARE * (ended_s - began_s))
+            if self._refresh_every_s:
+                self._next_refresh_s = ended_s + max(self._refresh_every_s, _SCAN_SHARE * (ended_s - began_s))
 
     def _merge(self, found: list[Record], *, rescanned: Callable[[BlockKey], bool]) -> None:
         changed = self._changed or set()
@@ -259,7 +257,7 @@ class DiskTier:
             if record.key not in changed:
                 old = self._index.get(record.key)
                 used_s = max(record.used_s, old.used_s) if old else record.used_s
-                self._index.put(Record(record.key, record.size_bytes, used_s))
+                self._index.update(Record(record.key, record.size_bytes, used_s))
                 self._stamped[record.key] = record.used_s
         self._index.sort()
 

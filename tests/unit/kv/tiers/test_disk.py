@@ -113,6 +113,61 @@ def test_a_file_deleted_behind_our_back_is_a_miss_and_frees_its_room(
     assert tier.length(sample(2).key) is not None
 
 
+def test_a_report_leaves_out_what_was_deleted_behind_our_back(
+    make_disk: MakeDisk, root: Path, sample: MakeSample, page: Page
+) -> None:
+    tier = make_disk()
+    for number in range(6):
+        tier.write(sample(number).key, page(1))
+    for number in range(5):
+        file_of(root, sample(number)).unlink()
+    file_of(root, sample(4)).parent.rmdir()
+    assert (tier.usage().blocks, tier.usage().bytes) == (1, 4096)
+
+
+def test_a_use_that_is_not_in_the_file_yet_survives_a_rescan(
+    make_disk: MakeDisk, clock: FakeClock, sample: MakeSample, page: Page
+) -> None:
+    tier = make_disk(max_bytes=2 * 4096)
+    tier.write(sample(1).key, page(1))
+    clock.advance(10)
+    tier.write(sample(2).key, page(1))
+    clock.advance(10)
+    tier.touch(sample(1).key)
+    assert [record.key for record in tier.records()] == [sample(2).key, sample(1).key]
+
+
+def test_uses_at_the_same_time_keep_their_order_over_a_rescan(
+    make_disk: MakeDisk, clock: FakeClock, sample: MakeSample, page: Page
+) -> None:
+    tier = make_disk()
+    for number in range(8):
+        tier.write(sample(number).key, page(1))
+    clock.advance(100)
+    for number in reversed(range(8)):
+        tier.touch(sample(number).key)
+    assert [record.key for record in tier.records()] == [sample(number).key for number in reversed(range(8))]
+
+
+def test_a_replacement_that_fails_costs_at_most_the_others(
+    make_disk: MakeDisk, sample: MakeSample, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = make_disk(max_bytes=3 * 4096)
+    old = page(1)
+    tier.write(sample(1).key, old)
+    tier.write(sample(2).key, page(2))
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "pwritev", fail)
+        with pytest.raises(TierUnavailable):
+            tier.write(sample(1).key, page(2))
+    assert tier.read(sample(1).key) == old
+    assert tier.usage().bytes == 4096
+
+
 def test_a_folder_deleted_behind_our_back_is_made_again(
     make_disk: MakeDisk, root: Path, sample: MakeSample, page: Page
 ) -> None:
