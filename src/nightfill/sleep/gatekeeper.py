@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nightfill.errors import NightfillError
-from nightfill.sleep.gate import CHECK_RUNNING_S, Closed, Open, verdict
+from nightfill.sleep.gate import CHECK_CLOSED_S, CHECK_RUNNING_S, Closed, Open, verdict
 from nightfill.sleep.stopping import first_of, unless
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Gatekeeper:
                     engine.thaw()
                     pauses.frozen_s += self._clock() - frozen_since_s
                     frozen_since_s = None
-                await self._sleep(CHECK_RUNNING_S)
+                await self._sleep(CHECK_RUNNING_S if frozen_since_s is None else CHECK_CLOSED_S)
             task.cancel()
         finally:
             # Also when we are cancelled: a frozen engine could not take note that its slice is over.

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nightfill.contexts.context import (
+    Context,
+    ContextName,
+    Fill,
+    FillKey,
+    FillState,
+    Fingerprint,
+    Form,
+    Signature,
+    Tenant,
+    TextSource,
+)
+from nightfill.engines.engine import Description, Reuse
+from nightfill.sleep.description import description_of, note_of
+from nightfill.sleep.plan import Verdict, obsolete, plan, span
+from nightfill.state.access import Usage
+from nightfill.state.jobs import Job, JobId, JobKind, JobState
+
+if TYPE_CHECKING:
+    from nightfill.sleep.plan import PlanLine
+
+T, REPO = Tenant("default"), ContextName("repo")
+NOW_S = 1e9
+DESCRIPTION = Description(
+    engine="local",
+    model="m",
+    signature=Signature("5" * 64),
+    context_length=32_768,
+    kv_bytes_per_token=4112,
+    slots=2,
+    reuse=Reuse.TRIM,
+    embeddings=False,
+    version="v",
+)
+KEY = FillKey(tenant=T, fingerprint=Fingerprint("f" * 64), form=Form.CHAT, signature=DESCRIPTION.signature)
+
+
+def context(name: str = "repo", *, fingerprint: str = "f" * 64, pinned: bool = False, age_s: float = 0.0) -> Context:
+    return Context(
+        tenant=T,
+        name=ContextName(name),
+        source=TextSource(),
+        forms=(Form.CHAT,),
+        pinned=pinned,
+        ttl_s=None,
+        current=Fingerprint(fingerprint),
+        content_bytes=10,
+        created_at_s=NOW_S - age_s,
+        updated_at_s=NOW_S - age_s,
+        checked_at_s=NOW_S,
+    )
+
+
+def fill(state: FillState, *, tokens: int = 900, stored: int = 900, reason: str = "") -> Fill:
+    return Fill(
+        key=KEY,
+        state=state,
+        tokens=tuple(range(tokens)),
+        stored_tokens=stored,
+        filled_at_s=NOW_S - 7300,
+        fill_seconds=3.0,
+        reason=reason,
+    )
+
+
+def job(state: JobState, *, failures: int = 0, error: str = "", not_before_s: float = 0.0, target: str = "") -> Job:
+    return Job(
+        id=JobId(1),
+        kind=JobKind.FILL,
+        target=target or str(KEY),
+        tenant=T,
+        label=REPO,
+        priority=0.5,
+        state=state,
+        attempts=1,
+        failures=failures,
+        lost=0,
+        not_before_s=not_before_s,
+        done_tokens=512,
+        total_tokens=900,
+        worker=None,
+        lease_expires_at_s=None,
+        error=error,
+        created_at_s=NOW_S,
+        updated_at_s=NOW_S,
+    )
+
+
+def only(
+    fills: list[Fill],
+    jobs: list[Job] | None = None,
+    *,
+    usage: Usage | None = None,
+    pinned: bool = False,
+    description: Description | None = DESCRIPTION,
+) -> PlanLine:
+    usages = {(T, REPO): usage} if usage else {}
+    (line,) = plan([context(pinned=pinned)], fills, usages, jobs or [], description, now_s=NOW_S)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("fills", "jobs", "verdict", "why"),
+    [
+        ([], [], Verdict.FILL, "never filled, not used yet, priority 0.70"),
+        ([fill(FillState.READY)], [], Verdict.SKIP, "ready: 900 tokens, filled 2 h ago"),
+        (
+            [fill(FillState.FILLING, stored=512)],
+            [],
+            Verdict.FILL,
+            "goes on at 512 of 900 tokens, not used yet, priority 0.70",
+        ),
+        (
+            [fill(FillState.STALE, reason="a promise was broken")],
+            [],
+            Verdict.REFILL,
+            "fill again: a promise was broken, not used yet, priority 0.70",
+        ),
+        (
+            [fill(FillState.READY, stored=256)],
+            [],
+            Verdict.REFILL,
+            "fill again: ready, not used yet, priority 0.70",
+        ),
+        (
+            [fill(FillState.EVICTED, stored=0, reason="its bytes left the store")],
+            [],
+            Verdict.SKIP,
+            "not filled again before its next use: its bytes left the store",
+        ),
+        (
+            [fill(FillState.FILLING, tokens=70_000, stored=0)],
+            [],
+            Verdict.SKIP,
+            "not filled: longer than the model's context (70,000 > 32,768 tokens)",
+        ),
+        ([], [job(JobState.LEASED)], Verdict.FILL, "filling now: 512 of 900 tokens"),
+        (
+            [],
+            [job(JobState.QUEUED, failures=2, error="engine local: died", not_before_s=NOW_S + 8)],
+            Verdict.FILL,
+            "again in 8 s after 2 failures: engine local: died",
+        ),
+        ([], [job(JobState.DEAD, failures=5, error="disk full")], Verdict.SKIP, "dead after 5 failures: disk full"),
+        (
+            [],
+            [job(JobState.DEAD, failures=1, error="longer than the model's context (70,000 > 32,768 tokens)")],
+            Verdict.SKIP,
+            "not filled: longer than the model's context (70,000 > 32,768 tokens)",
+        ),
+        ([fill(FillState.READY)], [job(JobState.DONE)], Verdict.SKIP, "ready: 900 tokens, filled 2 h ago"),
+    ],
+)
+def test_each_line_says_what_happens_and_why(fills: list[Fill], jobs: list[Job], verdict: Verdict, why: str) -> None:
+    line = only(fills, jobs)
+    assert (line.verdict, line.why, line.key) == (verdict, why, KEY)
+
+
+def test_what_was_evicted_is_filled_again_once_it_is_pinned_or_used() -> None:
+    evicted = [fill(FillState.EVICTED, stored=0)]
+    assert only(evicted, pinned=True).verdict is Verdict.REFILL
+    used = Usage(last_access_s=NOW_S - 60, accesses_7d=1, broken_7d=0)
+    assert only(evicted, usage=used).verdict is Verdict.REFILL
+    used_long_ago = Usage(last_access_s=NOW_S - 30 * 86400, accesses_7d=0, broken_7d=0)
+    assert only(evicted, usage=used_long_ago).verdict is Verdict.SKIP
+
+
+def test_a_model_that_does_not_use_what_is_restored_is_not_filled() -> None:
+    line = only([], description=replace(DESCRIPTION, reuse=Reuse.NONE))
+    assert (line.verdict, "does not use restored KV" in line.why) == (Verdict.SKIP, True)
+
+
+def test_before_any_engine_has_run_the_plan_says_so() -> None:
+    line = only([], description=None)
+    assert (line.verdict, line.key, line.why) == (Verdict.SKIP, None, "waits for the first start of an engine")
+
+
+def test_what_is_worth_most_comes_first_and_what_is_skipped_last() -> None:
+    contexts = [
+        context("old", fingerprint="1" * 64, age_s=7200),
+        context("ready"),
+        context("new", fingerprint="2" * 64),
+    ]
+    lines = plan(contexts, [fill(FillState.READY)], {}, [], DESCRIPTION, now_s=NOW_S)
+    assert [(line.context, line.verdict) for line in lines] == [
+        ("new", Verdict.FILL),
+        ("old", Verdict.FILL),
+        ("ready", Verdict.SKIP),
+    ]
+
+
+def test_jobs_of_gone_versions_and_forms_are_obsolete() -> None:
+    current = job(JobState.QUEUED)
+    gone = [
+        job(JobState.QUEUED, target=str(replace(KEY, fingerprint=Fingerprint("0" * 64)))),
+        job(JobState.LEASED, target=str(replace(KEY, form=Form.COMPLETION))),
+        job(JobState.QUEUED, target="nonsense"),
+    ]
+    kept = [current, job(JobState.DONE, target="nonsense")]
+    assert obsolete([*kept, *gone], [context()]) == gone
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0 s"), (59.9, "59 s"), (60, "1 min"), (7300, "2 h"), (86400, "1 day"), (1e6, "11 days")],
+)
+def test_spans_are_told_in_one_unit(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_a_description_survives_being_noted() -> None:
+    assert description_of(note_of(DESCRIPTION)) == DESCRIPTION
+
+
+@pytest.mark.parametrize("change", [{"reuse": "PERHAPS"}, {"slots": "two"}, {"context_length": 1.5}])
+def test_a_note_of_another_shape_is_no_description(change: dict[str, str | int | bool]) -> None:
+    assert description_of({**note_of(DESCRIPTION), **change}) is None
+    assert description_of({}) is None

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from nightfill.errors import BadSource, EngineTimeout, LeaseLost, NightfillError, TierFull
+from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
+
+POLICY = RetryPolicy(max_failures=5, base_s=2, cap_s=10)
+
+
+@pytest.mark.parametrize(
+    ("failures", "kind", "expected"),
+    [
+        (1, FailureKind.ENGINE, Retry(102.0)),
+        (2, FailureKind.STORE, Retry(104.0)),
+        (3, FailureKind.UNPROVEN, Retry(108.0)),
+        (4, FailureKind.STATE, Retry(110.0)),
+        (5, FailureKind.ENGINE, GiveUp()),
+        (1, FailureKind.IMPOSSIBLE, GiveUp()),
+    ],
+)
+def test_failures_are_retried_ever_later_and_given_up_at_last(
+    failures: int, kind: FailureKind, expected: Retry | GiveUp
+) -> None:
+    assert after_failure(failures, Failure(kind, "x"), POLICY, now_s=100.0) == expected
+
+
+def test_a_great_many_failures_do_not_overflow() -> None:
+    patient = RetryPolicy(max_failures=10**6, base_s=2, cap_s=10)
+    assert after_failure(5000, Failure(FailureKind.ENGINE, "x"), patient, now_s=0.0) == Retry(10.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (EngineTimeout("silent", engine="e"), FailureKind.ENGINE),
+        (TierFull("no space"), FailureKind.STORE),
+        (LeaseLost("x"), FailureKind.STATE),
+        (BadSource("x"), FailureKind.IMPOSSIBLE),
+        (NightfillError("x"), FailureKind.ENGINE),
+    ],
+)
+def test_each_error_is_of_one_kind_and_keeps_its_words(error: NightfillError, kind: FailureKind) -> None:
+    assert failure_of(error) == Failure(kind, str(error))
