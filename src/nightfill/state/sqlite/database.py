@@ -110,6 +110,20 @@ class Database:
             return result
 
 
+def damage(path: Path) -> list[str]:
+    """What SQLite finds wrong with an existing state file, at most three findings; empty when it is whole.
+
+    Opens it for reading alone and reads it all. Raises StateUnavailable when it is no database or cannot be read.
+    """
+    with _translated(path):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)
+        try:
+            found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
+        finally:
+            connection.close()
+    return [] if found == ["ok"] else found
+
+
 def _connect(path: Path, *, busy_s: float) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
     try:

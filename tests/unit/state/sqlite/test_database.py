@@ -25,7 +25,7 @@ from nightfill.contexts.context import (
 )
 from nightfill.errors import StateUnavailable
 from nightfill.state.jobs import JobKind, JobState, WorkerId
-from nightfill.state.sqlite import SqliteState, open_state
+from nightfill.state.sqlite import SqliteState, damage, open_state
 from nightfill.state.sqlite.database import Database
 from nightfill.state.sqlite.schema import STEPS, migrate
 
@@ -132,6 +132,20 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(StateUnavailable, match="not a database"):
         open_state(tmp_path / "s.db")
+
+
+async def test_a_whole_file_has_no_damage_and_a_torn_one_says_what(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    async with open_state(path) as state:
+        await put_secret(state, SECRET * 3000)
+        assert damage(path) == []
+    with path.open("r+b") as file:
+        file.seek(4096 * 3)
+        file.write(b"\xff" * 4096 * 4)
+    assert damage(path) != []
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StateUnavailable, match="not a database"):
+        damage(path)
 
 
 def test_a_file_that_may_not_be_opened_is_refused(tmp_path: Path) -> None:
