@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts import FillState, Form
-from nightfill.errors import BadRequest, ClientLeft, EngineTimeout, EngineUnavailable, NightfillError, StateError
+from nightfill.errors import (
+    BadRequest,
+    ClientLeft,
+    EngineTimeout,
+    EngineUnavailable,
+    NightfillError,
+    StateError,
+    status_of,
+)
 from nightfill.gateway import route
 from nightfill.gateway.ask import decode_ask
 from nightfill.gateway.proof import Verdict, judge
@@ -141,7 +149,7 @@ class Inference:
         if trip.complete:
             metrics.duration(engine.model, layer, total_s)
         metrics.tokens(prompt=tokens.prompt or 0, reused=tokens.reused or 0, output=tokens.output or 0)
-        left = isinstance(trip.error, ClientLeft)
+        status = status_of(trip.error) if trip.error is not None else exchange.status
         if plan.fill is not None and trip.first_s:
             metrics.promise(
                 planned=plan.planned_tokens,
@@ -159,13 +167,14 @@ class Inference:
                 model=engine.model,
                 layer=layer,
                 prompt_tokens=tokens.prompt or 0,
-                promised_tokens=trip.loaded_tokens,
+                # What nobody said anything about is neither kept nor broken.
+                promised_tokens=trip.loaded_tokens if tokens.reused is not None else 0,
                 reused_tokens=tokens.reused or 0,
                 output_tokens=tokens.output or 0,
                 ttft_s=ttft_s,
                 total_s=total_s,
                 restore_s=trip.restore_s,
-                status=499 if left else exchange.status or 502,
+                status=status or 500,
             )
         )
         if verdict.broken:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _CONTENT: Final = re.compile(rb'"(?:content|text|reasoning_content|arguments|name|delta)"\s*:\s*"[^"]')
 """A chunk that carries the first piece of an answer; those before it open roles, count prompts or keep alive."""
+_LAST_WORDS_S: Final = 1.0
 MAX_BUFFERED_BYTES: Final = 256 << 20
 """An answer that is not streamed is held until its end, so that its headers can be exact."""
 
@@ -101,7 +102,11 @@ class Relay:
         if isinstance(error, ClientLeft) or not self._exchange.head_sent:
             raise error
         if self._streaming:
-            await self._exchange.send(event_of(error), more=False)
+            try:
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._exchange.send(event_of(error), more=False)
+            except TimeoutError:
+                pass  # a client that does not read; the connection ends all the same
         # Otherwise the connection ends before the promised length is reached, which no client takes for success.
 
     def _watched(self, watch: asyncio.Task[None]) -> None:
