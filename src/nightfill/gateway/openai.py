@@ -80,6 +80,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     logit_bias: dict[str, float] | list[list[Any]] | None = None
     cache_prompt: bool | None = None
+    return_progress: bool | None = None
     nightfill: Extension | None = None
 
 
@@ -132,7 +133,7 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 
 REFUSED: Final = frozenset({"id_slot", "slot_id", "lora", "n_cache_reuse", "n_keep", "n_discard", "slot_save_path"})
 """Members by which a client would reach into slots, adapters or caches that others share."""
-DROPPED: Final = frozenset({"nightfill", "cache_prompt", "return_progress"})
+DROPPED: Final = frozenset({"nightfill", "cache_prompt"})
 """Members that nightfill says to the engine itself."""
 
 _ALLOWED: Final = {

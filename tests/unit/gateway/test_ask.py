@@ -129,7 +129,9 @@ def test_null_means_not_given() -> None:
     assert (ask.model, ask.stream, ask.context, ask.reuse) == (None, False, None, True)
 
 
-def test_the_engines_progress_is_not_the_clients_to_ask_for() -> None:
-    ask = decode_ask(CHATS, json.dumps({**CHAT, "return_progress": True, "cache_prompt": True}).encode(), {})
-    assert not {"return_progress", "cache_prompt"} & ask.members.keys()
+def test_whether_to_use_a_cache_is_said_to_the_engine_by_the_gateway() -> None:
+    ask = decode_ask(CHATS, json.dumps({**CHAT, "cache_prompt": True, "return_progress": True}).encode(), {})
+    assert "cache_prompt" not in ask.members
+    assert bytes(ask.members["return_progress"]) == b"true"
     assert ask.reuse
+    assert not decode_ask(CHATS, json.dumps({**CHAT, "cache_prompt": False}).encode(), {}).reuse
