@@ -19,6 +19,8 @@ can any other that differs from the above in anything. It raises SlotFileUnknown
 
 Nothing in a slot file says which model, adapter or rope setting made it, and nothing in it is checksummed. Both is the
 business of whoever keeps the pieces.
+
+Restore whole files only: given one that is cut short, llama.cpp fails an assertion, and its process ends.
 """
 
 from __future__ import annotations
