@@ -93,6 +93,7 @@ class _Fill(msgspec.Struct):
 
 
 class _Context(msgspec.Struct):
+    bytes: int = 0
     fills: list[_Fill] = []
 
 
@@ -107,6 +108,8 @@ class FillSeen:
     """Of the whole context; 0 if nobody counted them yet."""
     fill_s: float
     """Engine seconds that it took so far."""
+    bytes: int = 0
+    """Of the context's text."""
 
 
 class Client:
@@ -146,10 +149,14 @@ class Client:
         known = await self._get(f"/v1/nightfill/contexts/{quote(self.target.context, safe='')}", _Context)
         fills = [fill for fill in known.fills if fill.form == "chat"]
         if not fills:
-            return FillSeen(state="absent", stored_tokens=0, tokens=0, fill_s=0.0)
+            return FillSeen(state="absent", stored_tokens=0, tokens=0, fill_s=0.0, bytes=known.bytes)
         best = max(fills, key=lambda fill: (fill.state == "ready", fill.stored_tokens))
         return FillSeen(
-            state=best.state, stored_tokens=best.stored_tokens, tokens=best.tokens, fill_s=best.fill_seconds
+            state=best.state,
+            stored_tokens=best.stored_tokens,
+            tokens=best.tokens,
+            fill_s=best.fill_seconds,
+            bytes=known.bytes,
         )
 
     async def _get(self, path: str, record: type[Record]) -> Record:
