@@ -66,8 +66,6 @@ class AesGcmSealer:
         for part in parts:
             at += encryptor.update_into(part, room[at:])
         encryptor.finalize()
-        # The wrapper may have scribbled on the padding behind the last part.
-        sealed[at:] = bytes(len(sealed) - at)
         sealed[COVERED_BYTES:HEADER_BYTES] = encryptor.tag
         return sealed
 

@@ -351,6 +351,7 @@ def test_a_promotion_into_a_ram_full_of_pins_is_no_error(
     store.get(a.key, salt=SALT)
     store.pin([a.key])
     assert holds(store.get(b.key, salt=SALT), b)
+    put(store, b, hot=True)
     assert (of(store, "ram").errors, of(store, "ram").blocks) == (0, 1)
 
 
@@ -437,6 +438,17 @@ def test_a_sweep_takes_copies_of_what_another_process_deleted(
     ours.sweep()
     assert ours.get(sample(1).key, salt=SALT) is None
     assert of(ours, "ram").blocks == 1
+
+
+def test_a_sweep_keeps_copies_while_the_disk_cannot_be_asked(
+    make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample
+) -> None:
+    broken = BrokenTier(make_disk(), TierUnavailable("disk: Input/output error"))
+    ram = make_ram(name="ram")
+    put(make_store(ram, make_disk()), sample(1), hot=True)
+    store = make_store(ram, broken)
+    assert store.sweep() == 0
+    assert holds(store.get(sample(1).key, salt=SALT), sample(1))
 
 
 def test_another_process_finds_what_this_one_put(

@@ -153,6 +153,17 @@ def test_a_pinned_block_can_be_replaced_in_a_full_tier(
     assert tier.read(sample(1).key) == new
 
 
+def test_a_block_that_grows_makes_room_at_the_cost_of_others(
+    make_tier: MakeTier, sample: MakeSample, page: Callable[[int], memoryview]
+) -> None:
+    tier = make_tier(max_bytes=3 * 4096)
+    tier.write(sample(1).key, page(1))
+    tier.write(sample(2).key, page(2))
+    tier.write(sample(1).key, page(2))
+    assert [(record.key, record.size_bytes) for record in tier.records()] == [(sample(1).key, 8192)]
+    assert (tier.usage().bytes, tier.usage().evicted) == (8192, 1)
+
+
 def test_a_block_over_the_cap_is_refused_and_costs_nobody_his_place(
     make_tier: MakeTier, sample: MakeSample, page: Callable[[int], memoryview]
 ) -> None:

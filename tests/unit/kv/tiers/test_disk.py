@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nightfill.errors import BlockCorrupt, TierFull, TierUnavailable
-from nightfill.kv.tiers.folder import DRAFT_AGE_S
+from nightfill.kv.tiers.folder import DRAFT_AGE_S, BlockFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -230,6 +230,75 @@ def test_drafts_of_the_dead_go_at_start_and_those_of_the_living_stay(
     finally:
         os.close(writer)
     assert {draft.name for draft in drafts(root)} == {"held", "new"}
+
+
+def test_a_writer_that_takes_its_time_keeps_its_draft(
+    make_disk: MakeDisk, clock: FakeClock, sample: MakeSample, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier, whole = make_disk(), os.pwritev
+
+    def suspended(fd: int, parts: list[memoryview], at: int) -> int:
+        clock.now_s = os.fstat(fd).st_mtime + 10 * DRAFT_AGE_S
+        make_disk()
+        return whole(fd, parts, at)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(os, "pwritev", suspended)
+        # The second tier probes with a write of its own, which must not start a third.
+        slow.setattr("nightfill.kv.tiers.folder.probe", lambda _: True)
+        tier.write(sample(1).key, page(2))
+    assert tier.length(sample(1).key) == 8192
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_o_direct_is_used_for_blocks_where_it_was_found(
+    make_disk: MakeDisk, sample: MakeSample, page: Page, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    monkeypatch.setattr("nightfill.kv.tiers.folder.probe", lambda _: direct)
+    tier, plain_open, flags_seen = make_disk(), os.open, list[int]()
+
+    def spy(path: Path, flags: int, mode: int = 0o777) -> int:
+        flags_seen.append(flags)
+        return plain_open(path, flags & ~os.O_DIRECT, mode)
+
+    monkeypatch.setattr(os, "open", spy)
+    tier.write(sample(1).key, page(1))
+    tier.read(sample(1).key)
+    assert [bool(flags & os.O_DIRECT) for flags in flags_seen] == [direct, direct]
+    assert tier.usage().direct_io == direct
+
+
+def test_a_file_that_came_within_the_same_tick_as_a_scan_is_seen_by_the_next(
+    make_disk: MakeDisk, root: Path, sample: MakeSample, page: Page
+) -> None:
+    tier = make_disk()
+    tier.write(sample(1).key, page(1))
+    shard = file_of(root, sample(1)).parent
+    assert tier.usage().blocks == 1
+    before = shard.stat()
+    other = file_of(root, sample(1)).with_name(shard.name + "0" * 62 + ".kv")
+    other.write_bytes(bytes(4096))
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert tier.usage().blocks == 2
+
+
+def test_what_changes_during_a_scan_is_not_undone_by_it(
+    make_disk: MakeDisk, sample: MakeSample, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = make_disk(refresh_every_s=1e9)
+    tier.write(sample(1).key, page(1))
+    whole = BlockFolder.shards
+
+    def shards_then_change(folder: BlockFolder) -> dict[int, int]:
+        found = whole(folder)
+        records = {shard: folder.scan(shard) for shard in found}
+        monkeypatch.setattr(BlockFolder, "scan", lambda _, shard: records[shard])
+        tier.drop(sample(1).key)
+        tier.write(sample(2).key, page(2))
+        return found
+
+    monkeypatch.setattr(BlockFolder, "shards", shards_then_change)
+    assert [record.key for record in tier.records()] == [sample(2).key]
 
 
 def test_a_cold_start_leaves_blocks_alone(make_disk: MakeDisk, sample: MakeSample, page: Page) -> None:
