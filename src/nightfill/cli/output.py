@@ -41,7 +41,8 @@ def show_ago(at_s: float | None, *, now_s: float | None = None) -> str:
     """A moment in Unix seconds, as `5 min ago`; `never` for None."""
     if at_s is None:
         return "never"
-    return f"{show_duration(max((time.time() if now_s is None else now_s) - at_s, 0.0))} ago"
+    passed_s = (time.time() if now_s is None else now_s) - at_s
+    return "just now" if passed_s < 1 else f"{show_duration(passed_s)} ago"
 
 
 def _cell(value: object) -> str:

@@ -1,0 +1,105 @@
+"""What `nightfill doctor` looks at in state and store: damage, dead jobs, promises not kept, a tier's errors."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Final
+
+from nightfill.cli.checks import Finding, fail, ok, warn
+from nightfill.errors import NightfillError
+from nightfill.sleep.description import description_of
+from nightfill.state.jobs import JobState
+from nightfill.state.sqlite.access import is_broken
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nightfill.cli.workspace import Workspace
+    from nightfill.state.sqlite import SqliteState
+
+_DAY_S: Final = 86400.0
+_REQUESTS: Final = 10_000
+_SHOWN: Final = 5
+
+
+def check_state_file(path: Path) -> Finding:
+    """Whether SQLite finds the state file whole. Opens it for reading alone."""
+    if not path.exists():
+        return ok("state", f"{path}, made when it is needed")
+    advice = "stop nightfill, move the file away, add the contexts again; stored KV is found again by what it is of"
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+        try:
+            found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        return fail("state", f"{path}: {error}", advice)
+    if found != ["ok"]:
+        return fail("state", f"{path} is damaged: {'; '.join(found)}", advice)
+    return ok("state", f"{path} is whole")
+
+
+async def check_contents(workspace: Workspace) -> tuple[list[Finding], int]:
+    """Findings about jobs and promises, and the KV bytes per token of the engine seen last (0 when unknown)."""
+    if not workspace.state_path.exists():
+        return [], 0
+    try:
+        async with workspace.open_state() as state:
+            notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
+            description = description_of(notes[-1].body) if notes else None
+            findings = [await _check_jobs(state), await _check_promises(state)]
+            return findings, description.kv_bytes_per_token if description else 0
+    except NightfillError as error:
+        return [fail("state", str(error), "see the line on the state file; with encryption, kv.key_file")], 0
+
+
+async def _check_jobs(state: SqliteState) -> Finding:
+    jobs = await state.jobs.jobs(states=(JobState.QUEUED, JobState.LEASED, JobState.DEAD))
+    dead = [job for job in jobs if job.state is JobState.DEAD]
+    failing = [job for job in jobs if job.state is not JobState.DEAD and job.failures]
+    if dead:
+        listed = "; ".join(f"{job.id} ({job.label}): {job.error}" for job in dead[:_SHOWN])
+        return warn("jobs", f"{len(dead)} dead: {listed}", "mend the cause, then `nightfill jobs retry ID`")
+    if failing:
+        listed = "; ".join(f"{job.id} ({job.label}): {job.error}" for job in failing[:_SHOWN])
+        return warn("jobs", f"{len(failing)} failing, tried again later: {listed}", "mend the cause")
+    return ok("jobs", f"{len(jobs)} wait or run, none is failing")
+
+
+async def _check_promises(state: SqliteState) -> Finding:
+    since_s = time.time() - _DAY_S
+    recent = [row for row in await state.access.recent(limit=_REQUESTS) if row.at_s >= since_s]
+    broken = [row for row in recent if is_broken(row)]
+    promised = sum(row.promised_tokens > 0 for row in recent)
+    detail = f"{len(broken)} of {promised} promises of reuse were broken in the last 24 h"
+    if broken:
+        names = sorted({row.context or "?" for row in broken})
+        advice = (
+            f"contexts {', '.join(names[:_SHOWN])}: those fills are made again; if it goes on, the model does not reuse"
+        )
+        return warn("proof", detail, advice)
+    return ok("proof", detail)
+
+
+def check_store(workspace: Workspace) -> Finding:
+    """Whether the store opens, and what its tiers say."""
+    if not workspace.data_dir.is_dir():
+        return ok("store", "made when it is needed")
+    try:
+        store = workspace.open_store()
+    except NightfillError as error:
+        return fail("store", str(error), "see kv.tiers and kv.key_file in docs/settings.md")
+    try:
+        report = store.report()
+    finally:
+        store.close()
+    ailing = [f"{tier.name}: {tier.last_error}" for tier in report.tiers if tier.last_error]
+    if ailing:
+        return fail("store", "; ".join(ailing), "mend the device; serving goes on without it")
+    durable = [tier for tier in report.tiers if tier.durable]
+    if not durable:
+        return warn("store", "no tier outlives the process", "add a disk tier to kv.tiers")
+    blocks = sum(tier.blocks for tier in durable)
+    return ok("store", f"{blocks} blocks on disk, {'encrypted' if report.encrypted else 'not encrypted'}")
