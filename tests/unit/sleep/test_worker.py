@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,7 +15,9 @@ from fakes.virtual_time import now_s, until, virtual
 from nightfill.config import Duration
 from nightfill.contexts.context import ContextName, Fill, FillKey, FillState, FolderSource, Signature, Text
 from nightfill.engines.engine import Reuse
+from nightfill.kv.key import salt_of
 from nightfill.sleep.description import description_of
+from nightfill.sleep.worker import Worker
 from nightfill.state.jobs import JobKind, JobState, WorkerId
 from nightfill.state.process import this_worker
 
@@ -397,3 +400,51 @@ async def test_two_workers_fill_many_contexts_and_none_twice(tmp_path: Path) -> 
                 await fill_in(h, key_of(context))
         assert h.log.fills + other.log.fills == 6
         assert min(h.log.fills, other.log.fills) >= 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+@virtual
+async def test_whatever_dies_and_whenever_every_context_is_ready_at_last(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers are killed (nothing of theirs is cleaned up), engines die, live requests come, contents change."""
+    chance = random.Random(seed)
+
+    async def dead_workers_settle_nothing(*_: object) -> None:
+        """As after kill -9: the lease stays until it expires."""
+
+    async with house(tmp_path) as h:
+        h.make_engine = lambda h: FakeFillEngine(
+            store=h.store,
+            log=h.log,
+            freezes=chance.random() < 0.7,
+            dies_after=chance.choice([None, 100, 700, 2500]),
+            save_s=chance.choice([0.001, 0.1]),
+        )
+        names = ["a", "b", "c"]
+        for name in names:
+            await h.put(name * chance.randint(1, 4000), name=name)
+        for kill in range(8):
+            task = asyncio.create_task(h.worker(f"w{kill}").run(asyncio.Event()))
+            for _ in range(chance.randint(0, 4)):
+                await asyncio.sleep(chance.random())
+                h.board.enter()
+                await asyncio.sleep(chance.random() / 4)
+                h.board.leave()
+            if chance.random() < 0.4:
+                name = chance.choice(names)
+                await h.put(name * chance.randint(1, 4000), name=name)
+            await asyncio.sleep(chance.random())
+            with monkeypatch.context() as patch:
+                patch.setattr(Worker, "_settle", dead_workers_settle_nothing)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+        h.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log)
+        async with h.working("last"):
+            for context in await h.state.book.contexts():
+                fill = await fill_in(h, key_of(context))
+                assert fill.stored_tokens == len(fill.tokens)
+                assert h.store.stored[fill.tokens, salt_of(T)] == len(fill.tokens)
+        assert len(await h.state.book.fills()) == 3
+        assert await h.state.jobs.holders() == []

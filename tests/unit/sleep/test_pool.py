@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+from fakes.fill_engine import FakeFillEngine
+from fakes.virtual_time import virtual
+from nightfill.errors import EngineStart, EngineUnavailable
+from nightfill.sleep.pool import EnginePool
+
+
+class Factory:
+    def __init__(self) -> None:
+        self.made: list[FakeFillEngine] = []
+        self.fails = False
+
+    async def __call__(self) -> FakeFillEngine:
+        if self.fails:
+            raise EngineStart("no such file", engine="e")
+        self.made.append(FakeFillEngine())
+        return self.made[-1]
+
+
+def pool_of(factory: Factory, at_s: list[float]) -> EnginePool:
+    return EnginePool({"e": factory}, idle_stop_s={"e": 60.0}, clock=lambda: at_s[0])
+
+
+async def fail_with_it(pool: EnginePool, *, dead: bool) -> None:
+    async with pool.lent("e") as engine:
+        assert isinstance(engine, FakeFillEngine)
+        engine.dead = dead
+        raise EngineUnavailable("x", engine="e")
+
+
+@virtual
+async def test_an_engine_starts_when_lent_and_serves_all_who_ask() -> None:
+    factory = Factory()
+    pool = pool_of(factory, [0.0])
+    assert (pool.names, pool.running) == (("e",), ())
+    async with pool.lent("e") as one, pool.lent("e") as two:
+        assert one is two
+    assert pool.running == ("e",)
+    await pool.aclose()
+    await pool.aclose()
+    assert factory.made[0].closed
+
+
+@virtual
+async def test_an_idle_engine_ends_but_never_one_in_use() -> None:
+    factory, at_s = Factory(), [0.0]
+    pool = pool_of(factory, at_s)
+    async with pool.lent("e"):
+        at_s[0] = 1000.0
+        await pool.stop_idle()
+        assert pool.running == ("e",)
+    at_s[0] = 1059.0
+    await pool.stop_idle()
+    assert pool.running == ("e",)
+    at_s[0] = 1060.0
+    await pool.stop_idle()
+    assert not pool.running
+    assert factory.made[0].closed
+
+
+@virtual
+async def test_an_engine_that_failed_is_replaced_if_it_does_not_answer() -> None:
+    factory = Factory()
+    pool = pool_of(factory, [0.0])
+    for dead in (False, True):
+        with pytest.raises(EngineUnavailable):
+            await fail_with_it(pool, dead=dead)
+    assert len(factory.made) == 1
+    async with pool.lent("e") as engine:
+        assert engine is factory.made[1]
+    assert factory.made[0].closed
+    await pool.aclose()
+
+
+@virtual
+async def test_a_start_that_fails_leaves_nothing_and_is_tried_again() -> None:
+    factory = Factory()
+    pool = pool_of(factory, [0.0])
+    factory.fails = True
+    with pytest.raises(EngineStart):
+        async with pool.lent("e"):
+            pass
+    assert not pool.running
+    factory.fails = False
+    async with pool.lent("e"):
+        assert pool.running == ("e",)
+    await pool.aclose()
