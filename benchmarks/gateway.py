@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -333,6 +334,7 @@ def main() -> None:
         "chunks_per_stream": CHUNKS,
         "requests": len(direct) + len(through),
         "added_mean_s": statistics.fmean(through) - statistics.fmean(direct),
+        "load_average": os.getloadavg()[0],
         "machine": asdict(this_machine()),
         "commit": commit(),
         "command": shlex.join(["python", *sys.argv]),
