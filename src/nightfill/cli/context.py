@@ -221,7 +221,15 @@ async def _add(
         asked, fills = await _filled(state, stored, again=False, timeout_s=timeout_s)
         if as_json:
             view = await _view(state, stored)
-            echo_json({**view, "did": did, "files": taken.files, "left_out": taken.left_out, "jobs": _jobs(asked)})
+            echo_json(
+                {
+                    **view,
+                    "did": did,
+                    "files": taken.files,
+                    "left_out": taken.left_out,
+                    "jobs": await _jobs(state, asked),
+                }
+            )
             return
         remark = f" ({taken.remark})" if taken.remark else ""
         click.echo(f"{did} {stored.name}@{stored.current[:8]}: {show_bytes(stored.content_bytes)}{remark}")
@@ -330,7 +338,7 @@ async def _fill(
         else:
             asked, fills = await _filled(state, found, again=again, timeout_s=timeout_s)
         if as_json:
-            echo_json({**await _view(state, found), "jobs": _jobs(asked)})
+            echo_json({**await _view(state, found), "jobs": await _jobs(state, asked)})
             return
     for one in asked:
         if one.job is None:
@@ -400,10 +408,11 @@ async def _view(state: SqliteState, found: Context) -> dict[str, Any]:
     return context_view(found, await state.book.fills(found.tenant), usage)
 
 
-def _jobs(asked: Sequence[Asked]) -> list[dict[str, Any]]:
+async def _jobs(state: SqliteState, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+    """The jobs as they are now."""
     from nightfill.cli.views import job_view
 
-    return [job_view(one.job) for one in asked if one.job is not None]
+    return [job_view(await state.jobs.get(one.job.id) or one.job) for one in asked if one.job is not None]
 
 
 def _forms(form: str | None, *, messages: bool) -> tuple[Form, ...]:

@@ -231,6 +231,7 @@ def test_waiting_reports_tokens_and_seconds_when_done(
 
     monkeypatch.setattr("nightfill.cli.fill_now.asyncio.sleep", works)
     assert cli.ok("context", "fill", "repo", "--wait") == "chat: 300 tokens ready, 2.5 s of engine time\n"
+    assert cli.json("context", "fill", "repo", "--again", "--wait")["jobs"][0]["state"] == "done"
 
 
 def test_waiting_is_bounded_and_says_when_nobody_works(
@@ -281,9 +282,12 @@ def test_removing_takes_text_jobs_and_kv_but_not_what_others_need(
 def test_a_version_that_another_name_has_stays(cli: Cli, folder: Path, description: Description) -> None:
     cli.ok("context", "add", "one", folder)
     cli.ok("context", "add", "two", folder)
+    seen(cli, description)
+    cli.ok("context", "fill", "two")
     filled(cli, "one", description.signature)
     assert cli.json("context", "rm", "one") == [{"name": "one", "jobs_cancelled": 0, "blocks_dropped": 0}]
     assert cli.json("context", "show", "two")["fills"][0]["state"] == "ready"
+    assert jobs(cli)[0].state is JobState.QUEUED
 
 
 def test_tenants_are_apart(cli: Cli, folder: Path) -> None:
