@@ -17,7 +17,7 @@ from nightfill.engines.upstream import Upstream
 from nightfill.errors import EngineError, EngineStart, EngineTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 _STOP_S: Final = 30.0
 _CHILD: Final = b"nightfill.engines.llama.child"
@@ -47,7 +47,7 @@ class ServerProcess:
         upstream = Upstream(self.url, engine=_NAME)
         try:
             async with asyncio.timeout(within_s):
-                while not await _is_ready(upstream):  # noqa: ASYNC110 - another process's doing; no event to wait for
+                while not await _is_ready(upstream):  # noqa: ASYNC110 - no event to wait for
                     await asyncio.sleep(0.02)
         except TimeoutError as exc:
             raise EngineTimeout(f"no engine answered within {within_s:g} s", engine=_NAME) from exc
@@ -66,18 +66,22 @@ class ServerProcess:
 
 
 @contextlib.asynccontextmanager
-async def server_process(arguments: Sequence[str], *, data_dir: Path) -> AsyncIterator[ServerProcess]:
-    """Start `nightfill serve` with these arguments, and stop it in good order when left. It logs to a file in `data_dir`.
+async def server_process(
+    arguments: Sequence[str], *, data_dir: Path, environ: Mapping[str, str] | None = None
+) -> AsyncIterator[ServerProcess]:
+    """Start `nightfill serve` with these arguments; stopped in good order when left. It logs to a file in `data_dir`.
 
     Raises EngineStart with the end of the log when it does not come up.
     """
     log = data_dir / "serve.log"
     with _opened(log) as errors:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "nightfill", "--data-dir", str(data_dir), "serve", "--json", "--port", "0", *arguments,
+            *(sys.executable, "-m", "nightfill", "--data-dir", str(data_dir), "serve", "--json", "--port", "0"),
+            *arguments,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
-        )  # fmt: skip
+            env={**os.environ, **(environ or {})},
+        )
     try:
         assert process.stdout is not None
         line = await process.stdout.readline()

@@ -149,8 +149,8 @@ class Admin:
         if sum(given is not None for given in (ask.text, ask.messages, ask.source)) != 1:
             raise BadRequest("give exactly one of text, messages and source")
         content, source = await self._content(ask)
-        default = [Form.CHAT] if isinstance(content, Messages) else list(Form)
-        forms = ask.forms or default
+        # As the command line does: filling both forms would cost twice as much, and most ask in one.
+        forms = ask.forms or [Form.CHAT]
         if isinstance(content, Messages) and Form.COMPLETION in forms:
             raise BadRequest("a context of messages has only the form chat", param="forms")
         old = await self._book.get(tenant, name)

@@ -1,7 +1,7 @@
 """Carries KV between the store and a llama.cpp slot, by way of slot files in a scratch folder.
 
 A slot file names neither model nor adapter and has no checksum, so nothing is read from the scratch folder that was not
-written there a moment before, by us or by the engine, in a folder of one's own with names that are used once.
+written there a moment before, by us or by the engine, in a folder of one's own.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import logging
 import mmap
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from nightfill.engines.llama import slotfile
 from nightfill.errors import EngineRefused, SlotFileUnknown
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from nightfill.kv.store import Store
 
 T = TypeVar("T")
+_LOG: Final = logging.getLogger(__name__)
+_KEPT_SCRATCH_BYTES: Final = 1 << 30
+"""A larger slot file's pages are given back after the load: they may lie in memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,6 @@ class Transfer:
         self._signature = signature
         self.block_tokens = block_tokens
         self._pool = pool
-        self._names = itertools.count()
         self.plain = True
         """Whether slot files can be cut into blocks; else each is stored whole, as a snapshot."""
         self._spans = functools.lru_cache(maxsize=64)(self._spans_of)
@@ -85,19 +88,28 @@ class Transfer:
         A miss, a corrupt block and a file that the engine refuses all end in less, or nothing, loaded.
         """
         started_s = time.perf_counter()
-        name = self._name(slot)
+        # Written over again and again, since most of the time of a new file goes into clearing its pages.
+        name = f"load-{slot}.slot"
         path = self._scratch / name
+        tokens, size = 0, 0
         try:
             tokens, size = await self._in_thread(self._assemble, prefix, path)
             if not tokens:
                 return NOTHING
             restored = await self._api.slot_restore(slot, name)
-        except EngineRefused:
-            # The engine has cleared the slot; its log says why. The request prefills as if there were no fill.
+        except EngineRefused as exc:
+            # The engine has cleared the slot. The request prefills as if there were no fill.
+            _LOG.warning("a slot file of %d tokens was refused: %s", tokens, exc)
+            return NOTHING
+        except OSError as exc:
+            # No room in the scratch folder, or no folder any more.
+            _LOG.warning("no slot file of %d tokens could be written: %s", len(prefix.tokens), exc.strerror)
             return NOTHING
         finally:
-            path.unlink(missing_ok=True)
+            if size > _KEPT_SCRATCH_BYTES:
+                path.unlink(missing_ok=True)
         if restored != tokens:
+            _LOG.warning("the engine restored %d of %d tokens", restored, tokens)
             return NOTHING
         return Loaded(tokens=tokens, bytes=size, seconds=time.perf_counter() - started_s)
 
@@ -106,7 +118,7 @@ class Transfer:
 
         Raises KvError when a block could not be stored.
         """
-        name = self._name(slot)
+        name = f"save-{slot}.slot"
         path = self._scratch / name
         try:
             await self._api.slot_save(slot, name)
@@ -137,9 +149,6 @@ class Transfer:
                 return n
         return 0
 
-    def _name(self, slot: int) -> str:
-        return f"{os.getpid()}-{slot}-{next(self._names)}.slot"
-
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
@@ -151,18 +160,15 @@ class Transfer:
         if not blocks:
             return 0, 0
         tokens = ours[len(blocks) - 1].stop
-        if not self.plain:
-            path.write_bytes(blocks[0].payload)
-            return tokens, len(blocks[0].payload)
-        layout = slotfile.Layout.decode(blocks[0].meta.layout)
-        size = slotfile.assembled_bytes(layout, tokens)
-        with path.open("xb+") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-            # Unmapped when the last view of it goes; an explicit close would hide an error behind a BufferError.
-            out = memoryview(mmap.mmap(file.fileno(), size))
-        pieces = [(block.meta.start, block.meta.stop, block.payload) for block in blocks]
-        slotfile.assemble(out, layout, prefix.tokens[:tokens], pieces)
-        return tokens, size
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if not self.plain:
+                return tokens, _write_whole(fd, blocks[0].payload)
+            layout = slotfile.Layout.decode(blocks[0].meta.layout)
+            pieces = [(block.meta.start, block.meta.stop, block.payload) for block in blocks]
+            return tokens, slotfile.write(fd, layout, prefix.tokens[:tokens], pieces)
+        finally:
+            os.close(fd)
 
     def _store_file(self, path: Path, prefix: Prefix, reached: int) -> int:
         with path.open("rb") as file:
@@ -197,6 +203,14 @@ class Transfer:
         if 0 < before < reached:
             self._store.drop(span.key for span in self.spans(self.part(prefix, before)))
         return reached
+
+
+def _write_whole(fd: int, payload: memoryview) -> int:
+    at = 0
+    while at < len(payload):
+        at += os.pwrite(fd, payload[at:], at)
+    os.ftruncate(fd, at)
+    return at
 
 
 def _fits(span: Span, block: Block | None) -> bool:
