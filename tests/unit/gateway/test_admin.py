@@ -39,7 +39,7 @@ def filled(fingerprint: str, form: Form, state: FillState = FillState.READY) -> 
 async def test_a_context_is_put_shown_listed_and_deleted(house: House) -> None:
     async with house.client() as client:
         status, made = await call(client, "PUT", "contexts/repo", TEXT)
-        assert (status, made["name"], made["forms"], made["source"]) == (201, "repo", ["chat", "completion"], "text")
+        assert (status, made["name"], made["forms"], made["source"]) == (201, "repo", ["chat"], "text")
         assert made["bytes"] == len(TEXT["text"])
         assert (await call(client, "PUT", "contexts/repo", TEXT))[0] == 200
         assert (await call(client, "GET", "contexts/repo"))[1]["fingerprint"] == made["fingerprint"]
@@ -104,7 +104,7 @@ async def test_a_folder_is_read_only_below_the_configured_roots(house: House, tm
 
 async def test_filling_now_queues_each_form_once_before_everything_else(house: House) -> None:
     async with house.client() as client:
-        _, made = await call(client, "PUT", "contexts/repo", TEXT)
+        _, made = await call(client, "PUT", "contexts/repo", {**TEXT, "forms": ["chat", "completion"]})
         await house.book.put_fill(filled(made["fingerprint"], Form.COMPLETION))
         status, first = await call(client, "POST", "contexts/repo/fill")
         _, again = await call(client, "POST", "contexts/repo/fill")
@@ -130,7 +130,7 @@ async def test_filling_now_brings_a_dead_job_back(house: House) -> None:
 
 async def test_deleting_forgets_the_kv_and_cancels_the_jobs(house: House) -> None:
     async with house.client() as client:
-        _, made = await call(client, "PUT", "contexts/repo", TEXT)
+        _, made = await call(client, "PUT", "contexts/repo", {**TEXT, "forms": ["chat", "completion"]})
         await call(client, "POST", "contexts/repo/fill")
         fill = filled(made["fingerprint"], Form.CHAT)
         await house.book.put_fill(fill)
