@@ -17,6 +17,7 @@ from nightfill.contexts.context import ContextName, Fill, FillKey, FillState, Fo
 from nightfill.engines.engine import Reuse
 from nightfill.kv.key import salt_of
 from nightfill.sleep.description import description_of
+from nightfill.sleep.planner import Planner
 from nightfill.sleep.worker import Worker
 from nightfill.state.jobs import JobKind, JobState, WorkerId
 from nightfill.state.process import this_worker
@@ -305,6 +306,24 @@ async def test_a_deleted_context_is_not_filled_on(tmp_path: Path) -> None:
         assert h.log.computed < 2500
         assert await h.state.book.fills() == []
         assert (await h.one_job()).state is JobState.CANCELLED
+
+
+@virtual
+async def test_a_fill_finds_out_by_itself_that_its_version_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as h:
+        await h.put(TEXT)
+        async with h.working():
+            await until(lambda: h.log.computed > 700)
+
+            async def no_more_plans(*_: object) -> list[object]:
+                return []
+
+            monkeypatch.setattr(Planner, "tick", no_more_plans)
+            await h.state.book.delete(T, ContextName("repo"))
+            await job_in(h, JobState.CANCELLED)
+        assert h.log.computed < 2500
 
 
 @virtual
