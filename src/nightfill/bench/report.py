@@ -139,7 +139,12 @@ def _notes(arms: Mapping[str, ArmSummary]) -> tuple[str, ...]:
 
 
 def _layers(arm: ArmSummary) -> str:
-    return ", ".join(f"{layer} {count}" for layer, count in arm.layers.items()) or "-"
+    return ", ".join(f"{layer} {count}" for layer, count in arm.layers.items())
+
+
+def _layer(arm: ArmSummary) -> str:
+    """The layer that served all of the arm, or each with its count."""
+    return next(iter(arm.layers), "-") if len(arm.layers) < 2 else _layers(arm)
 
 
 def to_json(report: Report, setting: Setting) -> dict[str, Any]:
@@ -162,26 +167,47 @@ def to_json(report: Report, setting: Setting) -> dict[str, Any]:
 
 
 def to_table(report: Report) -> Table:
-    """The report as a table: a row for each arm."""
+    """The report as a table of at most 80 columns: a row for each arm, and below it what compares them."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title="Time to first token", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("arm", no_wrap=True)
-    for heading in ("queries", "mean", "p50", "p95", "p99", "tokens reused", "layer", "sooner"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
-    if report.costs:
-        table.add_column("cost / query", justify="right")
+    table = Table(
+        title="Time to first token",
+        title_justify="left",
+        caption="\n".join(_comparisons(report)),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("arm")
+    for heading in ("queries", "mean", "p50", "p95", "p99", "reused tokens", "sooner"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("layer")
     for name, arm in report.arms.items():
         spread = arm.ttft_s
         row = [name, f"{arm.queries - arm.failed}/{arm.queries}"]
         row += ["-"] * 4 if spread is None else [_seconds(s) for s in (spread.mean, spread.p50, spread.p95, spread.p99)]
-        row += [_reused(arm), _layers(arm), _ratio(report.ratios.get(name))]
-        if report.costs:
-            price = report.costs.get(name)
-            row.append("-" if price is None else f"{price.total_per_query:.3g}")
+        ratio = report.ratios.get(name)
+        row += [_reused(arm), "-" if ratio is None else f"{ratio.estimate:.3g}x", _layer(arm)]
         table.add_row(*row)
     return table
+
+
+def _comparisons(report: Report) -> list[str]:
+    lines = [
+        f"{name}: first token {ratio.estimate:.3g} times sooner than {COLD} "
+        f"(95 % interval {ratio.low:.3g} to {ratio.high:.3g})"
+        for name, ratio in report.ratios.items()
+    ]
+    lines += [
+        f"{name}: a query costs {price.total_per_query:.3g}"
+        + (f", {price.background_per_query:.3g} of it for the fill" if price.background_per_query else "")
+        for name, price in report.costs.items()
+    ]
+    if report.break_even_queries is not None:
+        lines.append(f"the fill has paid for itself after {report.break_even_queries:.1f} queries")
+    return lines
 
 
 def _seconds(value: float) -> str:
@@ -193,8 +219,4 @@ def _reused(arm: ArmSummary) -> str:
         return "not said"
     if arm.prompt_tokens_mean is None:
         return f"{arm.cached_tokens_mean:.0f}"
-    return f"{arm.cached_tokens_mean:.0f} of {arm.prompt_tokens_mean:.0f}"
-
-
-def _ratio(ratio: Interval | None) -> str:
-    return "-" if ratio is None else f"{ratio.estimate:.3g}x ({ratio.low:.3g} to {ratio.high:.3g})"
+    return f"{arm.cached_tokens_mean:.0f}/{arm.prompt_tokens_mean:.0f}"

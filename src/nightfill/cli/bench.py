@@ -216,8 +216,6 @@ def _show(report: Report, setting: Setting, chart: Path | None) -> None:
     console.print(f"{setting.context}, model {setting.model}, {setting.load}", highlight=False, soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-    if report.break_even_queries is not None:
-        console.print(f"The fill has paid for itself after {report.break_even_queries:.1f} queries.", highlight=False)
     if chart is not None:
         console.print(f"chart: {chart}", highlight=False, markup=False, soft_wrap=True)
 

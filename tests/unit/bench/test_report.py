@@ -85,10 +85,15 @@ def test_a_run_in_which_everything_failed_still_gives_a_record() -> None:
     assert report.failed == 5
 
 
-def test_the_table_shows_each_arm_with_its_figures() -> None:
-    console = Console(width=160)
+def test_the_table_shows_each_arm_with_its_figures_and_fits_a_terminal() -> None:
+    console = Console(width=80)
+    prices = Prices(serving_per_hour=3600, background_per_hour=3600, background_s=8.8)
     with console.capture() as capture:
-        console.print(to_table(compare(good_run(), prices=Prices(serving_per_hour=3600))))
-    cold, filled = [line for line in capture.get().splitlines() if line.strip().startswith((COLD, FILLED))]
-    assert ("9 s" in cold, "0 of 1000" in cold, "9.1" in cold) == (True, True, True)
-    assert ("200 ms" in filled, "990 of 1000" in filled, "45x (45 to 45)" in filled) == (True, True, True)
+        console.print(to_table(compare(good_run(), prices=prices)))
+    lines = [line.strip() for line in capture.get().splitlines()]
+    cold, filled, *_ = [line.split() for line in lines if line.startswith((COLD, FILLED))]
+    assert cold == f"{COLD} 20/20 9 s 9 s 9 s 9 s 0/1000 - cold".split()
+    assert filled == f"{FILLED} 100/100 200 ms 200 ms 200 ms 200 ms 990/1000 45x fill".split()
+    assert "filled: first token 45 times sooner than cold (95 % interval 45 to 45)" in lines
+    assert "filled: a query costs 0.388, 0.088 of it for the fill" in lines
+    assert "the fill has paid for itself after 1.0 queries" in lines
