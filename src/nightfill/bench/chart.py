@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,7 +77,8 @@ def _axis(axes: Any, shown: Mapping[str, Sequence[float]]) -> None:
     low = min(values[0] for values in shown.values())
     high = max(values[-1] for values in shown.values())
     axes.set_xscale("log")
-    axes.set_xlim(low / 3, high * 3)
+    room = 10 ** max(0.5, 0.33 * math.log10(high / low))  # half a label must fit beside the outermost median
+    axes.set_xlim(low / room, high * room)
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 3.0) if high / low < 300 else (1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _label(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
