@@ -67,3 +67,16 @@ def spans(
 def snapshot_key(tokens: Sequence[int], *, signature: Signature, salt: bytes) -> BlockKey:
     """Key of the KV of exactly these tokens as one piece, for models whose cache cannot be cut."""
     return BlockKey(hashlib.sha256(_seed(signature, salt, b"snapshot") + _packed(tokens)).digest())
+
+
+def snapshot_keys(
+    tokens: Sequence[int], *, signature: Signature, salt: bytes, every: int = BLOCK_TOKENS
+) -> tuple[tuple[int, BlockKey], ...]:
+    """(length, snapshot key of the first `length` tokens) for each multiple of `every` below `len(tokens)`."""
+    digest = hashlib.sha256(_seed(signature, salt, b"snapshot"))
+    raw = _packed(tokens)
+    out = []
+    for length in range(every, len(tokens), every):
+        digest.update(raw[4 * (length - every) : 4 * length])
+        out.append((length, BlockKey(digest.copy().digest())))
+    return tuple(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from nightfill.kv.holdings import keys_of
 from nightfill.kv.key import BLOCK_TOKENS, salt_of, snapshot_key, spans
 
 if TYPE_CHECKING:
@@ -39,29 +40,20 @@ def upkeep_of(store: SweptStore, *, block_tokens: int = BLOCK_TOKENS) -> Upkeep:
     """Pin what is pinned, sweep what no fill names, and count what is left of each fill."""
 
     def tend(fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
-        pieces = {fill.key: _pieces(fill, block_tokens) for fill in fills}
-        wholes = {
-            fill.key: snapshot_key(fill.tokens, signature=fill.key.signature, salt=salt_of(fill.key.tenant))
-            for fill in fills
-        }
-        store.pin({key for name in pieces if name in pinned for key in _keys(pieces[name], wholes[name])})
-        store.sweep({key for name in pieces for key in _keys(pieces[name], wholes[name])})
-        left = {}
-        for fill in fills:
-            cut = pieces[fill.key]
-            there = store.leading(cut)
-            tokens = cut[there - 1].stop if there else 0
-            # A model whose cache cannot be cut is stored whole.
-            left[fill.key] = len(fill.tokens) if store.has(wholes[fill.key]) else tokens
-        return left
+        keys = {fill.key: keys_of(fill, block_tokens=block_tokens) for fill in fills}
+        store.pin({key for name in keys if name in pinned for key in keys[name]})
+        store.sweep({key for named in keys.values() for key in named})
+        return {fill.key: _left(store, fill, block_tokens) for fill in fills}
 
     return tend
 
 
-def _pieces(fill: Fill, block_tokens: int) -> tuple[Span, ...]:
-    return spans(fill.tokens, signature=fill.key.signature, salt=salt_of(fill.key.tenant), block_tokens=block_tokens)
-
-
-def _keys(pieces: Sequence[Span], whole: BlockKey) -> Iterable[BlockKey]:
-    yield from (piece.key for piece in pieces)
-    yield whole
+def _left(store: SweptStore, fill: Fill, block_tokens: int) -> int:
+    salt, signature = salt_of(fill.key.tenant), fill.key.signature
+    # A model whose cache cannot be cut is stored whole, as far as it is computed.
+    for length in sorted({len(fill.tokens), fill.stored_tokens}, reverse=True):
+        if length and store.has(snapshot_key(fill.tokens[:length], signature=signature, salt=salt)):
+            return length
+    pieces = spans(fill.tokens, signature=signature, salt=salt, block_tokens=block_tokens)
+    there = store.leading(pieces)
+    return pieces[there - 1].stop if there else 0

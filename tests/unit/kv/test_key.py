@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightfill.contexts.context import Signature, Tenant
-from nightfill.kv.key import BLOCK_TOKENS, Span, salt_of, snapshot_key, spans
+from nightfill.kv.key import BLOCK_TOKENS, Span, salt_of, snapshot_key, snapshot_keys, spans
 
 SIGNATURE = Signature("5a" * 32)
 OTHER = Signature("5b" * 32)
@@ -81,3 +81,11 @@ def test_no_tokens_have_no_spans() -> None:
 def test_a_token_out_of_range_is_refused(token: int) -> None:
     with pytest.raises(OverflowError):
         cut([token])
+
+
+@given(TOKENS, st.integers(1, 9))
+def test_keys_of_unfinished_snapshots_are_those_of_their_tokens(tokens: list[int], every: int) -> None:
+    found = snapshot_keys(tokens, signature=SIGNATURE, salt=SALT, every=every)
+    assert [length for length, _ in found] == list(range(every, len(tokens), every))
+    for length, key in found:
+        assert key == snapshot_key(tokens[:length], signature=SIGNATURE, salt=SALT)

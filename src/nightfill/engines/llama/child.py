@@ -113,8 +113,9 @@ def parameters(config: ChildConfig) -> Any:
     params.fit_params = False  # it would shrink our context to what it thinks fits
     params.warmup = True
 
-    # One KV stream whatever the number of slots: a slot file then fits any of our servers.
-    params.kv_unified = True
+    # With one KV stream a slot file fits any of our servers. With one for each slot, what a slot answers and how fast
+    # does not depend on what the others hold; files must then say for how many streams they are.
+    params.kv_unified = config.kv_unified
     params.n_parallel = config.n_parallel
     params.n_ctx = config.n_ctx
     params.kv_unified_per_slot = config.n_ctx // config.n_parallel

@@ -29,9 +29,11 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     slot_save_path: str
     """Existing folder that slot files are saved to and restored from."""
     n_ctx: int
-    """KV cells, shared by all slots, one per token held; a request may have `n_ctx // n_parallel` tokens."""
+    """KV cells of all slots together, one per token held; a request may have `n_ctx // n_parallel` tokens."""
     n_parallel: int = 1
     """Slots."""
+    kv_unified: bool = True
+    """All slots share one run of KV cells, and attention looks at all of them; else each slot has its own."""
     n_batch: int = 512
     """Tokens computed at once: a prefill that is cancelled stops within one batch."""
     n_threads: int = 0

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import Content
     from nightfill.engines.engine import Call, Prefix, PrefixFill
     from nightfill.engines.llama.model import LlamaModel
+    from nightfill.engines.llama.probe import Probed
     from nightfill.engines.llama.process import LlamaProcess
     from nightfill.engines.llama.slots import Slot
     from nightfill.kv.store import Store
@@ -102,10 +103,13 @@ class LlamaEngine:
             if self._description is None:
                 self._process.start()
                 await self._process.ready(self._model.settings.start_timeout_s)
-                probed = await probe(
-                    self._api, self._model.scratch, name="probe.slot", slot=0, windowed=self._model.windowed
-                )
-                self._transfer.plain = probed.plain
+                probed = await self._probe()
+                if not probed.plain and self._process.streams > 1:
+                    # Its files are kept whole, as the filling child makes them: for one stream.
+                    await self._process.restart(self._model.child(unified=True))
+                    await self._process.ready(self._model.settings.start_timeout_s)
+                    probed = await self._probe()
+                self._transfer.plain, self._transfer.streams = probed.plain, self._process.streams
                 self._description = Description(
                     engine=self._model.settings.name,
                     model=self._model.served_name,
@@ -118,6 +122,9 @@ class LlamaEngine:
                     version=self._model.version,
                 )
         return self._description
+
+    async def _probe(self) -> Probed:
+        return await probe(self._api, self._model.scratch, name="probe.slot", slot=0, windowed=self._model.windowed)
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of a completion's prompt."""
@@ -212,7 +219,8 @@ class LlamaEngine:
         await self.describe()
         async with self._filling:
             try:
-                yield LlamaFill(prefix, api=self._api, transfer=self._transfer)
+                batch_tokens = self._model.settings.batch_tokens
+                yield LlamaFill(prefix, api=self._api, transfer=self._transfer, batch_tokens=batch_tokens)
             finally:
                 self.thaw()
 

@@ -60,14 +60,17 @@ class LlamaModel:
         """Whether attention is limited to a sliding window."""
         return self.head.sliding_window > 0
 
-    def child(self) -> ChildConfig:
-        """How to start the child."""
+    def child(self, *, unified: bool | None = None) -> ChildConfig:
+        """How to start the child. `unified`: whether all slots share one run of KV cells; by default where we know
+        that the model's slot files cannot be cut, so that they could not be changed to fit either.
+        """
         return ChildConfig(
             model=str(self.path),
             alias=self.served_name,
             slot_save_path=f"{self.scratch}/",
             n_ctx=self.context_length * self.slots,
             n_parallel=self.slots,
+            kv_unified=self.slots == 1 or self.windowed if unified is None else unified,
             n_batch=self.settings.batch_tokens,
             n_threads=self.settings.threads or len(os.sched_getaffinity(0)),
             n_gpu_layers=self.settings.gpu_layers,

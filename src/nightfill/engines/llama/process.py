@@ -69,6 +69,8 @@ class LlamaProcess:
         """Counts the children started: a slot's content belongs to one generation."""
         self._config = msgspec.structs.replace(config, api_key=self.api_key, parent_pid=os.getpid())
         self.slots: Final = config.n_parallel
+        self.streams = _streams(config)
+        """Runs of KV cells: slot files are for servers with as many."""
         self._command = command
         self._policy = policy or BackoffPolicy()
         self._start_timeout_s = start_timeout_s
@@ -162,6 +164,14 @@ class LlamaProcess:
                 self._supervisor.cancel()
             await asyncio.wait({self._supervisor})
         self._become(State.STOPPED)
+
+    async def restart(self, config: ChildConfig) -> None:
+        """End the child and start one with another configuration, of as many slots."""
+        assert config.n_parallel == self.slots
+        await self.aclose()
+        self._config = msgspec.structs.replace(config, api_key=self.api_key, parent_pid=os.getpid())
+        self.streams = _streams(config)
+        self.start()
 
     def _become(self, state: State) -> None:
         self.state = state
@@ -261,6 +271,10 @@ class LlamaProcess:
     async def _listen(self, child: _Child) -> None:
         while data := await child.read_errors():
             self._words.feed(data)
+
+
+def _streams(config: ChildConfig) -> int:
+    return 1 if config.kv_unified else config.n_parallel
 
 
 class _Child:

@@ -4,7 +4,8 @@ A slot file (`POST /slots/0?action=save`) holds the KV of one sequence. All of i
 
     u32 magic 'ggsq' = 0x67677371, u32 version = 4
     u32 n_packed, i32 packed[]          -1, 1, n, then n token ids, then 0 (the number of media chunks)
-    u32 n_stream = 1                    one, where the server runs with kv_unified or with a single slot
+    u32 n_stream                        one, where the server runs with kv_unified; else one for each of its slots
+    a stream that holds nothing is u32 0; those before the slot's own stand here, those after it at the end
     u32 n, n x (i32 position, u32 1, i32 sequence)      one cell per token, in the order they lie in the cache
     u32 v_trans = 0, u32 n_layer, u32 n_rot_k, u32 n_rot_v
     per layer, K: i32 ggml_type, u64 row_bytes, n rows
@@ -46,6 +47,7 @@ assert sys.byteorder == "little", "slot files are copied as they are, and ours a
 MAGIC: Final = 0x67677371
 VERSION: Final = 4
 MAX_LAYERS: Final = 1024
+MAX_STREAMS: Final = 256
 MAX_ROW_BYTES: Final = 1 << 24
 _LAYOUT_FORM: Final = 1
 _CELL_BYTES: Final = 12
@@ -210,7 +212,8 @@ def parse(view: memoryview) -> SlotFile:
     if version != VERSION:
         _unknown(f"version {version}, known is {VERSION}")
     tokens = _tokens(reader)
-    runs = _runs(reader, len(tokens))
+    n_cells, empty_after = _stream(reader)
+    runs = _runs(reader, n_cells, len(tokens))
     v_trans, n_layer, rot_k, rot_v = _FOUR.unpack_from(reader.view, reader.skip(_FOUR.size, "its shape"))
     if v_trans != 0:
         _unknown("values are transposed (flash attention is off)")
@@ -218,6 +221,9 @@ def parse(view: memoryview) -> SlotFile:
         _unknown(f"{n_layer} layers, allowed are 1 to {MAX_LAYERS}")
     keys = [_section(reader, len(tokens)) for _ in range(n_layer)]
     values = [_section(reader, len(tokens)) for _ in range(n_layer)]
+    for _ in range(empty_after):
+        if reader.u32("its streams") != 0:
+            _unknown("several streams hold something")
     if reader.at != len(reader.view):
         _unknown(f"{len(reader.view) - reader.at} bytes follow the last layer (checkpoints or another kind of state)")
     layers = tuple(Layer(k[0], k[2], v[0], v[2]) for k, v in zip(keys, values, strict=True))
@@ -239,12 +245,20 @@ def _tokens(reader: _Reader) -> tuple[int, ...]:
     return tokens
 
 
-def _runs(reader: _Reader, n_tokens: int) -> tuple[_Run, ...]:
-    """Where each position lies; checks that positions are 0 to n - 1, each once."""
+def _stream(reader: _Reader) -> tuple[int, int]:
+    """(cells of the stream that holds something, number of empty streams at the end); reads up to its first cell."""
     n_stream = reader.u32("its streams")
-    if n_stream != 1:
-        _unknown(f"{n_stream} streams; use kv_unified or one slot")
-    n_cells = reader.u32("its cells")
+    if not 1 <= n_stream <= MAX_STREAMS:
+        _unknown(f"{n_stream} streams, allowed are 1 to {MAX_STREAMS}")
+    for index in range(n_stream):
+        n_cells = reader.u32("its cells")
+        if n_cells:
+            return n_cells, n_stream - index - 1
+    return 0, 0
+
+
+def _runs(reader: _Reader, n_cells: int, n_tokens: int) -> tuple[_Run, ...]:
+    """Where each position lies; checks that positions are 0 to n - 1, each once."""
     if n_cells != n_tokens:
         _unknown(f"{n_cells} cells for {n_tokens} tokens")
     start = reader.skip(_CELL_BYTES * n_cells, "its cells")
@@ -265,9 +279,10 @@ def _section(reader: _Reader, n_tokens: int) -> tuple[int, int, int]:
     return kind, reader.skip(row_bytes * n_tokens, "a layer's rows"), row_bytes
 
 
-def assembled_bytes(layout: Layout, n_tokens: int) -> int:
+def assembled_bytes(layout: Layout, n_tokens: int, *, streams: int = 1) -> int:
     """Size of the slot file that `assemble` writes."""
-    return _rows_at(n_tokens) + len(layout.sections) * _SECTION.size + n_tokens * layout.bytes_per_token
+    rows = len(layout.sections) * _SECTION.size + n_tokens * layout.bytes_per_token
+    return _rows_at(n_tokens) + rows + len(_tail(streams))
 
 
 def _rows_at(n_tokens: int) -> int:
@@ -276,19 +291,25 @@ def _rows_at(n_tokens: int) -> int:
 
 
 def assemble(
-    out: memoryview, layout: Layout, tokens: Sequence[int], pieces: Sequence[tuple[int, int, memoryview]]
+    out: memoryview,
+    layout: Layout,
+    tokens: Sequence[int],
+    pieces: Sequence[tuple[int, int, memoryview]],
+    *,
+    streams: int = 1,
 ) -> None:
     """Write the slot file of `tokens` into `out`, a writable flat view of exactly `assembled_bytes` bytes.
 
+    `streams` is that of the server that is to restore it, into whichever slot.
     `pieces` are (start, stop, payload as made by `SlotFile.cut`), in order, without gaps, from 0 to `len(tokens)`.
     Raises BlockCorrupt when a payload's length does not fit its range; `out` is then as it was. The interpreter lock
     is free while rows are copied, so run it in a thread.
     """
     n_tokens = len(tokens)
-    assert out.nbytes == assembled_bytes(layout, n_tokens), "out has another size than the file"
+    assert out.nbytes == assembled_bytes(layout, n_tokens, streams=streams), "out has another size than the file"
     _check_pieces(layout, n_tokens, pieces)
     section_at = _rows_at(n_tokens)
-    out[:section_at] = _head(layout, tokens)
+    out[:section_at] = _head(layout, tokens, streams)
     payload_at = 0  # bytes per token that earlier sections take in a payload
     # Neighbouring sections with equal rows lie at equal distances, in the file and in a payload: one strided copy moves
     # a piece into all of them. In most models that is one copy for everything.
@@ -306,19 +327,28 @@ def assemble(
             np.copyto(target, source)
         section_at += len(kinds) * stride
         payload_at += len(kinds) * row_bytes
-    assert section_at == out.nbytes
+    tail = _tail(streams)
+    assert section_at + len(tail) == out.nbytes
+    out[section_at:] = tail
 
 
-def write(fd: int, layout: Layout, tokens: Sequence[int], pieces: Sequence[tuple[int, int, memoryview]]) -> int:
+def write(
+    fd: int,
+    layout: Layout,
+    tokens: Sequence[int],
+    pieces: Sequence[tuple[int, int, memoryview]],
+    *,
+    streams: int = 1,
+) -> int:
     """Write the slot file of `tokens` over the file `fd`, cut it to that length, and return the length in bytes.
 
-    `pieces` as for `assemble`. A file that is written again and again keeps its pages, which is several times as fast
-    as a new file, above all in memory (tmpfs): there it is the zeroing of new pages that takes the time. Raises
-    BlockCorrupt as `assemble` does, and OSError (disk full); the file is then undefined. The interpreter lock is free
-    meanwhile.
+    `pieces` and `streams` as for `assemble`. A file that is written again and again keeps its pages, which is several
+    times as fast as a new file, above all in memory (tmpfs): there it is the zeroing of new pages that takes the time.
+    Raises BlockCorrupt as `assemble` does, and OSError (disk full); the file is then undefined. The interpreter lock is
+    free meanwhile.
     """
     _check_pieces(layout, len(tokens), pieces)
-    parts: list[bytes | memoryview] = [_head(layout, tokens)]
+    parts: list[bytes | memoryview] = [_head(layout, tokens, streams)]
     payload_at = 0
     for kind, row_bytes in layout.sections:
         parts.append(_SECTION.pack(kind, row_bytes))
@@ -327,6 +357,7 @@ def write(fd: int, layout: Layout, tokens: Sequence[int], pieces: Sequence[tuple
             for start, stop, payload in pieces
         ]
         payload_at += row_bytes
+    parts.append(_tail(streams))
     at = 0
     for first in range(0, len(parts), _IOV_MAX):
         batch = parts[first : first + _IOV_MAX]
@@ -337,7 +368,7 @@ def write(fd: int, layout: Layout, tokens: Sequence[int], pieces: Sequence[tuple
                 wrote -= len(batch.pop(0))
             if wrote:
                 batch[0] = memoryview(batch[0])[wrote:]
-    assert at == assembled_bytes(layout, len(tokens))
+    assert at == assembled_bytes(layout, len(tokens), streams=streams)
     os.ftruncate(fd, at)
     return at
 
@@ -352,7 +383,14 @@ def _check_pieces(layout: Layout, n_tokens: int, pieces: Sequence[tuple[int, int
             raise BlockCorrupt(f"KV of tokens {start} to {stop} has {payload.nbytes} bytes, not {expected}")
 
 
-def _head(layout: Layout, tokens: Sequence[int]) -> bytes:
+def _tail(streams: int) -> bytes:
+    """All that stands after the last layer: the empty streams. The first holds everything; a server reads the one that
+    holds something into the slot it was asked to, whichever that is.
+    """
+    return bytes(4 * (streams - 1))
+
+
+def _head(layout: Layout, tokens: Sequence[int], streams: int) -> bytes:
     """All that stands before the first layer."""
     n_tokens = len(tokens)
     packed = array("i", (-1, 1, n_tokens))
@@ -366,7 +404,7 @@ def _head(layout: Layout, tokens: Sequence[int]) -> bytes:
         (
             struct.pack("<III", MAGIC, layout.version, len(packed)),
             packed.tobytes(),
-            struct.pack("<II", 1, n_tokens),
+            struct.pack("<II", streams, n_tokens),
             cells.tobytes(),
             _FOUR.pack(0, len(layout.layers), layout.rot_k, layout.rot_v),
         )

@@ -13,13 +13,14 @@ import logging
 import mmap
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from nightfill.engines.llama import slotfile
 from nightfill.errors import EngineRefused, SlotFileUnknown
 from nightfill.kv.block import Block, BlockMeta
-from nightfill.kv.key import Span, snapshot_key, spans
+from nightfill.kv.key import Span, snapshot_key, snapshot_keys, spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,6 +71,9 @@ class Transfer:
         self._pool = pool
         self.plain = True
         """Whether slot files can be cut into blocks; else each is stored whole, as a snapshot."""
+        self.streams = 1
+        """Runs of KV cells of the server, for which its slot files must be."""
+        self._given_up: Counter[int] = Counter()
         self._spans = functools.lru_cache(maxsize=64)(self._spans_of)
 
     def _spans_of(self, tokens: tuple[int, ...], salt: bytes) -> tuple[Span, ...]:
@@ -89,14 +93,17 @@ class Transfer:
         """
         started_s = time.perf_counter()
         # Written over again and again, since most of the time of a new file goes into clearing its pages.
-        name = f"load-{slot}.slot"
+        attempt = self._given_up[slot]
+        name = f"load-{slot}-{attempt}.slot"
         path = self._scratch / name
-        tokens, size = 0, 0
+        tokens, size, settled = 0, 0, False
         try:
-            tokens, size = await self._in_thread(self._assemble, prefix, path)
+            tokens, size = await self._in_thread(self._assemble, prefix, path, lambda: self._given_up[slot] == attempt)
             if not tokens:
+                settled = True
                 return NOTHING
             restored = await self._api.slot_restore(slot, name)
+            settled = True
         except EngineRefused as exc:
             # The engine has cleared the slot. The request prefills as if there were no fill.
             _LOG.warning("a slot file of %d tokens was refused: %s", tokens, exc)
@@ -106,7 +113,11 @@ class Transfer:
             _LOG.warning("no slot file of %d tokens could be written: %s", len(prefix.tokens), exc.strerror)
             return NOTHING
         finally:
-            if size > _KEPT_SCRATCH_BYTES:
+            if not settled:
+                # Cancelled, or failed: our thread may still write the file, and the engine read it. The next load of
+                # this slot must not meet either.
+                self._given_up[slot] += 1
+            if not settled or size > _KEPT_SCRATCH_BYTES:
                 path.unlink(missing_ok=True)
         if restored != tokens:
             _LOG.warning("the engine restored %d of %d tokens", restored, tokens)
@@ -142,17 +153,13 @@ class Transfer:
 
     def _longest_snapshot(self, prefix: Prefix) -> int:
         # Unfinished snapshots are only ever taken at whole blocks, so few places need to be looked at.
-        longest = (len(prefix.tokens) - 1) // self.block_tokens * self.block_tokens
-        for n in range(longest, 0, -self.block_tokens):
-            key = snapshot_key(prefix.tokens[:n], signature=self._signature, salt=prefix.salt)
-            if self._store.has(key):
-                return n
-        return 0
+        keys = snapshot_keys(prefix.tokens, signature=self._signature, salt=prefix.salt, every=self.block_tokens)
+        return next((tokens for tokens, key in reversed(keys) if self._store.has(key)), 0)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
-    def _assemble(self, prefix: Prefix, path: Path) -> tuple[int, int]:
+    def _assemble(self, prefix: Prefix, path: Path, wanted: Callable[[], bool]) -> tuple[int, int]:
         ours = self.spans(prefix)
         found = self._store.get_many([span.key for span in ours], salt=prefix.salt)
         usable = list(itertools.takewhile(lambda pair: _fits(*pair), zip(ours, found, strict=True)))
@@ -166,9 +173,11 @@ class Transfer:
                 return tokens, _write_whole(fd, blocks[0].payload)
             layout = slotfile.Layout.decode(blocks[0].meta.layout)
             pieces = [(block.meta.start, block.meta.stop, block.payload) for block in blocks]
-            return tokens, slotfile.write(fd, layout, prefix.tokens[:tokens], pieces)
+            return tokens, slotfile.write(fd, layout, prefix.tokens[:tokens], pieces, streams=self.streams)
         finally:
             os.close(fd)
+            if not wanted():
+                path.unlink(missing_ok=True)
 
     def _store_file(self, path: Path, prefix: Prefix, reached: int) -> int:
         with path.open("rb") as file:

@@ -179,7 +179,10 @@ def test_a_payload_of_another_length_is_corrupt(change: int, tmp_path: Path) -> 
         (slot_file(EVEN, ()), "empty"),
         (slot_file(EVEN, range(5), media=1), "not of text alone"),
         (slot_file(EVEN, (1, -1, 2)), "negative"),
-        (slot_file(EVEN, range(5), streams=2), "2 streams"),
+        (slot_file(EVEN, range(5), streams=2), "ends within its streams"),
+        (slot_file(EVEN, range(5), streams=2, tail=struct.pack("<I", 5)), "several streams"),
+        (slot_file(EVEN, range(5), streams=0), "0 streams"),
+        (slot_file(EVEN, range(5), streams=1000), "1000 streams"),
         (slot_file(EVEN, range(5), cells=range(4)), "4 cells for 5 tokens"),
         (slot_file(EVEN, range(5), cells=(0, 1, 2, 3, 3)), "positions"),
         (slot_file(EVEN, range(5), per_cell=2), "several"),
@@ -289,3 +292,31 @@ def test_a_hostile_layout_is_refused_before_it_costs_memory(
 
     with pytest.raises(SlotFileUnknown, match=reason):
         Layout.decode(msgspec.msgpack.encode([1, 4, 0, 0, kinds, runs]))
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_of_several_streams_the_one_that_holds_something_is_read(own: int) -> None:
+    """A server whose slots have cells of their own writes one stream for each; only the saved slot's holds anything."""
+    tokens = range(7)
+    single = slot_file(EVEN, tokens)
+    at = 12 + 4 * (len(tokens) + 4)
+    raw = single[:at] + struct.pack("<I", 3) + bytes(4 * own) + single[at + 4 :] + bytes(4 * (2 - own))
+    file = slotfile.parse(memoryview(raw))
+    assert file.tokens == tuple(tokens)
+    assert b"".join(file.cut(2, 6)) == payload(EVEN, 7, 2, 6)
+
+
+@pytest.mark.parametrize("layout", [EVEN, UNEVEN])
+def test_a_file_for_several_streams_has_everything_in_the_first(layout: Layout, tmp_path: Path) -> None:
+    tokens = range(9)
+    file = slotfile.parse(memoryview(slot_file(layout, tokens)))
+    pieces = pieces_of(file, (4, 9))
+    out = bytearray(slotfile.assembled_bytes(layout, 9, streams=4))
+    slotfile.assemble(memoryview(out), layout, tokens, pieces, streams=4)
+    with (tmp_path / "file").open("wb") as target:
+        slotfile.write(target.fileno(), layout, tokens, pieces, streams=4)
+    assert (tmp_path / "file").read_bytes() == out
+    alone = assembled(layout, tokens, pieces)
+    at = 12 + 4 * (len(tokens) + 4)
+    assert bytes(out) == alone[:at] + struct.pack("<I", 4) + alone[at + 4 :] + bytes(12)
+    assert slotfile.parse(memoryview(out)).tokens == tuple(tokens)
