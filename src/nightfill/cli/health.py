@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from typing import TYPE_CHECKING, Final
 
 from nightfill.cli.checks import Finding, fail, ok, warn
-from nightfill.errors import NightfillError
+from nightfill.errors import NightfillError, StateUnavailable
 from nightfill.sleep.description import description_of
 from nightfill.state.jobs import JobState
-from nightfill.state.sqlite.access import is_broken
+from nightfill.state.sqlite import damage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,14 +28,10 @@ def check_state_file(path: Path) -> Finding:
         return ok("state", f"{path}, made when it is needed")
     advice = "stop nightfill, move the file away, add the contexts again; stored KV is found again by what it is of"
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
-        try:
-            found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(3)")]
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        return fail("state", f"{path}: {error}", advice)
-    if found != ["ok"]:
+        found = damage(path)
+    except StateUnavailable as error:
+        return fail("state", str(error), advice)
+    if found:
         return fail("state", f"{path} is damaged: {'; '.join(found)}", advice)
     return ok("state", f"{path} is whole")
 
@@ -71,7 +66,7 @@ async def _check_jobs(state: SqliteState) -> Finding:
 async def _check_promises(state: SqliteState) -> Finding:
     since_s = time.time() - _DAY_S
     recent = [row for row in await state.access.recent(limit=_REQUESTS) if row.at_s >= since_s]
-    broken = [row for row in recent if is_broken(row)]
+    broken = [row for row in recent if row.broken]
     promised = sum(row.promised_tokens > 0 for row in recent)
     detail = f"{len(broken)} of {promised} promises of reuse were broken in the last 24 h"
     if broken:

@@ -81,17 +81,20 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
 
 def refresher(limits: ContextSettings) -> Callable[[Context], Content | None]:
     """Reads a context's source again if it looks changed since the last call for it. Called by one thread at a time."""
+    from nightfill.contexts import fingerprint_of
     from nightfill.contexts.sources import refresh
 
     marks: dict[tuple[str, str], tuple[Any, bytes | None]] = {}
 
     def look(context: Context) -> Content | None:
         name = (context.tenant, context.name)
-        source, mark = marks.get(name, (None, None))
-        reading = refresh(context.source, limits, mark if source == context.source else None)
+        read, mark = marks.get(name, (None, None))
+        # A mark says something only about the reading that is still the current version.
+        known = mark if read == (context.source, context.current) else None
+        reading = refresh(context.source, limits, known)
         if reading is None:
             return None
-        marks[name] = (context.source, reading.mark)
+        marks[name] = ((context.source, fingerprint_of(reading.content)), reading.mark)
         return reading.content
 
     return look

@@ -175,6 +175,7 @@ class Inference:
                 total_s=total_s,
                 restore_s=trip.restore_s,
                 status=status or 500,
+                broken=verdict.broken,
             )
         )
         if verdict.broken:

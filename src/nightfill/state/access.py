@@ -34,6 +34,8 @@ class Access:
     total_s: float
     restore_s: float
     status: int
+    broken: bool = False
+    """The promise was not kept: the judgement of `gateway.proof`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -169,6 +169,7 @@ async def troubled(books: SqliteState) -> None:
         total_s=0.2,
         restore_s=0.0,
         status=200,
+        broken=True,
     )
     await books.access.append([row])
 

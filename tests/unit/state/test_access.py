@@ -19,9 +19,7 @@ def row(
     *,
     tenant: Tenant = T,
     context: ContextName | None = REPO,
-    promised: int = 0,
-    reused: int = 0,
-    status: int = 200,
+    broken: bool = False,
 ) -> Access:
     return Access(
         at_s=at_s,
@@ -32,13 +30,14 @@ def row(
         model="m",
         layer="fill",
         prompt_tokens=10,
-        promised_tokens=promised,
-        reused_tokens=reused,
+        promised_tokens=8,
+        reused_tokens=8,
         output_tokens=3,
         ttft_s=0.1,
         total_s=0.2,
         restore_s=0.01,
-        status=status,
+        status=200,
+        broken=broken,
     )
 
 
@@ -62,19 +61,9 @@ async def test_usage_counts_seven_days_of_this_context_alone(access: AccessLog, 
     assert await access.usage(T, REPO, now_s=now_s) == Usage(last_access_s=now_s - 60, accesses_7d=2, broken_7d=0)
 
 
-async def test_a_promise_is_broken_by_more_than_the_one_token_always_computed(
-    access: AccessLog, clock: HostClock
-) -> None:
+async def test_broken_promises_are_counted_as_they_were_judged(access: AccessLog, clock: HostClock) -> None:
     at_s = clock.wall_s
-    await access.append(
-        [
-            row(at_s, promised=100, reused=100),
-            row(at_s, promised=100, reused=99),
-            row(at_s, promised=100, reused=98),
-            row(at_s, promised=100, reused=0),
-            row(at_s, promised=100, reused=0, status=503),
-        ]
-    )
+    await access.append([row(at_s), row(at_s, broken=True), row(at_s, broken=True), row(at_s - 8 * 86400, broken=True)])
     assert (await access.usage(T, REPO, now_s=at_s)).broken_7d == 2
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
+from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
@@ -18,6 +19,7 @@ MAX_ROWS: Final = 1_000_000
 """`prune` keeps the newest."""
 _WEEK_S: Final = 7 * 86400.0
 _COLUMNS: Final = tuple(field.name for field in fields(Access))
+_values = attrgetter(*_COLUMNS)
 
 
 class SqliteAccessLog:
@@ -31,9 +33,9 @@ class SqliteAccessLog:
         """See `AccessLog`."""
         if not rows:
             return
-        values = [(*astuple(row), is_broken(row)) for row in rows]
-        marks = ", ".join("?" * (len(_COLUMNS) + 1))
-        sql = f"INSERT INTO accesses ({', '.join(_COLUMNS)}, broken) VALUES ({marks})"  # noqa: S608 - constants
+        values = [_values(row) for row in rows]
+        marks = ", ".join("?" * len(_COLUMNS))
+        sql = f"INSERT INTO accesses ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 - constants
         await self._db.write(lambda connection: connection.executemany(sql, values).rowcount)
 
     async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
@@ -76,14 +78,10 @@ class SqliteAccessLog:
         return await self._db.write(act)
 
 
-def is_broken(access: Access) -> bool:
-    """Whether the engine reused less than the plan promised. One token is always computed anew, whatever matches."""
-    return access.status < 400 and access.reused_tokens < access.promised_tokens - 1
-
-
 def _access(row: Any) -> Access:
     values = {name: row[name] for name in _COLUMNS}
     values["form"] = Form(values["form"])
+    values["broken"] = bool(values["broken"])
     values["tenant"] = Tenant(values["tenant"])
     values["fingerprint"] = None if values["fingerprint"] is None else Fingerprint(values["fingerprint"])
     return Access(**values)
