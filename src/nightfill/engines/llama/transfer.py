@@ -209,8 +209,9 @@ class Transfer:
         part = self.part(prefix, reached)
         (span,) = self.spans(part)
         self._store.put(span.key, [view], meta, salt=prefix.salt)
-        if 0 < before < reached:
-            self._store.drop(span.key for span in self.spans(self.part(prefix, before)))
+        # The one before stays until the next one is stored, or the sweep takes it: it is the one that the book names.
+        keys = snapshot_keys(prefix.tokens, signature=self._signature, salt=prefix.salt, every=self.block_tokens)
+        self._store.drop(key for length, key in keys if length < before and self._store.has(key))
         return reached
 
 
