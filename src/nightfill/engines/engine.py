@@ -116,7 +116,8 @@ class Reply(Protocol):
         """What is known by now; `reused` comes early where the engine says it early, the rest at the end."""
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body, in pieces as they come, unchanged. For a stream: whole server-sent events.
+        """The body, in pieces as they come, unchanged. For a stream: whole server-sent events. An error is in OpenAI's
+        shape, and its status tells whose fault it is.
 
         Raises EngineUnavailable when the engine dies midway, EngineTimeout when it falls silent.
         """

@@ -172,6 +172,7 @@ class LlamaEngine:
             body = self._body(call, slot, joined=joined)
             reply = LlamaReply(
                 engine=self._model.settings.name,
+                path=call.path,
                 streamed=call.stream or joined,
                 joined=joined,
                 wants_progress=call.body.get("return_progress") == b"true",
@@ -192,6 +193,7 @@ class LlamaEngine:
         """Routes that take no slot's id. Embeddings and ranking use whichever is free, and its KV is gone then."""
         reply = LlamaReply(
             engine=self._model.settings.name,
+            path=call.path,
             streamed=call.stream,
             joined=False,
             wants_progress=True,

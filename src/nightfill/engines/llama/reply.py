@@ -9,6 +9,7 @@ import msgspec
 
 from nightfill.engines.engine import Tokens
 from nightfill.engines.llama.aggregate import Aggregate
+from nightfill.engines.llama.refusals import in_openais_shape
 from nightfill.engines.sse import EventSplitter, payloads
 from nightfill.errors import EngineUnavailable
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _PROGRESS: Final = b'"prompt_progress"'
 _DONE: Final = b"[DONE]"
+_MAX_REFUSAL_BYTES: Final = 1 << 20
 _TAIL_CHUNKS: Final = 3
 """The counts come with the last event or the last but one, before `[DONE]`."""
 
@@ -94,6 +96,11 @@ def error_status(payload: bytes) -> int:
     return code if 400 <= code < 600 else 500
 
 
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
 class LlamaReply:
     """Implements `engines.engine.Reply`."""
 
@@ -101,6 +108,7 @@ class LlamaReply:
         self,
         *,
         engine: str,
+        path: str,
         streamed: bool,
         joined: bool,
         wants_progress: bool,
@@ -112,6 +120,7 @@ class LlamaReply:
         not.
         """
         self._engine = engine
+        self._path = path
         self._streamed = streamed
         self._joined = joined
         self._wants_progress = wants_progress
@@ -129,6 +138,9 @@ class LlamaReply:
     async def begin(self, response: StreamResponse) -> None:
         """Wait for the answer's head, and in a stream for the first event, which says what is reused."""
         self.status = response.status
+        if self.status >= 400:
+            await self._refuse(response)
+            return
         if not self._streamed or self.status != 200:
             self.content_type = response.content_type
             self._body = response.chunks()
@@ -140,6 +152,16 @@ class LlamaReply:
         async for events in self._body:
             self._ahead.append(events)
             break
+
+    async def _refuse(self, response: StreamResponse) -> None:
+        body = bytearray()
+        async for chunk in response.chunks():
+            body += chunk
+            if len(body) > _MAX_REFUSAL_BYTES:
+                break
+        self.status, shaped = in_openais_shape(self.status, bytes(body), path=self._path)
+        self._joined = self._streamed = False
+        self._ahead, self._body = [shaped], _nothing()
 
     async def _events(self, response: StreamResponse) -> AsyncIterator[bytes]:
         """Whole events; those that only report progress are taken out, an empty piece in place of the first."""
@@ -193,8 +215,8 @@ class LlamaReply:
                 else:
                     whole.add(payload)
         if whole.error is not None:
-            self.status = error_status(whole.error)
-            yield whole.error
+            self.status, shaped = in_openais_shape(error_status(whole.error), whole.error, path=self._path)
+            yield shaped
         elif done:
             yield whole.body()
         else:
