@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -266,6 +267,10 @@ class Serve:
 
     def log_tail(self, characters: int = 20_000) -> str:
         return self.log.read_text(encoding="utf-8")[-characters:] if self.log.exists() else ""
+
+    def logged(self, pattern: str) -> list[str]:
+        """What the pattern's group matched in the log, in order."""
+        return re.findall(pattern, self.log.read_text(encoding="utf-8"))
 
     # --- processes ---
 
