@@ -240,9 +240,10 @@ async def _add(
 
 async def _list(workspace: Workspace, tenant: Tenant | None, *, as_json: bool) -> None:
     from nightfill.cli.books import usages
-    from nightfill.cli.views import context_view, fills_of, show_fill
+    from nightfill.cli.views import show_fill
     from nightfill.contexts.bundle import show_bytes
     from nightfill.contexts.sources import show_source
+    from nightfill.state.views import context_view, fills_of
 
     async with workspace.open_state() as state:
         contexts = await state.book.contexts(tenant)
@@ -402,7 +403,7 @@ def _say_filled(fills: Sequence[Fill]) -> None:
 
 async def _view(state: SqliteState, found: Context) -> dict[str, Any]:
     from nightfill.cli.books import usages
-    from nightfill.cli.views import context_view
+    from nightfill.state.views import context_view
 
     (usage,) = await usages(state, [found])
     return context_view(found, await state.book.fills(found.tenant), usage)
@@ -410,7 +411,7 @@ async def _view(state: SqliteState, found: Context) -> dict[str, Any]:
 
 async def _jobs(state: SqliteState, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     """The jobs as they are now."""
-    from nightfill.cli.views import job_view
+    from nightfill.state.views import job_view
 
     return [job_view(await state.jobs.get(one.job.id) or one.job) for one in asked if one.job is not None]
 

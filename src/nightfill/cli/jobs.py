@@ -26,8 +26,8 @@ def jobs() -> None:
 @click.pass_obj
 def list_jobs(options: Options, /, everything: bool, as_json: bool) -> None:
     """List jobs, the next one first."""
-    from nightfill.cli.views import job_view
     from nightfill.cli.workspace import Workspace
+    from nightfill.state.views import job_view
 
     found = asyncio.run(_jobs(Workspace.load(options), everything=everything))
     if as_json:
@@ -48,8 +48,8 @@ def list_jobs(options: Options, /, everything: bool, as_json: bool) -> None:
 @click.pass_obj
 def show(options: Options, /, job_id: int, as_json: bool) -> None:
     """Show one job."""
-    from nightfill.cli.views import job_view
     from nightfill.cli.workspace import Workspace
+    from nightfill.state.views import job_view
 
     view = job_view(asyncio.run(_job(Workspace.load(options), job_id)))
     if as_json:
@@ -79,8 +79,8 @@ def cancel(options: Options, /, job_id: int, as_json: bool) -> None:
 
 
 def _change(options: Options, job_id: int, verb: str, *, as_json: bool) -> None:
-    from nightfill.cli.views import job_view
     from nightfill.cli.workspace import Workspace
+    from nightfill.state.views import job_view
 
     job = asyncio.run(_changed(Workspace.load(options), job_id, verb))
     if as_json:

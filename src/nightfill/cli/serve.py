@@ -55,7 +55,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
     from nightfill.cli.engine_room import make_engine, the_engine
     from nightfill.cli.rooms import open_rooms, sole
-    from nightfill.cli.upkeep import forget_fill, plan_now, store_samples
+    from nightfill.cli.upkeep import forget_fill, plan_shown, store_samples
     from nightfill.cli.worker_process import WorkerProcess
     from nightfill.gateway import serving, stop_on_signals
     from nightfill.observe import logs
@@ -97,7 +97,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     board=board,
                     metrics=metrics,
                     forget=lambda fill: forget_fill(rooms, fill),
-                    plan=lambda tenant: plan_now(rooms, tenant),
+                    plan=lambda tenant: plan_shown(rooms, tenant),
                 )
             )
             if settings.sleep.enabled:

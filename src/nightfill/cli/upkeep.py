@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nightfill.cli.views import plan_view
 from nightfill.kv.holdings import unshared
 from nightfill.observe.metrics import Sample
 from nightfill.sleep.description import description_of
-from nightfill.sleep.plan import plan
-from nightfill.state.jobs import JobState
+from nightfill.sleep.planner import plan_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,20 +30,20 @@ async def forget_fill(rooms: Rooms, fill: Fill) -> int:
 
 async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]:
     """The plan by the state alone, for the engine seen last; no engine need run."""
-    state = rooms.state
-    now_s = time.time()
-    contexts = await state.book.contexts(tenant)
-    usages = {(one.tenant, one.name): await state.access.usage(one.tenant, one.name, now_s=now_s) for one in contexts}
-    notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
-    return plan(
-        contexts,
-        await state.book.fills(tenant),
-        usages,
-        await state.jobs.jobs(states=[JobState.QUEUED, JobState.LEASED, JobState.DEAD]),
-        description_of(notes[-1].body) if notes else None,
-        now_s=now_s,
+    notes = sorted(await rooms.state.engines.notes(), key=lambda note: note.seen_at_s)
+    description = description_of(notes[-1].body) if notes else None
+    lines = await plan_lines(
+        rooms.state,
+        [description] if description else [],
+        now_s=time.time(),
         default_ttl_s=rooms.settings.kv.ttl_s,
     )
+    return [line for line in lines if tenant in (None, line.tenant)]
+
+
+async def plan_shown(rooms: Rooms, tenant: Tenant) -> list[dict[str, Any]]:
+    """The plan as JSON."""
+    return [plan_view(line) for line in await plan_now(rooms, tenant)]
 
 
 def store_samples(report: StoreReport) -> Iterable[Sample]:

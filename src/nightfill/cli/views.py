@@ -1,82 +1,14 @@
-"""Records as the JSON that commands print; the same names as over HTTP."""
+"""What commands print of a plan and of a fill."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from nightfill.contexts.context import FillState
-from nightfill.contexts.sources import show_source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from nightfill.contexts import Context, Fill
+    from nightfill.contexts.context import Fill
     from nightfill.sleep.plan import PlanLine
-    from nightfill.state.access import Usage
-    from nightfill.state.jobs import Job
-
-
-def fills_of(context: Context, fills: Sequence[Fill]) -> list[Fill]:
-    """The fills of the context's current version."""
-    return [fill for fill in fills if fill.key.tenant == context.tenant and fill.key.fingerprint == context.current]
-
-
-def context_view(context: Context, fills: Sequence[Fill], usage: Usage) -> dict[str, Any]:
-    """A context with the fills of its current version and its use of late."""
-    return {
-        "name": context.name,
-        "tenant": context.tenant,
-        "fingerprint": context.current,
-        "bytes": context.content_bytes,
-        "source": show_source(context.source),
-        "forms": context.forms,
-        "pinned": context.pinned,
-        "ttl_s": context.ttl_s,
-        "created_at": context.created_at_s,
-        "updated_at": context.updated_at_s,
-        "checked_at": context.checked_at_s,
-        "last_access_at": usage.last_access_s,
-        "accesses_7d": usage.accesses_7d,
-        "broken_7d": usage.broken_7d,
-        "fills": [fill_view(fill) for fill in fills_of(context, fills)],
-    }
-
-
-def fill_view(fill: Fill) -> dict[str, Any]:
-    """A fill without its tokens."""
-    return {
-        "form": fill.key.form,
-        "signature": fill.key.signature,
-        "state": fill.state,
-        "stored_tokens": fill.stored_tokens,
-        "tokens": len(fill.tokens),
-        "filled_at": fill.filled_at_s,
-        "fill_seconds": fill.fill_seconds,
-        "reason": fill.reason,
-    }
-
-
-def job_view(job: Job) -> dict[str, Any]:
-    """A job."""
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "tenant": job.tenant,
-        "context": job.label,
-        "target": job.target,
-        "state": job.state,
-        "priority": job.priority,
-        "attempts": job.attempts,
-        "failures": job.failures,
-        "lost": job.lost,
-        "not_before": job.not_before_s,
-        "done_tokens": job.done_tokens,
-        "total_tokens": job.total_tokens,
-        "worker": job.worker,
-        "error": job.error,
-        "created_at": job.created_at_s,
-        "updated_at": job.updated_at_s,
-    }
 
 
 def plan_view(line: PlanLine) -> dict[str, Any]:

@@ -28,10 +28,11 @@ from nightfill.contexts.context import (
     MessagesSource,
     TextSource,
 )
-from nightfill.contexts.sources import confined, read_source, show_source
+from nightfill.contexts.sources import confined, read_source
 from nightfill.errors import BadRequest, NotFound, WrongMethod
 from nightfill.gateway.openai import Record, decode_members, decode_record
 from nightfill.state.jobs import JobKind, JobState
+from nightfill.state.views import context_view, fill_view, job_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -139,10 +140,10 @@ class Admin:
     async def _list(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
         fills = await self._book.fills(tenant)
         contexts = await self._book.contexts(tenant)
-        return 200, {"object": "list", "data": [_view(context, fills) for context in contexts]}
+        return 200, {"object": "list", "data": [context_view(context, fills) for context in contexts]}
 
     async def _show(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
-        return 200, _view(await self._known(tenant, name), await self._book.fills(tenant))
+        return 200, context_view(await self._known(tenant, name), await self._book.fills(tenant))
 
     async def _put(self, tenant: Tenant, body: bytes, name: ContextName) -> tuple[int, object]:
         ask = _decoded(body, PutBody)
@@ -164,7 +165,7 @@ class Admin:
             pinned=ask.pinned,
             ttl_s=ask.ttl_s,
         )
-        return 201 if old is None else 200, _view(context, await self._book.fills(tenant))
+        return 201 if old is None else 200, context_view(context, await self._book.fills(tenant))
 
     async def _content(self, ask: PutBody) -> tuple[Content, Source]:
         if ask.text is not None:
@@ -211,7 +212,7 @@ class Admin:
                 key = FillKey(tenant=tenant, fingerprint=context.current, form=form, signature=engine.signature)
                 fill = await self._book.fill(key)
                 if fill is not None and fill.state is FillState.READY:
-                    ready.append(_fill_view(fill))
+                    ready.append(fill_view(fill))
                     continue
                 job = await self._queue.enqueue(
                     kind=JobKind.FILL,
@@ -224,7 +225,7 @@ class Admin:
                 if job.state is JobState.DEAD and await self._queue.retry(job.id):
                     job = await self._queue.get(job.id) or job
                 jobs.append(job)
-        return 202 if jobs else 200, {"name": name, "jobs": [_job_view(job) for job in jobs], "ready": ready}
+        return 202 if jobs else 200, {"name": name, "jobs": [job_view(job) for job in jobs], "ready": ready}
 
     async def _pin(self, tenant: Tenant, body: bytes, name: ContextName) -> tuple[int, object]:
         pinned = _decoded(body, PinBody).pinned if body.strip() else True
@@ -242,12 +243,12 @@ class Admin:
             pinned=pinned,
             ttl_s=context.ttl_s,
         )
-        return 200, _view(context, await self._book.fills(tenant))
+        return 200, context_view(context, await self._book.fills(tenant))
 
     async def _jobs(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
         unfinished = await self._queue.jobs(states=(JobState.QUEUED, JobState.LEASED, JobState.DEAD))
         finished = await self._queue.jobs(states=(JobState.DONE, JobState.CANCELLED), limit=_FINISHED_SHOWN)
-        rows = [_job_view(job) for job in (*unfinished, *finished) if job.tenant == tenant]
+        rows = [job_view(job) for job in (*unfinished, *finished) if job.tenant == tenant]
         return 200, {"object": "list", "data": rows}
 
     async def _engines(self) -> tuple[int, object]:
@@ -285,49 +286,3 @@ def _unknown(name: ContextName) -> NotFound:
 def _decoded(body: bytes, record: type[Record]) -> Record:
     decode_members(body)
     return decode_record(body, record)
-
-
-def _view(context: Context, fills: Sequence[Fill]) -> dict[str, Any]:
-    return {
-        "name": context.name,
-        "fingerprint": context.current,
-        "bytes": context.content_bytes,
-        "source": show_source(context.source),
-        "forms": context.forms,
-        "pinned": context.pinned,
-        "ttl_s": context.ttl_s,
-        "created_at": context.created_at_s,
-        "updated_at": context.updated_at_s,
-        "checked_at": context.checked_at_s,
-        "fills": [_fill_view(fill) for fill in fills if fill.key.fingerprint == context.current],
-    }
-
-
-def _fill_view(fill: Fill) -> dict[str, Any]:
-    return {
-        "form": fill.key.form,
-        "signature": fill.key.signature,
-        "state": fill.state,
-        "stored_tokens": fill.stored_tokens,
-        "tokens": len(fill.tokens),
-        "filled_at": fill.filled_at_s,
-        "fill_seconds": fill.fill_seconds,
-        "reason": fill.reason,
-    }
-
-
-def _job_view(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "context": job.label,
-        "state": job.state,
-        "priority": job.priority,
-        "attempts": job.attempts,
-        "failures": job.failures,
-        "done_tokens": job.done_tokens,
-        "total_tokens": job.total_tokens,
-        "error": job.error,
-        "created_at": job.created_at_s,
-        "updated_at": job.updated_at_s,
-    }
