@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 _CHUNK_OBJECTS: Final = {"chat.completion.chunk": "chat.completion", "text_completion": "text_completion"}
-_PER_EVENT: Final = frozenset({"choices", "object", "prompt_progress", "delta"})
+_PER_EVENT: Final = frozenset({"choices", "object", "prompt_progress", "delta", "usage"})
 
 JsonObject = dict[str, Any]
 
@@ -19,7 +19,10 @@ JsonObject = dict[str, Any]
 class Aggregate:
     """The answer so far. Feed it the payload of each event, in order, without `[DONE]`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, copies: int = 1) -> None:
+        """`copies`: answers to each prompt (`n`). Each reports the tokens of its prompt, which count once."""
+        self._copies = copies
+        self._usages: list[JsonObject] = []
         self._members: JsonObject = {}
         self._choices: dict[int, JsonObject] = {}
         self.error: bytes | None = None
@@ -32,6 +35,8 @@ class Aggregate:
             self.error = payload
             return
         self._members |= {name: value for name, value in event.items() if name not in _PER_EVENT}
+        if event.get("usage"):
+            self._usages.append(event["usage"])
         if (kind := event.get("object")) is not None:
             self._members["object"] = _CHUNK_OBJECTS.get(kind, kind)
         for part in event.get("choices", ()):
@@ -41,7 +46,24 @@ class Aggregate:
     def body(self) -> bytes:
         """The whole answer as JSON."""
         choices = [self._choices[index] for index in sorted(self._choices)]
-        return msgspec.json.encode({"choices": choices, **self._members})
+        usage = {"usage": _together(self._usages, self._copies)} if self._usages else {}
+        return msgspec.json.encode({"choices": choices, **self._members, **usage})
+
+
+def _together(usages: list[JsonObject], copies: int) -> JsonObject:
+    """One count for all; as it is where there is only one."""
+    if len(usages) == 1:
+        return usages[0]
+    prompt = sum(usage.get("prompt_tokens", 0) for usage in usages) // copies
+    output = sum(usage.get("completion_tokens", 0) for usage in usages)
+    cached = sum((usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) for usage in usages) // copies
+    return {
+        **usages[0],
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 def _add_choice(choice: JsonObject, part: JsonObject) -> None:

@@ -60,6 +60,15 @@ def go_behind() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
+def _copies(call: Call) -> int:
+    """Answers that are wanted to each prompt."""
+    wanted = [1]
+    for name in ("n", "n_cmpl"):
+        with contextlib.suppress(msgspec.DecodeError):
+            wanted.append(msgspec.json.decode(call.body.get(name, b"1"), type=int))
+    return max(wanted)
+
+
 class LlamaEngine:
     """Implements `engines.engine.Engine`. For one event loop."""
 
@@ -169,12 +178,14 @@ class LlamaEngine:
             slot.spans = tuple(span for span in spans if span.stop <= held)
             slot.text = call.affinity
             joined = not call.stream and call.path in _STREAMABLE
+            copies = _copies(call)
             body = self._body(call, slot, joined=joined)
             reply = LlamaReply(
                 engine=self._model.settings.name,
                 path=call.path,
                 streamed=call.stream or joined,
                 joined=joined,
+                copies=copies,
                 wants_progress=call.body.get("return_progress") == b"true",
                 loaded_tokens=held,
                 restore_s=restore_s,
@@ -187,6 +198,9 @@ class LlamaEngine:
             finally:
                 if not reply.kept():
                     slot.forget(slot.generation)
+                if copies > 1:
+                    # Each copy took a slot of llama.cpp's choice.
+                    self._slots.forget_free()
 
     @contextlib.asynccontextmanager
     async def _open_anywhere(self, call: Call) -> AsyncIterator[LlamaReply]:

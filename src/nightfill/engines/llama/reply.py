@@ -115,10 +115,12 @@ class LlamaReply:
         loaded_tokens: int,
         restore_s: float,
         queued_s: float,
+        copies: int = 1,
     ) -> None:
         """`streamed`: llama.cpp was asked for a stream; `joined`: its events become one answer, for a client that was
-        not.
+        not; `copies`: answers to each prompt.
         """
+        self._copies = copies
         self._engine = engine
         self._path = path
         self._streamed = streamed
@@ -206,7 +208,7 @@ class LlamaReply:
             async for piece in self._passing():
                 yield piece
             return
-        whole = Aggregate()
+        whole = Aggregate(copies=self._copies)
         done = False
         async for events in self._passing():
             for payload in payloads(events):
