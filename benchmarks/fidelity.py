@@ -5,7 +5,7 @@ The same questions are asked of the same context in five ways, each alone on the
     cold          all computed, in one piece
     same split    cold again: the noise of doing it twice
     other split   cold on a server that computes other numbers of tokens at once
-    own cache     the context is still in the slot from the query before: llama.cpp's own prefix cache
+    own cache     the context is in the slot, computed there by the query before: llama.cpp's own prefix cache
     filled        computed in sleep time by another process, stored as blocks, restored; also once the engine was killed
 
 Filled differs from cold in one thing, as own cache does: the question is a batch of its own, and a small batch rounds
@@ -35,6 +35,7 @@ import msgspec
 
 from nightfill.bench import commit, this_machine
 from nightfill.cli.server_process import server_process
+from nightfill.contexts import Front, Text
 from nightfill.engines.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -100,13 +101,12 @@ class Asker:
     async def ask(self, question: str, *, cold: bool) -> Reply:
         answer = await self.call(
             "POST",
-            "/v1/chat/completions",
+            "/v1/completions",
             {
-                "messages": [{"role": "user", "content": question}],
+                "prompt": question,
                 "max_tokens": self._output_tokens,
                 "temperature": 0,
-                "logprobs": True,
-                "top_logprobs": 1,
+                "logprobs": 1,
                 "nightfill": {"context": NAME, "skip": ["fill"] if cold else []},
             },
         )
@@ -117,8 +117,19 @@ class Asker:
             reused=answer["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0),
         )
 
-    async def all(self, questions: Sequence[str], *, cold: bool) -> list[Reply]:
-        return [await self.ask(question, cold=cold) for question in questions]
+    async def all(self, questions: Sequence[str], *, cold: bool, before: Sequence[int] = ()) -> list[Reply]:
+        """Ask all, each in a slot that holds nothing of the context, or exactly the tokens `before`."""
+        replies = []
+        for question in questions:
+            await self.call("POST", "/v1/completions", {"prompt": "Something else.", "max_tokens": 1})
+            if before:
+                await self.call("POST", "/v1/completions", {"prompt": before, "max_tokens": 1})
+            replies.append(await self.ask(question, cold=cold))
+        return replies
+
+    async def tokens_of(self, prompt: str) -> list[int]:
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+        return list((await self.call("POST", "/tokenize", body))["tokens"])
 
     async def filled_tokens(self, *, within_s: float) -> int:
         async with asyncio.timeout(within_s):
@@ -134,7 +145,7 @@ async def serving(
     arguments: argparse.Namespace, data_dir: Path, *, fills: bool, batch_tokens: int
 ) -> AsyncIterator[tuple[Asker, Any]]:
     options = ["--model", arguments.model, *([] if fills else ["--no-sleep"])]
-    environ = {"NIGHTFILL_ENGINES__0__BATCH_TOKENS": str(batch_tokens)}
+    environ = {"NIGHTFILL_ENGINES__0__BATCH_TOKENS": str(batch_tokens), "NIGHTFILL_ENGINES__0__SLOTS": "1"}
     async with server_process(options, data_dir=data_dir, environ=environ) as server:
         asker = Asker(server.url, output_tokens=arguments.output_tokens)
         try:
@@ -153,40 +164,41 @@ def source(functions: int) -> str:
 
 async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     questions = [QUESTIONS[n % len(QUESTIONS)] + "?" * (n // len(QUESTIONS)) for n in range(arguments.questions)]
-    async with serving(arguments, folder, fills=False, batch_tokens=arguments.batch_tokens) as (asker, _):
-        await asker.call("PUT", f"/v1/nightfill/contexts/{NAME}", {"text": source(arguments.functions)})
-        say("cold, twice")
-        cold = await asker.all(questions, cold=True)
-        again = await asker.all(questions, cold=True)
-        say("own cache")
-        await asker.ask("~", cold=False)
-        own = await asker.all(questions, cold=False)
-    say(f"cold with batches of {arguments.other_batch_tokens} tokens")
-    async with serving(arguments, folder, fills=False, batch_tokens=arguments.other_batch_tokens) as (asker, _):
-        other = await asker.all(questions, cold=True)
+    text = source(arguments.functions)
+    whole = msgspec.json.decode(Front(Text(text)).completion(msgspec.Raw(b'""')), type=str)
     say("filled")
     async with serving(arguments, folder, fills=True, batch_tokens=arguments.batch_tokens) as (asker, server):
+        await asker.call("PUT", f"/v1/nightfill/contexts/{NAME}", {"text": text, "forms": ["completion"]})
         tokens = await asker.filled_tokens(within_s=900)
         filled = await asker.all(questions, cold=False)
         await server.kill_engine()
         restarted = await asker.all(questions, cold=False)
-    # The engine's own cache also has what two questions share; where that is nothing, the split is that of the fill.
-    alike = [n for n in range(len(questions)) if own[n].reused == filled[n].reused]
-    assert alike, "no question begins where the context ends"
+        say("cold, twice")
+        cold = await asker.all(questions, cold=True)
+        again = await asker.all(questions, cold=True)
+        front = (await asker.tokens_of(whole))[:tokens]
+    say("own cache")
+    async with serving(arguments, folder / "other", fills=False, batch_tokens=arguments.batch_tokens) as (asker, _):
+        await asker.call("PUT", f"/v1/nightfill/contexts/{NAME}", {"text": text, "forms": ["completion"]})
+        own = await asker.all(questions, cold=False, before=front)
+    say(f"cold with batches of {arguments.other_batch_tokens} tokens")
+    async with serving(arguments, folder, fills=False, batch_tokens=arguments.other_batch_tokens) as (asker, _):
+        other = await asker.all(questions, cold=True)
+    assert all(reply.reused == tokens for reply in (*filled, *restarted, *own)), "not all used the context"
+    assert not any(reply.reused for reply in (*cold, *again, *other)), "not all were cold"
     return {
         "filled_equal": equal(filled, cold),
         "restarted_equal": equal(restarted, cold),
         "cold_equal_same_split": equal(again, cold),
         "cold_equal_other_split": equal(other, cold),
         "own_cache_equal": equal(own, cold),
-        "filled_equal_own_cache": equal([filled[n] for n in alike], [own[n] for n in alike]),
+        "filled_equal_own_cache": equal(filled, own),
         "max_abs_dlogprob_filled": difference(filled, cold),
         "max_abs_dlogprob_restarted": difference(restarted, cold),
         "max_abs_dlogprob_cold_same_split": difference(again, cold),
         "max_abs_dlogprob_cold_other_split": difference(other, cold),
         "max_abs_dlogprob_own_cache": difference(own, cold),
-        "max_abs_dlogprob_filled_own_cache": difference([filled[n] for n in alike], [own[n] for n in alike]),
-        "compared_with_own_cache": len(alike),
+        "max_abs_dlogprob_filled_own_cache": difference(filled, own),
         "context_tokens": tokens,
         "reused_tokens": min(reply.reused for reply in filled),
         "questions": len(questions),
