@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from nightfill.engines.llama import slotfile
-from nightfill.errors import EngineRefused, SlotFileUnknown
+from nightfill.errors import EngineRefused, SlotFileUnknown, TierUnavailable
 from nightfill.kv.block import Block, BlockMeta
 from nightfill.kv.key import Span, snapshot_key, snapshot_keys, spans
 
@@ -132,8 +132,11 @@ class Transfer:
         name = f"save-{slot}.slot"
         path = self._scratch / name
         try:
+            self._make_scratch()
             await self._api.slot_save(slot, name)
             return await self._in_thread(self._store_file, path, prefix, reached)
+        except OSError as exc:
+            raise TierUnavailable(f"the slot file in {self._scratch} cannot be read: {exc.strerror}") from exc
         finally:
             path.unlink(missing_ok=True)
 
@@ -159,6 +162,10 @@ class Transfer:
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
+    def _make_scratch(self) -> None:
+        # Somebody may have cleaned up; without the folder no fill could be used or stored until the next start.
+        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def _assemble(self, prefix: Prefix, path: Path, wanted: Callable[[], bool]) -> tuple[int, int]:
         ours = self.spans(prefix)
         found = self._store.get_many([span.key for span in ours], salt=prefix.salt)
@@ -167,6 +174,7 @@ class Transfer:
         if not blocks:
             return 0, 0
         tokens = ours[len(blocks) - 1].stop
+        self._make_scratch()
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not self.plain:
