@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from nightfill.contexts.context import (
     Signature,
     Source,
     Tenant,
+    TextSource,
 )
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from nightfill.state.seal import TextSeal
     from nightfill.state.sqlite.database import Database
 
+_LOG: Final = logging.getLogger(__name__)
 _CACHED_TOKENS: Final = 1 << 20
 """Bound of the unpacked token lists kept in memory, by tokens."""
+_SOUND: Final = 4096
 
 _CONTEXTS: Final = """SELECT c.*, v.content_bytes FROM contexts c
     JOIN versions v ON v.tenant = c.tenant AND v.fingerprint = c.current"""
@@ -42,13 +46,21 @@ _ONE_FILL: Final = "f.tenant = ? AND f.fingerprint = ? AND f.form = ? AND f.sign
 
 
 class SqliteBook:
-    """See `SourceBook`. Reads run on the event loop, in microseconds; `content` opens its text anew each time."""
+    """See `SourceBook`. Reads run on the event loop, in microseconds; `content` opens its text anew each time.
+
+    One row that cannot be opened, damaged or sealed with another key, takes no other with it: a fill is absent then,
+    and filled again; a source is not looked at any more, until the context is put again. A content alone is missed, and
+    raises StateUnavailable.
+    """
 
     def __init__(self, database: Database, *, seal: TextSeal, clock: Callable[[], float]) -> None:
         self._db = database
         self._seal = seal
         self._clock = clock
         self._unpacked: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
+        self._sound: set[bytes] = set()
+        """Digests of token lists that were opened or written here."""
+        self._unopened: set[str] = set()
         self._data_version = -1
         self._changes = 0
 
@@ -208,12 +220,21 @@ class SqliteBook:
     def _put_version(
         self, connection: sqlite3.Connection, tenant: Tenant, fingerprint: Fingerprint, content: Content, now_s: float
     ) -> None:
-        there = _one(connection, "SELECT 1 FROM versions WHERE tenant = ? AND fingerprint = ?", tenant, fingerprint)
+        owner = f"{tenant}/{fingerprint}"
+        there = _one(
+            connection, "SELECT content FROM versions WHERE tenant = ? AND fingerprint = ?", tenant, fingerprint
+        )
         if there is None:
-            sealed = wrap(self._seal, f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
+            sealed = wrap(self._seal, owner, msgspec.msgpack.encode(content))
             connection.execute(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
                 (tenant, fingerprint, sealed, content_bytes(content), now_s),
+            )
+        elif self._opened(owner, there["content"]) is None:
+            # Here is what it was.
+            connection.execute(
+                "UPDATE versions SET content = ? WHERE tenant = ? AND fingerprint = ?",
+                (wrap(self._seal, owner, msgspec.msgpack.encode(content)), tenant, fingerprint),
             )
 
     def _put_fill(self, connection: sqlite3.Connection, fill: Fill) -> bool:
@@ -235,7 +256,11 @@ class SqliteBook:
         # The row's name is in it, so that a digest stands for these tokens of this fill alone.
         digest = hashlib.sha256(f"{row['id']}/{key}\0".encode() + packed).digest()
         there = _one(connection, "SELECT digest FROM token_lists WHERE fill = ?", row["id"])
-        if there is None or there["digest"] != digest:
+        # One that was never opened may be damaged: then nobody sees the fill until its tokens are written again.
+        if there is None or there["digest"] != digest or digest not in self._sound:
+            if len(self._sound) >= _SOUND:
+                self._sound.clear()
+            self._sound.add(digest)
             connection.execute(
                 "INSERT OR REPLACE INTO token_lists VALUES (?, ?, ?)",
                 (row["id"], digest, wrap(self._seal, str(key), packed)),
@@ -271,17 +296,30 @@ class SqliteBook:
         rows = self._db.read("SELECT tokens FROM token_lists WHERE fill = ? AND digest = ?", fill, digest)
         if not rows:  # replaced or dropped since the row of the fill was read
             return None
-        tokens = self._unpacked[digest] = unpack(unwrap(self._seal, str(key), rows[0]["tokens"]))
+        packed = self._opened(str(key), rows[0]["tokens"])
+        if packed is None:
+            return None
+        self._sound.add(digest)
+        tokens = self._unpacked[digest] = unpack(packed)
         held = sum(map(len, self._unpacked.values()))
         while held > _CACHED_TOKENS and len(self._unpacked) > 1:
             held -= len(self._unpacked.popitem(last=False)[1])
         return tokens
 
-    def _context(self, row: Any) -> Context:
+    def _opened(self, owner: str, sealed: bytes) -> bytes | None:
         try:
-            source: Source = msgspec.json.decode(
-                unwrap(self._seal, f"{row['tenant']}/{row['name']}", row["source"]), type=Source
-            )
+            return unwrap(self._seal, owner, sealed)
+        except StateUnavailable as exc:
+            # Once each: the planner comes by every two seconds.
+            if owner not in self._unopened and len(self._unopened) < _SOUND:
+                self._unopened.add(owner)
+                _LOG.warning("%s", exc)
+            return None
+
+    def _context(self, row: Any) -> Context:
+        encoded = self._opened(f"{row['tenant']}/{row['name']}", row["source"])
+        try:
+            source: Source = TextSource() if encoded is None else msgspec.json.decode(encoded, type=Source)
         except msgspec.MsgspecError as exc:
             raise StateUnavailable(f"context {row['name']}: its source cannot be read: {exc}") from exc
         return Context(

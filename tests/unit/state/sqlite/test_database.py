@@ -7,6 +7,7 @@ import hashlib
 import sqlite3
 import stat
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -100,6 +101,52 @@ async def test_another_key_and_flipped_bytes_are_an_error_and_never_a_text(tmp_p
     async with open_state(tmp_path / "s.db", seal=Xor(7)) as state:
         with pytest.raises(StateUnavailable, match="damaged"):
             await state.book.content(T, fingerprint)
+
+
+def secret_fill() -> Fill:
+    return Fill(
+        key=replace(KEY, fingerprint=Fingerprint(hashlib.sha256(SECRET.encode()).hexdigest())),
+        state=FillState.READY,
+        tokens=(1, 2, 3),
+        stored_tokens=3,
+        filled_at_s=1.0,
+        fill_seconds=1.0,
+    )
+
+
+async def test_under_another_key_fills_are_absent_and_contexts_can_be_put_again(tmp_path: Path) -> None:
+    fill = secret_fill()
+    async with open_state(tmp_path / "s.db", seal=Xor(7)) as state:
+        await put_secret(state)
+        assert await state.book.put_fill(fill)
+    async with open_state(tmp_path / "s.db", seal=Xor(8)) as state:
+        assert await state.book.fill(fill.key) is None
+        assert await state.book.fills() == []
+        assert [context.name for context in await state.book.contexts()] == [REPO]
+        await put_secret(state)
+        assert await state.book.content(T, fill.key.fingerprint) == Text(SECRET)
+        assert await state.book.put_fill(fill)
+        assert await state.book.fills() == [fill]
+
+
+async def test_a_fill_whose_tokens_are_damaged_is_absent_until_it_is_written_again(tmp_path: Path) -> None:
+    fill = secret_fill()
+    async with open_state(tmp_path / "s.db") as state:
+        await put_secret(state)
+        assert await state.book.put_fill(fill)
+    connection = sqlite3.connect(tmp_path / "s.db")
+    sealed = bytearray(connection.execute("SELECT tokens FROM token_lists").fetchone()[0])
+    sealed[-1] ^= 1
+    connection.execute("UPDATE token_lists SET tokens = ?", (bytes(sealed),))
+    connection.commit()
+    connection.close()
+    async with open_state(tmp_path / "s.db") as state:
+        assert await state.book.fill(fill.key) is None
+        assert await state.book.fills() == []
+        assert await state.book.put_fill(fill)
+        assert await state.book.fill(fill.key) == fill
+    async with open_state(tmp_path / "s.db") as state:
+        assert await state.book.fill(fill.key) == fill
 
 
 async def test_a_deleted_text_is_in_no_file_any_more(tmp_path: Path) -> None:
