@@ -54,7 +54,7 @@ RANK: Final = {
 UNPICKLERS: Final = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 """They run what they read."""
 HEAVY: Final = {
-    "aiohttp", "cryptography", "gguf", "matplotlib", "numpy", "prometheus_client", "rich", "uvicorn", "uvloop",
+    "cryptography", "gguf", "httptools", "matplotlib", "numpy", "prometheus_client", "rich", "uvicorn", "uvloop",
     "xllamacpp",
 }  # fmt: skip
 

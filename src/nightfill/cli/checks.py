@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nightfill.config import EngineSettings, GatewaySettings, KvSettings
 
 _CHILD_S: Final = 60.0
-_PACKAGES: Final = ("msgspec", "uvicorn", "uvloop", "aiohttp", "httptools", "cryptography", "xxhash", "click", "rich")
+_PACKAGES: Final = ("msgspec", "uvicorn", "uvloop", "httptools", "cryptography", "xxhash", "click", "rich")
 _SCRATCH_BYTES: Final = 256 << 20
 _HEAD_WIDTH: Final = 128
 """Guess at the width of an attention head, where no engine has told its KV's size yet; most models have it."""

@@ -1,29 +1,29 @@
-"""HTTP to one engine: small JSON calls, and streams relayed as they come. The only importer of aiohttp."""
+"""HTTP to one engine: small JSON calls, and streams relayed as they come.
+
+A client of our own, because the gateway's share of a request's latency is for the most part its HTTP client: one write
+per request, one wake-up per read, and nothing that an engine does not need (no redirects, cookies, proxies, decoding).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
-from yarl import URL
-
+from nightfill.engines.deadline import Deadline
+from nightfill.engines.pool import Origin, Pool, origin_of
 from nightfill.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-_CONNECT_TIMEOUT_S: Final = 5.0
-_KEEP_ALIVE_S: Final = 3.0
-"""Less than the 5 s after which llama.cpp closes an idle connection, or a request could meet the closing."""
+    from nightfill.engines.connection import Answer, Connection
+
 _MAX_CONNECTIONS: Final = 256
 _MAX_BODY_BYTES: Final = 256 << 20
-_LARGE_BODY_BYTES: Final = 1 << 20
-_LEAST_LOOK_S: Final = 0.02
+_ANY_TYPE: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Response:
     @property
     def content_type(self) -> str:
         """Media type with its parameters, as sent."""
-        return self.headers.get("Content-Type", "application/octet-stream")
+        return self.headers.get("content-type", _ANY_TYPE)
 
 
 class StreamResponse:
@@ -46,10 +46,11 @@ class StreamResponse:
 
     __slots__ = ("_chunks", "content_type", "headers", "status")
 
-    def __init__(self, response: aiohttp.ClientResponse, chunks: _Chunks) -> None:
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
-        self.content_type = self.headers.get("Content-Type", "application/octet-stream")
+    def __init__(self, answer: Answer, chunks: _Chunks) -> None:
+        self.status = answer.status
+        self.headers: Mapping[str, str] = answer.headers
+        """Case-insensitive."""
+        self.content_type = self.headers.get("content-type", _ANY_TYPE)
         self._chunks = chunks
 
     def chunks(self) -> AsyncIterator[bytes]:
@@ -65,6 +66,9 @@ class Upstream:
 
     Sends to `url` alone, whatever the engine answers: redirects are not followed, cookies not kept, the proxies of the
     environment not used. Deadlines count by `clock`: an engine that is frozen hands in one that stands still.
+
+    A request goes out a second time only if it went out on a connection kept from an earlier one, and that was closed
+    before a single byte of an answer: the engine had closed it while it was idle, and never read the request.
     """
 
     def __init__(
@@ -78,14 +82,15 @@ class Upstream:
     ) -> None:
         """`url` has no path; give a function where it changes, which raises an EngineError while there is none.
 
-        `headers` go with every request, such as the engine's key.
+        `headers` go with every request, such as the engine's key. An `https` address is checked against the system's
+        certificates.
         """
         self.engine = engine
         self._url: Callable[[], str] = (lambda: url) if isinstance(url, str) else url
         self._headers = dict(headers or {})
         self._clock = clock
-        self._max_connections = max_connections
-        self._session: aiohttp.ClientSession | None = None
+        self._pool = Pool(engine=engine, max_connections=max_connections)
+        self._origin: tuple[str, Origin] | None = None
         self._closed = False
 
     async def request(
@@ -101,17 +106,12 @@ class Upstream:
 
         Raises EngineUnavailable, EngineTimeout; EngineRefused when the answer is too large to hold.
         """
-        loop = asyncio.get_running_loop()
-        watch = _Watch(timeout_s, self._clock)
+        deadline = Deadline(timeout_s, self._clock)
         try:
-            async with asyncio.timeout(None) as scope:
-                watch.start(lambda: scope.reschedule(loop.time()))
-                async with self._send(method, path, body, headers) as response:
-                    return Response(response.status, response.headers, await self._read_whole(response))
-        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            raise self._translated(error, watch) from error
+            async with self._asked(method, path, body, headers, deadline) as answer:
+                return Response(answer.status, answer.headers, await self._read_whole(answer))
         finally:
-            watch.stop()
+            deadline.stop()
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -130,141 +130,126 @@ class Upstream:
         `idle_timeout_s` of the one before; time in which nobody asks for a chunk counts too, so read on. Raises
         EngineUnavailable, EngineTimeout.
         """
-        loop = asyncio.get_running_loop()
-        watch = _Watch(first_byte_timeout_s, self._clock)
-        response: aiohttp.ClientResponse | None = None
+        deadline = Deadline(first_byte_timeout_s, self._clock)
         try:
-            try:
-                async with asyncio.timeout(None) as scope:
-                    watch.start(lambda: scope.reschedule(loop.time()))
-                    response = await self._send(method, path, body, headers)
-            except (aiohttp.ClientError, OSError) as error:
-                raise self._translated(error, watch) from error
-            watch.on_expiry = response.close
-            yield StreamResponse(response, _Chunks(self, response, watch, idle_timeout_s))
+            async with self._asked(method, path, body, headers, deadline) as answer:
+                yield StreamResponse(answer, _Chunks(answer, deadline, self._clock, idle_timeout_s))
         finally:
-            watch.stop()
-            if response is not None:
-                response.close()  # gives the connection up if the body was not read to its end, else nothing
+            deadline.stop()
 
     async def aclose(self) -> None:
         """Close all connections; calls under way end with EngineUnavailable. Idempotent."""
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        await self._pool.aclose()
 
-    def _send(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
-    ) -> aiohttp.client._RequestContextManager:
-        assert path.startswith("/"), "or it could change the host"
-        # aiohttp warns of large bodies given as bytes, because it writes them in one go.
-        data = io.BytesIO(body) if body is not None and len(body) >= _LARGE_BODY_BYTES else body
-        return self._connected().request(
-            method,
-            URL(self._url() + path, encoded=True),
-            data=data,
-            headers={**self._headers, **headers} if headers else self._headers,
-            allow_redirects=False,
-        )
-
-    def _connected(self) -> aiohttp.ClientSession:
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, deadline: Deadline
+    ) -> AsyncIterator[Answer]:
+        """An answer whose head has come. Its connection is given back on the way out."""
         if self._closed:
             raise EngineUnavailable("its client was closed", engine=self.engine)
-        if self._session is None:  # made here because a session belongs to the running loop
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=_KEEP_ALIVE_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
-                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._session
+        origin = self._where()
+        head, keep = self._head(origin, method, path, body, headers)
+        while True:
+            connection = await self._taken(origin, deadline)
+            try:
+                answer = connection.ask(head, body or b"", keep=keep, no_body=method == "HEAD")
+                deadline.guard(lambda: connection.fail(self._silent(deadline)))  # noqa: B023 - one at a time
+                if await self._answers(connection, answer):
+                    yield answer
+                    return
+            finally:
+                self._pool.give_back(connection)
+            self._pool.drop_idle()
 
-    async def _read_whole(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _answers(self, connection: Connection, answer: Answer) -> bool:
+        """Wait for the head; False when the connection turned out to be stale, so that the request may go again."""
+        try:
+            await answer.head()
+        except EngineUnavailable:
+            if answer.begun or connection.requests == 1 or self._closed:
+                raise
+            return False
+        return True
+
+    async def _taken(self, origin: Origin, deadline: Deadline) -> Connection:
+        if self._pool.at_hand(origin):
+            return await self._pool.take(origin)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as scope:
+                deadline.guard(lambda: scope.reschedule(loop.time()))
+                return await self._pool.take(origin)
+        except TimeoutError as exc:
+            raise self._silent(deadline) from exc
+
+    def _where(self) -> Origin:
+        url = self._url()
+        if self._origin is None or self._origin[0] != url:
+            try:
+                self._origin = url, origin_of(url)
+            except ValueError as exc:
+                raise EngineUnavailable(f"cannot be reached at {url!r}: {exc}", engine=self.engine) from exc
+        return self._origin[1]
+
+    def _head(
+        self, origin: Origin, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> tuple[bytes, bool]:
+        """The request's head, and whether the connection may be kept after it."""
+        assert path.startswith("/"), "or it could change the host"
+        keep = True
+        lines = [f"{method} {origin.base}{path} HTTP/1.1", f"Host: {origin.authority}"]
+        for name, value in ({**self._headers, **headers} if headers else self._headers).items():
+            lines.append(f"{name}: {value}")
+            if name.lower() == "connection":
+                keep = value.lower() != "close"
+        if body is not None or method not in ("GET", "HEAD"):
+            lines.append(f"Content-Length: {len(body) if body is not None else 0}")
+        text = "\r\n".join(lines)
+        if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or len(lines[0].split()) != 3:
+            raise EngineError("cannot be asked: a blank in the path, or a line break in a header", engine=self.engine)
+        try:
+            return text.encode() + b"\r\n\r\n", keep
+        except UnicodeEncodeError as exc:
+            raise EngineError("cannot be asked: a header is no text", engine=self.engine) from exc
+
+    async def _read_whole(self, answer: Answer) -> bytes:
         pieces: list[bytes] = []
         size = 0
-        async for piece in response.content.iter_any():
+        while piece := await answer.read():
             size += len(piece)
             if size > _MAX_BODY_BYTES:
-                response.close()
                 raise EngineRefused(f"answered with over {_MAX_BODY_BYTES} bytes", engine=self.engine, status=502)
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _translated(self, error: Exception, watch: _Watch) -> EngineError:
-        if watch.expired:
-            return EngineTimeout(f"sent nothing for {watch.limit_s:g} s", engine=self.engine)
-        if isinstance(error, aiohttp.ClientConnectorError):
-            return EngineUnavailable(f"cannot be reached ({error.os_error.strerror or error})", engine=self.engine)
-        return EngineUnavailable(f"connection lost ({type(error).__name__})", engine=self.engine)
-
-
-class _Watch:
-    """A deadline that is moved by writing down when something was heard, so that a chunk costs no timer."""
-
-    __slots__ = ("_clock", "_timer", "expired", "heard_at", "limit_s", "on_expiry")
-
-    def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
-        self.limit_s = limit_s
-        self.expired = False
-        self.on_expiry: Callable[[], object] = lambda: None
-        self._clock = clock
-        self._timer: asyncio.TimerHandle | None = None
-        self.heard_at = clock()
-
-    def start(self, on_expiry: Callable[[], object]) -> None:
-        self.on_expiry = on_expiry
-        self._look()
-
-    def restart(self, limit_s: float) -> None:
-        """Another limit from now on."""
-        self.stop()
-        self.limit_s, self.heard_at = limit_s, self._clock()
-        self._look()
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _look(self) -> None:
-        left_s = self.heard_at + self.limit_s - self._clock()
-        if left_s > 0:
-            self._timer = asyncio.get_running_loop().call_later(max(left_s, _LEAST_LOOK_S), self._look)
-        else:
-            self.expired = True
-            self.on_expiry()
+    def _silent(self, deadline: Deadline) -> EngineTimeout:
+        return EngineTimeout(f"sent nothing for {deadline.limit_s:g} s", engine=self.engine)
 
 
 class _Chunks:
-    """The pieces of a body: the stream reader's iteration, plus the deadline and our errors, in one step per chunk."""
+    """The pieces of a body, and the deadline moved by each."""
 
-    __slots__ = ("_clock", "_idle_timeout_s", "_read", "_upstream", "_watch")
+    __slots__ = ("_answer", "_clock", "_deadline", "_idle_timeout_s")
 
-    def __init__(
-        self, upstream: Upstream, response: aiohttp.ClientResponse, watch: _Watch, idle_timeout_s: float
-    ) -> None:
-        self._upstream = upstream
-        self._read = response.content.readany
-        self._watch = watch
-        self._clock = upstream._clock
+    def __init__(self, answer: Answer, deadline: Deadline, clock: Callable[[], float], idle_timeout_s: float) -> None:
+        self._answer = answer
+        self._deadline = deadline
+        self._clock = clock
         self._idle_timeout_s: float | None = idle_timeout_s
 
     def __aiter__(self) -> _Chunks:
         return self
 
     async def __anext__(self) -> bytes:
-        try:
-            chunk = await self._read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._upstream._translated(error, self._watch) from error
+        chunk = await self._answer.read()
         if not chunk:
-            self._watch.stop()
+            self._deadline.stop()
             raise StopAsyncIteration
         if self._idle_timeout_s is None:
-            self._watch.heard_at = self._clock()
+            self._deadline.heard_at = self._clock()
         else:
-            self._watch.restart(self._idle_timeout_s)
+            self._deadline.restart(self._idle_timeout_s)
             self._idle_timeout_s = None
         return chunk

@@ -18,7 +18,7 @@ from nightfill.cli.root import COMMANDS, root
 if TYPE_CHECKING:
     from fakes.cli import Cli
 
-HEAVY = ("numpy", "xllamacpp", "aiohttp", "rich", "yaml", "msgspec", "uvicorn", "asyncio", "sqlite3")
+HEAVY = ("numpy", "xllamacpp", "httptools", "rich", "yaml", "msgspec", "uvicorn", "asyncio", "sqlite3")
 
 
 def test_help_imports_nothing_heavy() -> None:
