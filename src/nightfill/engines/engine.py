@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     import msgspec
 
     from nightfill.contexts.context import Content, Form, Signature
+
+
+BOUNDARY_TOKENS: Final = 8
+"""So many tokens at a prefix's end may be computed anew without the rest being worth less: merges with what follows,
+the last token of a prompt that is known whole, the distance to the last checkpoint of a sliding window.
+"""
 
 
 class Reuse(enum.Enum):

@@ -6,11 +6,10 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
+from nightfill.engines.engine import BOUNDARY_TOKENS
+
 PREFIX_TOKENS: Final = 32
 """Fewer reused tokens than this are a chat template's own, not a cache's merit."""
-BOUNDARY_TOKENS: Final = 8
-"""So many tokens at a prefix's end may differ with what follows (merges across the boundary; an engine computes the
-last token anew), without the rest being worth less."""
 
 
 class Layer(enum.StrEnum):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nightfill.contexts.context import Fill, FillKey, FillState
-from nightfill.engines.engine import Prefix, Reuse
+from nightfill.engines.engine import BOUNDARY_TOKENS, Prefix, Reuse
 from nightfill.errors import KvError, NightfillError
 from nightfill.kv.key import BLOCK_TOKENS, salt_of
 from nightfill.sleep.checkpoint import LONG_CLOSED_S, STOP_WITHIN_S, save_due
@@ -225,8 +225,7 @@ class FillRun:
     async def _prove(self, fill: PrefixFill) -> Outcome:
         total = len(self._tokens)
         proven = await self._unless_stopping(fill.prove())
-        # Whatever matches, one token is computed anew.
-        if proven >= total - 1:
+        if proven >= total - min(BOUNDARY_TOKENS, total // 2):
             await self._note(FillState.READY)
             return Filled(tokens=total, computed=self._computed, seconds=self._engine_s)
         reason = f"restore not used: the engine reused {proven:,} of {total:,} tokens"

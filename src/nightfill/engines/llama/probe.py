@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from nightfill.engines.engine import Reuse
+from nightfill.engines.engine import BOUNDARY_TOKENS, Reuse
 from nightfill.engines.llama import slotfile
 from nightfill.errors import EngineRefused, SlotFileUnknown
 
@@ -34,7 +34,7 @@ class Probed:
 
 def judge(*, prompt: int, first: int, second: int, trims: bool) -> Reuse:
     """The verdict, from the tokens reused by the query after a restore and by another one after that."""
-    if first < prompt:
+    if first < prompt - BOUNDARY_TOKENS:
         return Reuse.NONE
     return Reuse.TRIM if trims and second >= prompt else Reuse.EXACT
 
