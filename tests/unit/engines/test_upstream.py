@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
+import ipaddress
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from nightfill.engines import pool
+from nightfill.engines import upstream as module
 from nightfill.engines.upstream import Upstream
-from nightfill.errors import EngineTimeout, EngineUnavailable
+from nightfill.errors import EngineError, EngineRefused, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     Handler = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -38,8 +47,8 @@ class Engine:
         """A client closed its connection."""
         self._writers: list[asyncio.StreamWriter] = []
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def start(self, tls: ssl.SSLContext | None = None) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -289,3 +298,277 @@ async def test_after_closing_it_is_unavailable(engine: Engine) -> None:
         await task
     with pytest.raises(EngineUnavailable, match="closed"):
         await upstream.request("GET", "/")
+
+
+async def closes_after_its_answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(answer(b"ok"))
+    await writer.drain()
+    writer.close()
+
+
+async def test_a_connection_that_went_stale_costs_a_request_nothing(engine: Engine, upstream: Upstream) -> None:
+    """llama.cpp closes a connection that it promised to keep; the next request may already be on its way then."""
+    seen = 0
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            writer.close()  # this request is never read by anybody
+        else:
+            writer.write(answer(b"ok"))
+
+    engine.handler = handler
+    for _ in range(2):
+        assert (await upstream.request("POST", "/", body=b"{}")).body == b"ok"
+    assert (engine.connections, len(engine.requests)) == (2, 3)
+
+
+async def test_a_connection_that_was_closed_meanwhile_is_not_used(engine: Engine, upstream: Upstream) -> None:
+    engine.handler = closes_after_its_answer
+    for expected in range(1, 4):
+        assert (await upstream.request("POST", "/", body=b"{}")).body == b"ok"
+        await engine.left.wait()
+        engine.left.clear()
+        assert engine.connections == expected
+
+
+@pytest.mark.parametrize(("first", "sent"), [(b"", b""), (answer(b"ok"), b"H")])
+async def test_a_request_goes_out_once_if_the_engine_may_have_worked_on_it(
+    engine: Engine, upstream: Upstream, first: bytes, sent: bytes
+) -> None:
+    replies = iter([first, sent] if first else [sent])
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reply = next(replies)
+        writer.write(reply)
+        await writer.drain()
+        if reply == sent:
+            writer.close()
+
+    engine.handler = handler
+    if first:
+        await upstream.request("POST", "/")
+    before = len(engine.requests)
+    with pytest.raises(EngineUnavailable, match="connection lost"):
+        await upstream.request("POST", "/")
+    assert len(engine.requests) == before + 1
+
+
+async def test_a_stale_connection_is_tried_anew_only_once(engine: Engine, upstream: Upstream) -> None:
+    replies = iter([answer(b"ok"), b"", b""])
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reply = next(replies)
+        writer.write(reply)
+        if not reply:
+            writer.close()
+
+    engine.handler = handler
+    await upstream.request("POST", "/")
+    with pytest.raises(EngineUnavailable, match="before an answer began"):
+        await upstream.request("POST", "/")
+    assert len(engine.requests) == 3
+
+
+async def test_a_connection_is_kept_for_a_moment_only(
+    engine: Engine, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_KEEP_ALIVE_S", 0.02)
+    engine.handler = sends(answer(b"ok"))
+    await upstream.request("GET", "/")
+    async with asyncio.timeout(5):
+        await engine.left.wait()
+
+
+async def test_a_connection_is_not_kept_if_the_request_or_the_answer_says_close(
+    engine: Engine, upstream: Upstream
+) -> None:
+    engine.handler = sends(answer(b"ok"))
+    await upstream.request("GET", "/", headers={"Connection": "close"})
+    engine.handler = sends(answer(b"ok", headers="Connection: close\r\n"))
+    await upstream.request("GET", "/")
+    await upstream.request("GET", "/")
+    assert engine.connections == 3
+
+
+async def test_parallel_requests_have_connections_of_their_own_up_to_the_bound(engine: Engine) -> None:
+    held: list[asyncio.StreamWriter] = []
+    three = asyncio.Event()
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+        if len(held) == 2:
+            three.set()
+
+    engine.handler = handler
+    upstream = Upstream(engine.url, engine="e1", max_connections=2)
+    tasks = [asyncio.create_task(upstream.request("GET", "/")) for _ in range(3)]
+    await three.wait()
+    with pytest.raises(EngineTimeout, match=r"0\.05 s"):
+        await upstream.request("GET", "/", timeout_s=0.05)
+    tasks.pop().cancel()  # it waited in line, and is no longer there
+    last = asyncio.create_task(upstream.request("GET", "/"))
+    for writer in held:
+        writer.write(answer(b"ok"))
+    engine.handler = sends(answer(b"third"))
+    assert [(await task).body for task in tasks] == [b"ok", b"ok"]
+    assert (await last).body == b"third"
+    assert engine.connections == 2
+    await upstream.aclose()
+
+
+async def test_a_body_may_last_until_the_connection_closes(engine: Engine, upstream: Upstream) -> None:
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.0 200 OK\r\n\r\nhello")
+        writer.close()
+
+    engine.handler = handler
+    assert (await upstream.request("GET", "/")).body == b"hello"
+
+
+async def test_an_answer_to_head_is_its_head(engine: Engine, upstream: Upstream) -> None:
+    engine.handler = sends(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+    for _ in range(2):
+        response = await upstream.request("HEAD", "/")
+        assert (response.body, response.headers["CONTENT-length"]) == (b"", "5")
+
+
+async def test_an_engine_that_is_read_slowly_has_to_wait(engine: Engine, upstream: Upstream) -> None:
+    size, stuck = 64 << 20, asyncio.Event()
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for sent in range(0, size, 1 << 20):
+            writer.write(bytes(1 << 20))
+            try:
+                async with asyncio.timeout(0.2 if sent < size / 2 else None):
+                    await writer.drain()
+            except TimeoutError:
+                stuck.set()
+                await writer.drain()
+
+    engine.handler = handler
+    async with upstream.stream("GET", "/") as stream:
+        async with asyncio.timeout(20):
+            await stuck.wait()
+        assert sum([len(chunk) async for chunk in stream.chunks()]) == size
+
+
+async def test_an_answer_that_is_too_large_to_hold_is_refused(
+    engine: Engine, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_BODY_BYTES", 1000)
+    engine.handler = sends(answer(bytes(1001)))
+    with pytest.raises(EngineRefused, match="over 1000 bytes"):
+        await upstream.request("GET", "/")
+
+
+async def test_an_address_may_have_a_path_and_no_other_extras(engine: Engine) -> None:
+    engine.handler = sends(answer(b"ok"))
+    upstream = Upstream(f"{engine.url}/base/", engine="e1")
+    await upstream.request("GET", "/v1")
+    assert engine.requests[0].startswith(b"GET /base/v1 HTTP/1.1\r\n")
+    assert f"\r\nHost: 127.0.0.1:{engine.port}\r\n".encode() in engine.requests[0]
+    await upstream.aclose()
+    for url in (
+        "ftp://h",
+        "h:80",
+        "http://",
+        "http://h:port",
+        "http://u:p@h",
+        "http://h?a",
+        "http://[::1",
+        "http://h:0/",
+    ):
+        nowhere = Upstream(url, engine="e1")
+        with pytest.raises(EngineUnavailable, match="cannot be reached"):
+            await nowhere.request("GET", "/")
+        await nowhere.aclose()
+
+
+async def test_nothing_can_be_smuggled_into_a_request(engine: Engine, upstream: Upstream) -> None:
+    for path, headers in (
+        ("/ HTTP/1.1\r\nX: y", {}),
+        ("/a b", {}),
+        ("/", {"X": "y\r\nZ: 1"}),
+        ("/", {"X": "y\n"}),
+        ("/", {"X": "y\r"}),
+        ("/", {"X": "\ud800"}),
+    ):
+        with pytest.raises(EngineError, match="cannot be asked"):
+            await upstream.request("GET", path, headers=headers)
+    assert engine.connections == 0
+
+
+async def test_another_address_means_other_connections(engine: Engine) -> None:
+    other = Engine()
+    await other.start()
+    engine.handler = other.handler = sends(answer(b"ok"))
+    url = engine.url
+    upstream = Upstream(lambda: url, engine="e1")
+    await upstream.request("GET", "/")
+    url = other.url
+    await upstream.request("GET", "/")
+    async with asyncio.timeout(5):
+        await engine.left.wait()
+    assert (engine.connections, other.connections) == (1, 1)
+    await upstream.aclose()
+    await other.stop()
+
+
+async def test_a_client_that_is_closed_midway_says_so(engine: Engine, upstream: Upstream) -> None:
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + piece(b"one"))
+        await reader.read()
+
+    engine.handler = handler
+    async with upstream.stream("GET", "/") as stream:
+        chunks = stream.chunks()
+        assert await anext(chunks) == b"one"
+        await upstream.aclose()
+        with pytest.raises(EngineUnavailable, match="its client was closed"):
+            await anext(chunks)
+
+
+def certificate(path: Path) -> Path:
+    """A key and a certificate for 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+async def test_an_engine_behind_tls_is_asked_if_the_system_trusts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate(tmp_path / "engine.pem"))
+    await engine.start(tls)
+    engine.handler = sends(HEAD + piece(bytes(1 << 20)) + piece(b""))
+    url = f"https://127.0.0.1:{engine.port}"
+    stranger = Upstream(url, engine="e1")
+    with pytest.raises(EngineUnavailable, match=r"cannot be reached.*certificate"):
+        await stranger.request("GET", "/")
+    await stranger.aclose()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "engine.pem"))
+    upstream = Upstream(url, engine="e1")
+    for _ in range(2):
+        assert (await upstream.request("POST", "/", body=bytes(1 << 20))).body == bytes(1 << 20)
+    async with upstream.stream("GET", "/") as stream:
+        assert await anext(stream.chunks())
+    await upstream.aclose()
+    await engine.stop()
