@@ -74,12 +74,10 @@ def test_a_fill_that_was_killed_goes_on_from_its_last_snapshot_and_keeps_no_old_
     eventually(
         lambda: any(fill["stored_tokens"] >= 1024 for fill in serve.fills("code")), within_s=60, what="some slices"
     )
-    worker, engine = serve.worker_pid, serve.fill_pid
+    kept = serve.fills("code")[0]["stored_tokens"]
+    worker = serve.worker_pid
     assert worker is not None
     os.kill(worker, signal.SIGKILL)
-    if engine is not None:
-        eventually(lambda: not os.path.exists(f"/proc/{engine}"), within_s=10, what="the end of its engine")  # noqa: PTH110
-    kept = serve.fills("code")[0]["stored_tokens"]
     assert serve.states("code") == ["filling"]
     # Part of a context is of use already.
     part = serve.ask(context="code")
