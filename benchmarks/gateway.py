@@ -1,9 +1,13 @@
 """What the gateway adds to a request: a stub upstream, the gateway before it, and an open-loop load from a third
 process.
 
-Direct and gateway rounds alternate, so that whatever else the machine does falls on both. Latency counts from the
-moment a request was due to its first body byte and, for an answer in one piece, that is its end; so a stall of the
-machine shows instead of being left out. CPU is that of the gateway's process alone, by the kernel's account.
+A third way goes over the floor: a proxy on the same server and the same client as the gateway, with none of its logic.
+What the gateway costs above it is ours to answer for; the floor itself is the price of a process in between.
+
+Rounds of the three ways alternate, so that whatever else the machine does falls on all, and a figure is the median of
+the rounds'. Latency counts from the moment a request was due to its first body byte and, for an answer in one piece,
+that is its end; so a stall of the machine shows instead of being left out. CPU is that of the proxy's process alone,
+by the kernel's account.
 
     python benchmarks/gateway.py [--rps 200] [--seconds 20]
 
@@ -43,7 +47,7 @@ from nightfill.state.board import MmapLoadBoard
 from nightfill.state.sqlite import open_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 CHUNKS: Final = 32
 CHUNK: Final = (
@@ -91,17 +95,41 @@ async def stub(_scope: dict[str, Any], receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": WHOLE})
 
 
-async def run_stub() -> None:
-    """Serve the stub; print its port."""
-    config = uvicorn.Config(
-        cast("Any", stub), port=0, http="httptools", lifespan="off", access_log=False, log_level="warning"
-    )
+async def serve_bare(app: Any) -> None:
+    """Serve a raw ASGI callable; print the port."""
+    config = uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="warning")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     print(server.servers[0].sockets[0].getsockname()[1], flush=True)
     await task
+
+
+# --- the floor
+
+
+async def run_floor(upstream_port: int) -> None:
+    """Serve a proxy that passes requests on and answers back, and does nothing else; print its port."""
+    upstream = Upstream(f"http://127.0.0.1:{upstream_port}", engine="stub")
+
+    async def proxy(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        body = b""
+        while True:
+            event = await receive()
+            body += event.get("body", b"")
+            if not event.get("more_body"):
+                break
+        async with upstream.stream("POST", scope["path"], body=body) as response:
+            head = [(b"content-type", response.content_type.encode())]
+            if "content-length" in response.headers:
+                head.append((b"content-length", response.headers["content-length"].encode()))
+            await send({"type": "http.response.start", "status": response.status, "headers": head})
+            async for chunk in response.chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+    await serve_bare(proxy)
 
 
 # --- the gateway
@@ -290,50 +318,92 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+WAYS: Final = ("direct", "floor", "gateway")
+KINDS: Final = ("json", "stream")
+
+
+@dataclass
+class Round:
+    """One measurement of every way, one after the other."""
+
+    latencies: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    cpu_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Of the proxy, per request."""
+
+    def added(self, way: str, share: float) -> float:
+        """Seconds that `way` adds to the percentile, both kinds of request together."""
+        return self.percentile(way, share) - self.percentile("direct", share)
+
+    def percentile(self, way: str, share: float) -> float:
+        return percentile([value for kind in KINDS for value in self.latencies[way, kind]], share)
+
+
+def measure(ports: dict[str, str], pids: dict[str, int], *, rps: float, seconds: float) -> Round:
+    done = Round()
+    for kind in KINDS:
+        for way in WAYS:
+            before = cpu_s(pids[way])
+            taken = result("--role", "load", ports[way], str(rps), str(seconds), kind)
+            done.latencies[way, kind] = taken
+            done.cpu_s[way, kind] = (cpu_s(pids[way]) - before) / len(taken)
+    return done
+
+
+def show(rounds: list[Round]) -> None:
+    print(f"{'':16}{'p50':>10}{'p90':>10}{'p99':>10}   ms, and CPU ms per request; medians of {len(rounds)} rounds")
+    for kind in KINDS:
+        for way in WAYS:
+            shares = [
+                statistics.median(percentile(one.latencies[way, kind], share) for one in rounds)
+                for share in (0.5, 0.9, 0.99)
+            ]
+            cpu = statistics.median(one.cpu_s[way, kind] for one in rounds)
+            print(f"{way + ' ' + kind:16}" + "".join(f"{1000 * value:10.3f}" for value in (*shares, cpu)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rps", type=float, default=200)
-    parser.add_argument("--seconds", type=float, default=20, help="of load for each of the four kinds of round")
+    parser.add_argument("--seconds", type=float, default=20, help="of load for each way and each kind of request")
     parser.add_argument("--round-seconds", type=float, default=2.5)
     options = parser.parse_args()
-    stub_process = child("--role", "stub")
-    gateway_process: subprocess.Popen[str] | None = None
+    processes = {"direct": child("--role", "stub")}
     try:
-        stub_port = port_of(stub_process)
-        gateway_process = child("--role", "gateway", stub_port)
-        ports = {"direct": stub_port, "gateway": port_of(gateway_process)}
-        taken: dict[tuple[str, str], list[float]] = {}
-        spent: dict[str, float] = {"json": 0.0, "stream": 0.0}
-        for _ in range(max(1, round(options.seconds / options.round_seconds))):
-            for kind in ("json", "stream"):
-                for way, port in ports.items():
-                    before = cpu_s(gateway_process.pid)
-                    latencies = result("--role", "load", port, str(options.rps), str(options.round_seconds), kind)
-                    taken.setdefault((way, kind), []).extend(latencies)
-                    if way == "gateway":
-                        spent[kind] += cpu_s(gateway_process.pid) - before
-        max_rps = result("--role", "flood", ports["gateway"], "3")
+        ports = {"direct": port_of(processes["direct"])}
+        for way in WAYS[1:]:
+            processes[way] = child("--role", way, ports["direct"])
+            ports[way] = port_of(processes[way])
+        pids = {way: process.pid for way, process in processes.items()}
+        rounds = [
+            measure(ports, pids, rps=options.rps, seconds=options.round_seconds)
+            for _ in range(max(1, round(options.seconds / options.round_seconds)))
+        ]
+        max_rps = {way: result("--role", "flood", ports[way], "3") for way in ("floor", "gateway")}
     finally:
-        for process in (gateway_process, stub_process):
-            if process is not None:
-                process.terminate()
-                process.wait(10)
-    direct = taken["direct", "json"] + taken["direct", "stream"]
-    through = taken["gateway", "json"] + taken["gateway", "stream"]
-    print(f"{'':14}{'p50':>10}{'p90':>10}{'p99':>10}   ms, n")
-    for (way, kind), values in taken.items():
-        cells = "".join(f"{1000 * percentile(values, share):10.3f}" for share in (0.5, 0.9, 0.99))
-        print(f"{way + ' ' + kind:14}{cells}   {len(values)}")
+        for process in processes.values():
+            process.terminate()
+            process.wait(10)
+    show(rounds)
+
+    def middle(figure: Callable[[Round], float]) -> float:
+        return statistics.median(figure(one) for one in rounds)
+
     figures = {
-        "added_p50_s": percentile(through, 0.5) - percentile(direct, 0.5),
-        "added_p99_s": percentile(through, 0.99) - percentile(direct, 0.99),
-        "cpu_s_per_request": spent["json"] / len(taken["gateway", "json"]),
-        "cpu_s_per_stream": spent["stream"] / len(taken["gateway", "stream"]),
-        "max_rps": max_rps,
+        "added_p50_s": middle(lambda one: one.added("gateway", 0.5)),
+        "added_p99_s": middle(lambda one: one.added("gateway", 0.99)),
+        "cpu_s_per_request": middle(lambda one: one.cpu_s["gateway", "json"]),
+        "cpu_s_per_stream": middle(lambda one: one.cpu_s["gateway", "stream"]),
+        "max_rps": max_rps["gateway"],
+        "floor_added_p50_s": middle(lambda one: one.added("floor", 0.5)),
+        "floor_added_p99_s": middle(lambda one: one.added("floor", 0.99)),
+        "floor_cpu_s_per_request": middle(lambda one: one.cpu_s["floor", "json"]),
+        "floor_cpu_s_per_stream": middle(lambda one: one.cpu_s["floor", "stream"]),
+        "floor_max_rps": max_rps["floor"],
+        "added_p50_of_rounds_s": [round(one.added("gateway", 0.5), 6) for one in rounds],
+        "added_p99_of_rounds_s": [round(one.added("gateway", 0.99), 6) for one in rounds],
         "rps": options.rps,
         "chunks_per_stream": CHUNKS,
-        "requests": len(direct) + len(through),
-        "added_mean_s": statistics.fmean(through) - statistics.fmean(direct),
+        "requests": sum(len(values) for one in rounds for values in one.latencies.values()),
         "load_average": os.getloadavg()[0],
         "machine": asdict(this_machine()),
         "commit": commit(),
@@ -345,7 +415,9 @@ def main() -> None:
 def role(arguments: list[str]) -> None:
     match arguments:
         case ["stub"]:
-            uvloop.run(run_stub())
+            uvloop.run(serve_bare(stub))
+        case ["floor", port]:
+            uvloop.run(run_floor(int(port)))
         case ["gateway", port]:
             uvloop.run(run_gateway(int(port)))
         case ["load", port, rps, seconds, kind]:
