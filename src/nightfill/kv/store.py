@@ -68,6 +68,7 @@ class Store:
         self._lock = threading.Lock()
         self._counts = {tier.name: _Counts() for tier in tiers}
         self._pinned: frozenset[BlockKey] = frozenset()
+        self._held: list[frozenset[BlockKey]] = []
         self._deletions = 0
         """How many calls that delete have begun, and `_deleting`, how many have not ended: so that what was read just
         before it was deleted is not promoted just after."""
@@ -156,8 +157,29 @@ class Store:
         """Replace the set of keys that neither eviction nor expiry takes, as far as this process is concerned."""
         with self._lock:
             self._pinned = frozenset(keys)
-            for tier in self._tiers:
-                tier.pin(self._pinned)
+            self._apply_pins()
+
+    @contextmanager
+    def hold(self, keys: Iterable[BlockKey]) -> Iterator[None]:
+        """Keep eviction in this process off `keys` while inside, as if pinned.
+
+        For whoever stores a prefix: its end is of no use without its beginning, and must not push that out.
+        """
+        held = frozenset(keys)
+        with self._lock:
+            self._held.append(held)
+            self._apply_pins()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.remove(held)
+                self._apply_pins()
+
+    def _apply_pins(self) -> None:
+        kept = self._pinned.union(*self._held)
+        for tier in self._tiers:
+            tier.pin(kept)
 
     def drop(self, keys: Iterable[BlockKey]) -> int:
         """Delete blocks, pinned or not, from all tiers; how many were there.

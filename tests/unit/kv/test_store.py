@@ -342,6 +342,26 @@ def test_pinned_blocks_outlive_eviction_and_expiry_until_unpinned(
     assert (store.report().pinned, of(store, "disk").evicted) == (1, 1)
 
 
+def test_a_prefix_that_is_being_stored_does_not_push_out_its_own_beginning(
+    make_store: MakeStore, make_disk: MakeDisk, sample: MakeSample, clock: FakeClock
+) -> None:
+    other, a, b, c = (sample(number, 4096) for number in range(4))
+    store = make_store(make_disk(max_bytes=2 * 8192))
+    put(store, other)
+    clock.advance(1)
+    with store.hold([a.key, b.key, c.key]):
+        put(store, a)
+        clock.advance(1)
+        put(store, b)
+        with store.hold([a.key]):
+            store.pin([])
+        with pytest.raises(TierFull):
+            put(store, c)
+    assert (store.has(other.key), store.has(a.key), store.has(b.key)) == (False, True, True)
+    put(store, c)
+    assert (store.has(a.key), store.has(b.key), store.has(c.key)) == (False, True, True)
+
+
 def test_a_promotion_into_a_ram_full_of_pins_is_no_error(
     make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample
 ) -> None:

@@ -86,6 +86,10 @@ class Transfer:
         """The keys under which the store has `prefix`."""
         return self._spans(tuple(prefix.tokens), prefix.salt)
 
+    def cut(self, prefix: Prefix) -> tuple[Span, ...]:
+        """Whole blocks and the rest, whether the store keeps them so or not: to tell how much of it a slot holds."""
+        return spans(prefix.tokens, signature=self._signature, salt=prefix.salt, block_tokens=self.block_tokens)
+
     async def load(self, slot: int, prefix: Prefix) -> Loaded:
         """Put as much of `prefix` into the slot as the store has, replacing what the slot held.
 
@@ -190,7 +194,9 @@ class Transfer:
     def _store_file(self, path: Path, prefix: Prefix, reached: int) -> int:
         with path.open("rb") as file:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return (self._store_blocks if self.plain else self._store_snapshot)(view, prefix, reached)
+        store = self._store_blocks if self.plain else self._store_snapshot
+        with self._store.hold(span.key for span in self.spans(prefix)):
+            return store(view, prefix, reached)
 
     def _store_blocks(self, view: memoryview, prefix: Prefix, reached: int) -> int:
         saved = slotfile.parse(view)
