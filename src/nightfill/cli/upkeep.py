@@ -54,8 +54,10 @@ def store_samples(report: StoreReport) -> Iterable[Sample]:
             ("kv_bytes", "Bytes in a tier.", tier.bytes),
             ("kv_blocks", "Blocks in a tier.", tier.blocks),
             ("kv_max_bytes", "Bytes that a tier may hold.", tier.max_bytes),
+            ("kv_free_bytes", "Bytes free on the device behind a tier, where it has one.", tier.free_bytes),
         ):
-            yield Sample(name=name, help=help_text, value=value, labels=labels)
+            if value is not None:
+                yield Sample(name=name, help=help_text, value=value, labels=labels)
         for name, help_text, value in (
             ("kv_hits_total", "Blocks found.", tier.hits),
             ("kv_misses_total", "Blocks not found.", tier.misses),

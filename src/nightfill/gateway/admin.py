@@ -97,11 +97,13 @@ class Admin:
         self._forget = forget
         self._plan = plan
 
-    async def job_counts(self) -> dict[str, int]:
-        """Unfinished and dead jobs by state, of all tenants."""
+    async def job_counts(self) -> tuple[dict[str, int], int]:
+        """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before."""
         states = (JobState.QUEUED, JobState.LEASED, JobState.DEAD)
-        counts = Counter(job.state for job in await self._queue.jobs(states=states, limit=10_000))
-        return {state.value: counts[state] for state in states}
+        jobs = await self._queue.jobs(states=states, limit=10_000)
+        counts = Counter(job.state for job in jobs)
+        failing = sum(job.failures > 0 for job in jobs if job.state is not JobState.DEAD)
+        return {state.value: counts[state] for state in states}, failing
 
     async def answer(self, exchange: Exchange, admission: Admission) -> None:
         """Serve one request. Raises NightfillError while nothing was sent."""

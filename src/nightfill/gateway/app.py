@@ -120,7 +120,8 @@ class Gateway:
             await exchange.respond_json(status, {"status": reason})
         else:
             try:
-                self._metrics.jobs(await self._admin.job_counts())
+                counts, failing = await self._admin.job_counts()
+                self._metrics.jobs(counts, failing=failing)
             except StateError as exc:
                 _LOG.warning("jobs could not be counted: %s", exc)
             text = await asyncio.to_thread(self._metrics.render)

@@ -121,6 +121,9 @@ class Metrics:
         self._in_flight = Gauge("nightfill_in_flight_requests", "Live requests.", registry=self.registry)
         self._draining = Gauge("nightfill_draining", "1 while shutting down.", registry=self.registry)
         self._jobs = Gauge("nightfill_jobs", "Background jobs by state.", ("state",), registry=self.registry)
+        self._failing = Gauge(
+            "nightfill_jobs_failing", "Unfinished jobs whose last attempts failed; tried again.", registry=self.registry
+        )
         build = Gauge("nightfill_build_info", "Always 1.", ("version", "python"), registry=self.registry)
         build.labels(nightfill.__version__, platform.python_version()).set(1)
 
@@ -180,8 +183,9 @@ class Metrics:
         self._in_flight.set_function(in_flight)
         self._draining.set_function(draining)
 
-    def jobs(self, counts: Mapping[str, int]) -> None:
-        """Background jobs by state."""
+    def jobs(self, counts: Mapping[str, int], *, failing: int) -> None:
+        """Background jobs by state, and how many of the unfinished failed before."""
+        self._failing.set(failing)
         for state, count in counts.items():
             self._jobs.labels(state).set(count)
 

@@ -66,6 +66,7 @@ def test_a_source_that_fails_costs_its_own_figures_only() -> None:
 
 def test_jobs_that_are_gone_count_as_none() -> None:
     metrics = Metrics()
-    metrics.jobs({"queued": 3, "dead": 1})
-    metrics.jobs({"queued": 0, "dead": 1})
+    metrics.jobs({"queued": 3, "dead": 1}, failing=2)
+    metrics.jobs({"queued": 0, "dead": 1}, failing=1)
     assert rendered(metrics)["nightfill_jobs", (("state", "queued"),)] == 0
+    assert rendered(metrics)["nightfill_jobs_failing", ()] == 1
