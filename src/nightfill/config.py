@@ -34,6 +34,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """0 for all cores that this process may use."""
     batch_tokens: int = 512
     """Tokens computed at once; a request that is given up, and a fill that is cancelled, stop within one batch."""
+    reuse: Literal["auto", "replay"] = "auto"
+    """`auto`: as a probe at start finds. `replay`: do not restore; keep contexts warm in the slots."""
     gpu_layers: int = 0
     """Layers kept on a GPU, where the engine was built for one; -1 for all."""
     embeddings: bool = False

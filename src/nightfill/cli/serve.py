@@ -57,9 +57,11 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
     from nightfill.cli.rooms import open_rooms, sole
     from nightfill.cli.upkeep import forget_fill, plan_shown, store_samples
     from nightfill.cli.worker_process import WorkerProcess
+    from nightfill.engines.engine import Reuse
     from nightfill.gateway import serving, stop_on_signals
     from nightfill.observe import logs
     from nightfill.observe.metrics import Metrics
+    from nightfill.sleep import Warmer, warming
     from nightfill.sleep.description import note_of
     from nightfill.state.board import MmapLoadBoard
 
@@ -100,6 +102,9 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     plan=lambda tenant: plan_shown(rooms, tenant),
                 )
             )
+            if settings.sleep.enabled and description.reuse is Reuse.NONE:
+                warmer = Warmer(rooms.state, board, engine, settings.sleep)
+                await stack.enter_async_context(warming(warmer, stop))
             if settings.sleep.enabled:
                 worker = WorkerProcess(msgspec.structs.replace(settings, data_dir=str(rooms.data_dir)))
                 await stack.enter_async_context(worker.running())

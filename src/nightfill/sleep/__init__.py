@@ -5,6 +5,7 @@ from nightfill.sleep.plan import PlanLine, Verdict, plan
 from nightfill.sleep.planner import Planner, plan_lines
 from nightfill.sleep.pool import EnginePool
 from nightfill.sleep.upkeep import upkeep_of
+from nightfill.sleep.warm import Warmer, warming
 from nightfill.sleep.worker import Worker
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "PlanLine",
     "Planner",
     "Verdict",
+    "Warmer",
     "Worker",
     "description_of",
     "note_of",
     "plan",
     "plan_lines",
     "upkeep_of",
+    "warming",
 ]

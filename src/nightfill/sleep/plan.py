@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.engines.engine import Reuse
 from nightfill.sleep.priority import Priority, recency_frequency
-from nightfill.state.access import Usage
+from nightfill.sleep.warmth import NEVER_USED, capacity, to_keep_warm
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import Context, ContextName, Fill, Form, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.priority import Policy
+    from nightfill.state.access import Usage
     from nightfill.state.jobs import Job
 
-NEVER_USED: Final = Usage(last_access_s=None, accesses_7d=0, broken_7d=0)
 DEFAULT_TTL_S: Final = 7 * 86400.0
 
 
@@ -66,6 +66,10 @@ def plan(
     """
     fill_of = {fill.key: fill for fill in fills}
     job_of = {job.target: job for job in jobs if job.state in (JobState.QUEUED, JobState.LEASED, JobState.DEAD)}
+    warm: list[FillKey] = []
+    if description is not None and description.reuse is Reuse.NONE:
+        long = {fill.key for fill in fills if len(fill.tokens) >= description.context_length}
+        warm = to_keep_warm(contexts, usages, description, impossible=long, now_s=now_s, policy=policy)
     lines = []
     for context in contexts:
         usage = usages.get((context.tenant, context.name), NEVER_USED)
@@ -81,7 +85,10 @@ def plan(
                 fill, job = fill_of.get(key), job_of.get(str(key))
                 ttl_s = default_ttl_s if context.ttl_s is None else context.ttl_s
                 wanted = context.pinned or (usage.last_access_s is not None and now_s - usage.last_access_s < ttl_s)
-                verdict, why = _judge(description, fill, job, priority, wanted=wanted, now_s=now_s)
+                if description.reuse is Reuse.NONE:
+                    verdict, why = Verdict.SKIP, _replayed(description, fill, warm=key in warm)
+                else:
+                    verdict, why = _judge(description, fill, job, priority, wanted=wanted, now_s=now_s)
             lines.append(
                 PlanLine(
                     tenant=context.tenant,
@@ -118,8 +125,6 @@ def obsolete(jobs: Sequence[Job], contexts: Sequence[Context]) -> list[Job]:
 def _judge(
     description: Description, fill: Fill | None, job: Job | None, priority: Priority, *, wanted: bool, now_s: float
 ) -> tuple[Verdict, str]:
-    if description.reuse is Reuse.NONE:
-        return Verdict.SKIP, "not filled: the engine does not use restored KV of this model"
     tokens = len(fill.tokens) if fill else 0
     if tokens >= description.context_length:
         return Verdict.SKIP, f"not filled: {too_long(tokens, description.context_length)}"
@@ -140,6 +145,21 @@ def _judge(
             return Verdict.SKIP, f"not filled again before its next use: {fill.reason or 'evicted'}"
         case _:
             return Verdict.REFILL, f"fill again: {fill.reason or fill.state}, {priority.why}"
+
+
+def _replayed(description: Description, fill: Fill | None, *, warm: bool) -> str:
+    """For an engine that does not use restored KV: its own slots are all that can hold a context."""
+    tokens = len(fill.tokens) if fill else 0
+    if tokens >= description.context_length:
+        return f"not kept warm: {too_long(tokens, description.context_length)}"
+    if not warm:
+        slots = capacity(description.slots)
+        return f"not kept warm by replay: {slots} more valuable {'one takes' if slots == 1 else 'ones take'} the slots"
+    if fill is not None and fill.state is FillState.READY:
+        return f"kept warm by replay: {tokens:,} tokens in a slot"
+    if fill is not None and fill.reason:
+        return f"kept warm by replay: {fill.reason}"
+    return "kept warm by replay: computed when idle"
 
 
 def _progress(job: Job) -> str:

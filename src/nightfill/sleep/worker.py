@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts.context import FillKey, FillState
+from nightfill.engines.engine import Reuse
 from nightfill.errors import EngineError, KvError, LeaseLost, NightfillError, QueueFull, StateError, StateUnavailable
 from nightfill.kv.key import BLOCK_TOKENS
 from nightfill.sleep.description import note_of
@@ -178,9 +179,11 @@ class Worker:
         pinned = {(context.tenant, context.current) for context in await self._state.book.contexts() if context.pinned}
         held = {fill.key for fill in fills if (fill.key.tenant, fill.key.fingerprint) in pinned}
         left = await asyncio.to_thread(self._upkeep, fills, held)
+        # Others are kept in an engine's slots, or nobody here knows where.
+        restored = {known.signature for known in self._descriptions.values() if known.reuse is not Reuse.NONE}
         for fill in fills:
             tokens = left.get(fill.key, fill.stored_tokens)
-            if fill.state is not FillState.READY or tokens >= fill.stored_tokens:
+            if fill.state is not FillState.READY or tokens >= fill.stored_tokens or fill.key.signature not in restored:
                 continue
             if await self._state.book.fill(fill.key) == fill:
                 await self._state.book.mark_fill(

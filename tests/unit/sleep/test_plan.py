@@ -174,7 +174,7 @@ def test_what_was_evicted_is_filled_again_once_it_is_pinned_or_used() -> None:
 
 def test_a_model_that_does_not_use_what_is_restored_is_not_filled() -> None:
     line = only([], description=replace(DESCRIPTION, reuse=Reuse.NONE))
-    assert (line.verdict, "does not use restored KV" in line.why) == (Verdict.SKIP, True)
+    assert (line.verdict, "kept warm by replay" in line.why) == (Verdict.SKIP, True)
 
 
 def test_before_any_engine_has_run_the_plan_says_so() -> None:

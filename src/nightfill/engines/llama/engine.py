@@ -14,9 +14,9 @@ import msgspec
 
 from nightfill.contexts import Front
 from nightfill.contexts.context import Form
-from nightfill.engines.engine import Description, Reuse
+from nightfill.engines.engine import Description, Reuse, Slice
 from nightfill.engines.llama.api import LlamaApi
-from nightfill.engines.llama.fill import LlamaFill
+from nightfill.engines.llama.fill import LlamaFill, slice_end
 from nightfill.engines.llama.probe import probe
 from nightfill.engines.llama.reply import LlamaReply
 from nightfill.engines.llama.slots import SlotTable
@@ -126,7 +126,7 @@ class LlamaEngine:
                     context_length=self._model.context_length,
                     kv_bytes_per_token=probed.kv_bytes_per_token,
                     slots=self._model.slots,
-                    reuse=probed.reuse,
+                    reuse=Reuse.NONE if self._model.settings.reuse == "replay" else probed.reuse,
                     embeddings=self._model.settings.embeddings,
                     version=self._model.version,
                 )
@@ -161,16 +161,17 @@ class LlamaEngine:
             async with self._open_anywhere(call) as reply:
                 yield reply
             return
-        prefix = call.prefix if call.reuse and description.reuse is not Reuse.NONE else None
-        spans = self._transfer.spans(prefix) if prefix else ()
+        prefix = call.prefix if call.reuse else None
+        restores = description.reuse is not Reuse.NONE
+        spans = (self._transfer.spans(prefix) if restores else self._transfer.cut(prefix)) if prefix else ()
         arrived_s = time.perf_counter()
         async with self._slots.acquire(
             generation=self._process.generation, spans=spans, text=call.affinity if call.reuse else b""
         ) as slot:
             queued_s = time.perf_counter() - arrived_s
-            held = slot.holds(spans) if description.reuse is Reuse.TRIM else 0
+            held = slot.holds(spans) if description.reuse is not Reuse.EXACT else 0
             restore_s = 0.0
-            if prefix and held < len(prefix.tokens):
+            if prefix and restores and held < len(prefix.tokens):
                 # The slot's own content goes with the restore, whatever comes of it.
                 slot.forget(slot.generation)
                 loaded = await self._transfer.load(slot.id, prefix)
@@ -198,6 +199,8 @@ class LlamaEngine:
             finally:
                 if not reply.kept():
                     slot.forget(slot.generation)
+                elif not restores and reply.tokens.output is not None:
+                    slot.spans = spans  # computed by the request itself, if it was not there
                 if copies > 1:
                     # Each copy took a slot of llama.cpp's choice.
                     self._slots.forget_free()
@@ -239,6 +242,33 @@ class LlamaEngine:
                 yield LlamaFill(prefix, api=self._api, transfer=self._transfer, batch_tokens=batch_tokens)
             finally:
                 self.thaw()
+
+    def warmed(self, wanted: Sequence[Prefix]) -> list[int]:
+        """Tokens of each prefix that a slot holds; other requests take the slots of these prefixes last."""
+        return self._slots.keep([self._transfer.cut(prefix) for prefix in wanted], generation=self._process.generation)
+
+    async def warm(self, prefix: Prefix, upto: int) -> Slice:
+        """Compute the first `upto` tokens (or a few more) in the slot that has most of them, else in a free one."""
+        await self.describe()
+        spans = self._transfer.cut(prefix)
+        total, block_tokens = len(prefix.tokens), self._transfer.block_tokens
+        end = slice_end(upto, total=total, block_tokens=block_tokens)
+        async with self._slots.acquire(generation=self._process.generation, spans=spans, text=b"") as slot:
+            reached = slot.holds(spans)
+            if not reached:
+                slot.forget(slot.generation)
+
+            def note(processed: int, _total: int) -> None:
+                nonlocal reached
+                reached = max(reached, processed)
+
+            slot.kept = True
+            try:
+                done = await self._api.prefill(prefix.tokens[:end], slot=slot.id, on_progress=note)
+                reached = end
+            finally:
+                slot.spans = tuple(span for span in spans if span.stop <= reached)
+        return Slice(reached=end, computed=done.computed, seconds=done.seconds)
 
     @property
     def freezes(self) -> bool:

@@ -31,6 +31,8 @@ class Slot:
     text: bytes = b""
     """First bytes of the last prompt, as text."""
     last_used_s: float = 0.0
+    kept: bool = False
+    """What it holds cannot be had back from the store: other requests take it last."""
 
     def holds(self, spans: Sequence[Span]) -> int:
         """Tokens at the front of `spans` that the slot still has."""
@@ -43,7 +45,7 @@ class Slot:
 
     def forget(self, generation: int) -> None:
         """The slot is empty now, in the process of this generation."""
-        self.generation, self.spans, self.text = generation, (), b""
+        self.generation, self.spans, self.text, self.kept = generation, (), b"", False
 
 
 def common_bytes(a: bytes, b: bytes) -> int:
@@ -72,7 +74,7 @@ def choose(free: Sequence[Slot], *, spans: Sequence[Span], text: bytes) -> Slot:
         best = max(free, key=lambda slot: (common_bytes(slot.text, text), -slot.last_used_s))
         if common_bytes(best.text, text) >= AFFINITY_MIN_BYTES:
             return best
-    return min(free, key=lambda slot: (bool(slot.spans or slot.text), slot.last_used_s))
+    return min(free, key=lambda slot: (slot.kept, bool(slot.spans or slot.text), slot.last_used_s))
 
 
 class SlotTable:
@@ -99,6 +101,18 @@ class SlotTable:
         """Something else is about to use slots that nobody holds."""
         for slot in self._free:
             slot.forget(slot.generation)
+
+    def keep(self, wanted: Sequence[Sequence[Span]], *, generation: int) -> list[int]:
+        """Tokens of each of `wanted` that some slot holds; the slots that hold most of them are kept, and no others."""
+        held = []
+        for slot in self._slots:
+            slot.kept = False
+        for spans in wanted:
+            best = max(self._slots, key=lambda slot: slot.holds(spans) if slot.generation == generation else 0)
+            tokens = best.holds(spans) if best.generation == generation else 0
+            best.kept = best.kept or tokens > 0
+            held.append(tokens)
+        return held
 
     @contextlib.asynccontextmanager
     async def acquire(self, *, generation: int, spans: Sequence[Span], text: bytes) -> AsyncIterator[Slot]:
