@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from nightfill.engines.deadline import Deadline
 from nightfill.engines.engine import Tokens
 from nightfill.errors import ClientLeft, EngineError, EngineTimeout, NightfillError
 from nightfill.gateway.refusal import event_of
@@ -64,22 +64,23 @@ class Limits:
 
 
 class Relay:
-    """Carries one answer. `abort` may be called from elsewhere on the same loop."""
+    """Carries one answer, in the task that runs it. `abort` may be called from elsewhere on the same loop."""
 
     def __init__(self, exchange: Exchange, limits: Limits, head: Callable[[Trip], list[Header]], trip: Trip) -> None:
         self._exchange = exchange
         self._limits = limits
         self._head = head
         self._trip = trip
-        self._pump: asyncio.Task[None] | None = None
+        self._scope: asyncio.Timeout | None = None
+        self._deadline: Deadline
         self._streaming = False
         self._ending = False
 
     def abort(self, reason: NightfillError) -> None:
-        """End the answer now; the client is told why. Idempotent."""
-        if self._pump is not None and not self._pump.done():
-            self._trip.error = self._trip.error or reason
-            self._pump.cancel()
+        """End the answer now; the client is told why. Idempotent, and too late once the answer is over."""
+        if self._trip.error is None and self._scope is not None:
+            self._trip.error = reason
+            self._interrupt()
 
     async def run(self, engine: Engine, call: Call) -> None:
         """Ask the engine and send on what it answers.
@@ -88,17 +89,26 @@ class Relay:
         ClientLeft when the client hung up. Either way `trip` says what happened.
         """
         trip = self._trip
+        self._deadline = Deadline(self._limits.first_byte_s, time.monotonic)
+        watch = asyncio.create_task(self._exchange.left(), name="relay-watch")
+        watch.add_done_callback(self._watched)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                self._pump = pump = tasks.create_task(self._carry(engine, call), name="relay-pump")
-                watch = tasks.create_task(self._exchange.left(), name="relay-watch")
-                pump.add_done_callback(lambda _: watch.cancel())
-                watch.add_done_callback(self._watched)
-        except* NightfillError as group:
-            trip.error = trip.error or _first(group)
-        error = trip.error
-        if error is None:
-            return
+            async with asyncio.timeout(None) as self._scope:
+                self._deadline.guard(self._interrupt)
+                await self._carry(engine, call)
+            trip.error = None  # what came too late to interrupt it
+        except TimeoutError:
+            trip.error = trip.error or self._silence()
+        except NightfillError as exc:
+            trip.error = trip.error or exc
+        finally:
+            self._scope = None
+            self._deadline.stop()
+            await _ended(watch)
+        if trip.error is not None:
+            await self._tell(trip.error)
+
+    async def _tell(self, error: NightfillError) -> None:
         if isinstance(error, ClientLeft) or not self._exchange.head_sent:
             raise error
         if self._streaming:
@@ -109,64 +119,75 @@ class Relay:
                 pass  # a client that does not read; the connection ends all the same
         # Otherwise the connection ends before the promised length is reached, which no client takes for success.
 
+    def _interrupt(self) -> None:
+        assert self._scope is not None
+        self._scope.reschedule(asyncio.get_running_loop().time())
+
     def _watched(self, watch: asyncio.Task[None]) -> None:
         # Once the last byte is handed over, the server reports a disconnect as a matter of course.
         if not watch.cancelled() and not self._ending:
             self.abort(ClientLeft("the client left before its answer was complete"))
 
-    async def _carry(self, engine: Engine, call: Call) -> None:
-        trip, limits = self._trip, self._limits
-        trip.asked_s = time.monotonic()
-        try:
-            async with asyncio.timeout(limits.first_byte_s) as deadline, engine.open(call) as reply:
-                trip.note(reply)
-                if call.stream and reply.status == 200 and reply.content_type.startswith("text/event-stream"):
-                    await self._stream(reply, deadline)
-                else:
-                    await self._whole(reply, deadline)
-                trip.note(reply)
-                trip.complete = True
-        except TimeoutError as exc:
-            if trip.first_s:
-                message = f"no chunk went through within {limits.idle_s:g} s"
-            else:
-                message = f"no answer began within {limits.first_byte_s:g} s"
-            raise EngineTimeout(message, engine=trip.engine) from exc
+    def _silence(self) -> EngineTimeout:
+        if self._trip.first_s:
+            message = f"no chunk went through within {self._limits.idle_s:g} s"
+        else:
+            message = f"no answer began within {self._limits.first_byte_s:g} s"
+        return EngineTimeout(message, engine=self._trip.engine)
 
-    async def _stream(self, reply: Reply, deadline: asyncio.Timeout) -> None:
-        trip, exchange, idle_s = self._trip, self._exchange, self._limits.idle_s
-        clock = asyncio.get_running_loop().time
-        async with _closing(reply.chunks()) as chunks:
+    async def _carry(self, engine: Engine, call: Call) -> None:
+        trip = self._trip
+        trip.asked_s = time.monotonic()
+        async with engine.open(call) as reply:
+            trip.note(reply)
+            if call.stream and reply.status == 200 and reply.content_type.startswith("text/event-stream"):
+                await self._stream(reply)
+            else:
+                await self._whole(reply)
+            trip.note(reply)
+            trip.complete = True
+
+    async def _stream(self, reply: Reply) -> None:
+        trip, exchange = self._trip, self._exchange
+        chunks = reply.chunks()
+        try:
             async for chunk in chunks:
+                now_s = time.monotonic()
                 if not trip.first_s:
-                    trip.first_s = time.monotonic()
+                    self._begin(now_s)
                     trip.note(reply)
                     head = [(b"content-type", reply.content_type.encode("latin-1")), (b"cache-control", b"no-cache")]
                     self._streaming = True
                     await exchange.start(reply.status, [*head, *self._head(trip)])
                 if not trip.content_s and _CONTENT.search(chunk):
-                    trip.content_s = time.monotonic()
+                    trip.content_s = now_s
                     trip.note(reply)
                 await exchange.send(chunk, more=True)
-                deadline.reschedule(clock() + idle_s)
+                self._deadline.heard_at = time.monotonic()
+        finally:
+            await _close(chunks)
         if not trip.first_s:
             raise EngineError("the stream ended before it began", engine=trip.engine)
         self._ending = True
         await exchange.send(b"", more=False)
 
-    async def _whole(self, reply: Reply, deadline: asyncio.Timeout) -> None:
+    async def _whole(self, reply: Reply) -> None:
         trip = self._trip
-        clock = asyncio.get_running_loop().time
         pieces: list[bytes] = []
         size = 0
-        async with _closing(reply.chunks()) as chunks:
+        chunks = reply.chunks()
+        try:
             async for piece in chunks:
-                trip.first_s = trip.first_s or time.monotonic()
+                now_s = time.monotonic()
+                if not trip.first_s:
+                    self._begin(now_s)
                 size += len(piece)
                 if size > MAX_BUFFERED_BYTES:
                     raise EngineError(f"the answer has more than {MAX_BUFFERED_BYTES} bytes", engine=trip.engine)
                 pieces.append(piece)
-                deadline.reschedule(clock() + self._limits.idle_s)
+                self._deadline.heard_at = now_s
+        finally:
+            await _close(chunks)
         trip.first_s = trip.content_s = trip.first_s or time.monotonic()
         trip.note(reply)
         self._ending = True
@@ -177,20 +198,22 @@ class Relay:
             headers=self._head(trip),
         )
 
+    def _begin(self, now_s: float) -> None:
+        """The first byte came; each further one has `idle_s` to come and to go on."""
+        self._trip.first_s = now_s
+        self._deadline.restart(self._limits.idle_s)
 
-@contextlib.asynccontextmanager
-async def _closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+
+async def _close(chunks: AsyncIterator[bytes]) -> None:
     """Close a generator that is left halfway here and now, not when the garbage collector finds it."""
-    try:
-        yield chunks
-    finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
+    if isinstance(chunks, AsyncGenerator):
+        await chunks.aclose()
 
 
-def _first(group: BaseExceptionGroup[NightfillError]) -> NightfillError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, NightfillError)
-    return error
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end. Raises what it raised."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait((task,))
+    if not task.cancelled():
+        task.result()

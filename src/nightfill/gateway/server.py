@@ -10,8 +10,10 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from nightfill.errors import BadSetting
+from nightfill.gateway.transport import joining
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +34,11 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+class _Protocol(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(joining(transport))
+
+
 class Server:
     """A gateway on a socket. Use as an asynchronous context manager: it listens inside, and is gone after.
 
@@ -49,7 +56,7 @@ class Server:
         self.port: int = port
         config = uvicorn.Config(
             gateway,
-            http="httptools",
+            http=_Protocol,
             ws="none",
             loop="none",
             lifespan="off",
