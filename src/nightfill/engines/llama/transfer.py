@@ -7,6 +7,7 @@ written there a moment before, by us or by the engine, in a folder of one's own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
@@ -122,7 +123,7 @@ class Transfer:
                 # this slot must not meet either.
                 self._given_up[slot] += 1
             if not settled or size > _KEPT_SCRATCH_BYTES:
-                path.unlink(missing_ok=True)
+                _remove(path)
         if restored != tokens:
             _LOG.warning("the engine restored %d of %d tokens", restored, tokens)
             return NOTHING
@@ -142,7 +143,7 @@ class Transfer:
         except OSError as exc:
             raise TierUnavailable(f"the slot file in {self._scratch} cannot be read: {exc.strerror}") from exc
         finally:
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def stored(self, prefix: Prefix) -> int:
         """Tokens of `prefix`, from the front, that the store says it has."""
@@ -189,7 +190,7 @@ class Transfer:
         finally:
             os.close(fd)
             if not wanted():
-                path.unlink(missing_ok=True)
+                _remove(path)
 
     def _store_file(self, path: Path, prefix: Prefix, reached: int) -> int:
         with path.open("rb") as file:
@@ -235,6 +236,11 @@ def _write_whole(fd: int, payload: memoryview) -> int:
         at += os.pwrite(fd, payload[at:], at)
     os.ftruncate(fd, at)
     return at
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a file that stays costs room until we end; an error would cost the request
+        path.unlink(missing_ok=True)
 
 
 def _fits(span: Span, block: Block | None) -> bool:
