@@ -221,10 +221,12 @@ class Serve:
         """The start of every command line on this folder: the program, its settings, its data."""
         return [sys.executable, "-m", "nightfill", "--config", str(self.config), "--data-dir", str(self.data_dir)]
 
-    def cli(self, *arguments: str, within_s: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run another command on the same folder and settings."""
+    def cli(
+        self, *arguments: str, within_s: float = 60, under: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """Run another command on the same folder and settings; `under` is a program that runs it."""
         return subprocess.run(
-            [*self.command, *arguments],
+            [*under, *self.command, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -88,22 +89,27 @@ def test_an_unknown_context_is_not_found(shared_serve: Serve, path: str) -> None
     assert_error(answer, 404, code="context_not_found", param="nightfill.context", part="there is no context 'nowhere'")
 
 
-def test_an_unreadable_folder_is_refused_by_name(shared_serve: Serve, tmp_path: Path) -> None:
-    folder = tmp_path / "secret"
-    folder.mkdir()
-    (folder / "a.py").write_text("a = 1\n", encoding="utf-8")
-    folder.chmod(0)
+@pytest.mark.parametrize("deeper", [False, True])
+def test_an_unreadable_folder_is_refused_by_name(shared_serve: Serve, tmp_path: Path, *, deeper: bool) -> None:
+    folder = tmp_path / "code"
+    secret = folder / "secret" if deeper else folder
+    secret.mkdir(parents=True)
+    (secret / "a.py").write_text("a = 1\n", encoding="utf-8")
+    (folder / "b.py").write_text("b = 1\n", encoding="utf-8")
+    secret.chmod(0)
+    # Root may read everything, unless it does without the right to.
+    under = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.access(secret, os.R_OK) else ()
     try:
-        if os.access(folder, os.R_OK):
+        if under and shutil.which(under[0]) is None:
             pytest.skip("needs a user other than root")
-        ran = shared_serve.cli("context", "add", "secret", str(folder))
+        ran = shared_serve.cli("context", "add", "code", str(folder), under=under)
     finally:
-        folder.chmod(0o700)
+        secret.chmod(0o700)
     assert ran.returncode == 2
-    assert ran.stderr.startswith("error: ")
-    assert str(folder) in ran.stderr
-    assert "ermission denied" in ran.stderr
+    assert str(secret) in ran.stderr
+    assert ("ermission denied" if deeper else "is not readable") in ran.stderr
     assert "Traceback" not in ran.stderr
+    assert shared_serve.request("GET", "/v1/nightfill/contexts/code").status == 404
 
 
 def test_a_missing_folder_is_refused_by_name(shared_serve: Serve, tmp_path: Path) -> None:
