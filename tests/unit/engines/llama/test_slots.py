@@ -145,3 +145,33 @@ def test_slots_are_never_shared_and_never_lost(steps: list[str], count: int) -> 
         assert (table.busy, table.waiting) == (0, 0)
 
     asyncio.run(run())
+
+
+def test_a_kept_slot_is_taken_last() -> None:
+    kept = Slot(id=0, spans=prefix(1, 2), last_used_s=1, kept=True)
+    used = Slot(id=1, text=b"x" * 1000, last_used_s=9)
+    assert choose([kept, used], spans=(), text=b"y" * 1000) is used
+    assert choose([kept, used], spans=prefix(7, 8), text=b"") is used
+    assert choose([kept], spans=(), text=b"") is kept
+    assert choose([kept, used], spans=prefix(1, 2, 3, 4), text=b"") is kept
+
+
+async def test_slots_are_kept_for_as_long_as_what_they_hold_is_wanted(table: SlotTable) -> None:
+    one, two = prefix(1, 2, 3, 4), prefix(5, 6)
+    async with table.acquire(generation=1, spans=one, text=b"") as slot:
+        slot.spans = one
+        # Also while somebody uses it.
+        assert table.keep([one, two], generation=1) == [4, 0]
+        assert slot.kept
+    assert table.keep([prefix(1, 2, 9, 9)], generation=1) == [2]
+    assert slot.kept
+    assert table.keep([two], generation=1) == [0]
+    assert not slot.kept
+
+
+async def test_another_process_holds_nothing_of_what_the_one_before_held(table: SlotTable) -> None:
+    one = prefix(1, 2)
+    async with table.acquire(generation=1, spans=one, text=b"") as slot:
+        slot.spans = one
+    assert table.keep([one], generation=2) == [0]
+    assert not slot.kept
