@@ -53,6 +53,9 @@ class _Prefixes:
         self._table: dict[str, list[tuple[str, int, Entry]]] = {}
         self._lengths: tuple[int, ...] = ()
 
+    def __bool__(self) -> bool:
+        return bool(self._table)
+
     def add(self, text: str, entry: Entry, *, weight: int) -> None:
         self._table.setdefault(text[:PROBE_CHARS], []).append((text, weight, entry))
         # Heaviest first, then by name: the first that matches is the one.
@@ -83,6 +86,10 @@ class Index:
                     if Form.CHAT in entry.forms:
                         first = messages[0].content
                         self._conversations.add(first, entry, weight=sum(len(m.content) for m in messages))
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to recognise."""
+        return bool(self._systems or self._completions or self._conversations)
 
     def chat(self, messages: Sequence[msgspec.Raw]) -> Entry | None:
         """The longest context that the messages already begin with, or None. Malformed messages match nothing.

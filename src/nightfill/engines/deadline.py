@@ -12,20 +12,23 @@ _LEAST_LOOK_S: Final = 0.02
 
 
 class Deadline:
-    """Calls `on_expiry` once when nothing was heard for `limit_s` seconds of `clock`. Used by one event loop.
+    """Calls what `guard` was given once nothing was heard for `limit_s` seconds of `clock`. Used by one event loop.
 
-    `clock` may stand still while time passes; then so does the deadline. Owner calls `stop` in the end.
+    `clock` may stand still while time passes; then so does the deadline. Whoever makes it calls `stop` in the end.
     """
 
-    __slots__ = ("_clock", "_on_expiry", "_timer", "expired", "heard_at", "limit_s")
+    __slots__ = ("_clock", "_loop", "_next_limit_s", "_on_expiry", "_timer", "expired", "heard_at", "limit_s")
 
-    def __init__(self, limit_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, limit_s: float, clock: Callable[[], float], *, next_limit_s: float | None = None) -> None:
+        """`next_limit_s`: the least that `restart` will be given. It looks often enough for that from the start."""
         self.limit_s = limit_s
+        self._next_limit_s = limit_s if next_limit_s is None else next_limit_s
         self.expired = False
         self.heard_at = clock()
         """Set it to the clock's time whenever something is heard."""
         self._on_expiry: Callable[[], object] = lambda: None
         self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._look()
 
@@ -37,9 +40,8 @@ class Deadline:
 
     def restart(self, limit_s: float) -> None:
         """Another limit from now on."""
-        self.stop()
+        assert limit_s >= self._next_limit_s
         self.limit_s, self.heard_at = limit_s, self._clock()
-        self._look()
 
     def stop(self) -> None:
         """Look no more."""
@@ -50,7 +52,8 @@ class Deadline:
     def _look(self) -> None:
         left_s = self.heard_at + self.limit_s - self._clock()
         if left_s > 0:
-            self._timer = asyncio.get_running_loop().call_later(max(left_s, _LEAST_LOOK_S), self._look)
+            look_s = max(min(left_s, self._next_limit_s), _LEAST_LOOK_S)
+            self._timer = self._loop.call_later(look_s, self._look)
         else:
             self._timer = None
             self.expired = True

@@ -7,10 +7,9 @@ per request, one wake-up per read, and nothing that an engine does not need (no 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nightfill.engines.deadline import Deadline
 from nightfill.engines.pool import Origin, Pool, origin_of
@@ -18,6 +17,7 @@ from nightfill.errors import EngineError, EngineRefused, EngineTimeout, EngineUn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from nightfill.engines.connection import Answer, Connection
 
@@ -108,13 +108,15 @@ class Upstream:
         """
         deadline = Deadline(timeout_s, self._clock)
         try:
-            async with self._asked(method, path, body, headers, deadline) as answer:
+            connection, answer = await self._ask(_Request(method, path, body, headers), deadline)
+            try:
                 return Response(answer.status, answer.headers, await self._read_whole(answer))
+            finally:
+                self._pool.give_back(connection)
         finally:
             deadline.stop()
 
-    @contextlib.asynccontextmanager
-    async def stream(
+    def stream(
         self,
         method: str,
         path: str,
@@ -123,44 +125,37 @@ class Upstream:
         headers: Mapping[str, str] | None = None,
         first_byte_timeout_s: float = 900.0,
         idle_timeout_s: float = 300.0,
-    ) -> AsyncIterator[StreamResponse]:
+    ) -> AbstractAsyncContextManager[StreamResponse]:
         """An answer that comes in pieces. Leaving the context before its end closes the connection at once.
 
         The first byte of the body must come within `first_byte_timeout_s` seconds, each further one within
         `idle_timeout_s` of the one before; time in which nobody asks for a chunk counts too, so read on. Raises
         EngineUnavailable, EngineTimeout.
         """
-        deadline = Deadline(first_byte_timeout_s, self._clock)
-        try:
-            async with self._asked(method, path, body, headers, deadline) as answer:
-                yield StreamResponse(answer, _Chunks(answer, deadline, self._clock, idle_timeout_s))
-        finally:
-            deadline.stop()
+        return _Stream(self, _Request(method, path, body, headers), first_byte_timeout_s, idle_timeout_s)
 
     async def aclose(self) -> None:
         """Close all connections; calls under way end with EngineUnavailable. Idempotent."""
         self._closed = True
         await self._pool.aclose()
 
-    @contextlib.asynccontextmanager
-    async def _asked(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None, deadline: Deadline
-    ) -> AsyncIterator[Answer]:
-        """An answer whose head has come. Its connection is given back on the way out."""
+    async def _ask(self, request: _Request, deadline: Deadline) -> tuple[Connection, Answer]:
+        """An answer whose head has come, and its connection, which the caller gives back."""
         if self._closed:
             raise EngineUnavailable("its client was closed", engine=self.engine)
         origin = self._where()
-        head, keep = self._head(origin, method, path, body, headers)
+        head, keep = self._head(origin, request)
         while True:
             connection = await self._taken(origin, deadline)
             try:
-                answer = connection.ask(head, body or b"", keep=keep, no_body=method == "HEAD")
+                answer = connection.ask(head, request.body or b"", keep=keep, no_body=request.method == "HEAD")
                 deadline.guard(lambda: connection.fail(self._silent(deadline)))  # noqa: B023 - one at a time
                 if await self._answers(connection, answer):
-                    yield answer
-                    return
-            finally:
+                    return connection, answer
+            except BaseException:
                 self._pool.give_back(connection)
+                raise
+            self._pool.give_back(connection)
             self._pool.drop_idle()
 
     async def _answers(self, connection: Connection, answer: Answer) -> bool:
@@ -193,10 +188,9 @@ class Upstream:
                 raise EngineUnavailable(f"cannot be reached at {url!r}: {exc}", engine=self.engine) from exc
         return self._origin[1]
 
-    def _head(
-        self, origin: Origin, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
-    ) -> tuple[bytes, bool]:
+    def _head(self, origin: Origin, request: _Request) -> tuple[bytes, bool]:
         """The request's head, and whether the connection may be kept after it."""
+        method, path, body, headers = request
         assert path.startswith("/"), "or it could change the host"
         keep = True
         lines = [f"{method} {origin.base}{path} HTTP/1.1", f"Host: {origin.authority}"]
@@ -226,6 +220,43 @@ class Upstream:
 
     def _silent(self, deadline: Deadline) -> EngineTimeout:
         return EngineTimeout(f"sent nothing for {deadline.limit_s:g} s", engine=self.engine)
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    body: bytes | None
+    headers: Mapping[str, str] | None
+
+
+class _Stream:
+    """The context of one stream. A class, because a generator would cost each request more than the connection does."""
+
+    __slots__ = ("_connection", "_deadline", "_first_byte_timeout_s", "_idle_timeout_s", "_request", "_upstream")
+
+    def __init__(
+        self, upstream: Upstream, request: _Request, first_byte_timeout_s: float, idle_timeout_s: float
+    ) -> None:
+        self._upstream = upstream
+        self._request = request
+        self._first_byte_timeout_s = first_byte_timeout_s
+        self._idle_timeout_s = idle_timeout_s
+        self._deadline: Deadline
+        self._connection: Connection
+
+    async def __aenter__(self) -> StreamResponse:
+        upstream, idle_s = self._upstream, self._idle_timeout_s
+        self._deadline = deadline = Deadline(self._first_byte_timeout_s, upstream._clock, next_limit_s=idle_s)
+        try:
+            self._connection, answer = await upstream._ask(self._request, deadline)
+        except BaseException:
+            deadline.stop()
+            raise
+        return StreamResponse(answer, _Chunks(answer, deadline, upstream._clock, idle_s))
+
+    async def __aexit__(self, *_: object) -> None:
+        self._deadline.stop()
+        self._upstream._pool.give_back(self._connection)
 
 
 class _Chunks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 from typing import TYPE_CHECKING, Final
@@ -12,7 +11,8 @@ from nightfill.contexts.context import DEFAULT_TENANT, Tenant
 from nightfill.errors import Draining, NotAllowed, NotAuthorised, QueueFull
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from nightfill.config import GatewaySettings
     from nightfill.gateway.exchange import Exchange
@@ -83,44 +83,85 @@ class Admission:
             check_origin(headers)
         return tenant_of(headers, self._digests)
 
-    @contextlib.asynccontextmanager
-    async def body(self, exchange: Exchange) -> AsyncIterator[bytes]:
-        """Read the body within the bounds of size, time and memory.
+    def body(self, exchange: Exchange) -> AbstractAsyncContextManager[bytes]:
+        """Read the body within the bounds of size, time and memory; it counts as held while inside.
 
         Raises RequestTooLarge, BodyTimeout, ClientLeft, QueueFull (too much held for others), Draining.
         """
-        if self.draining:
-            raise Draining("the server is shutting down", retry_after_s=5.0)
-        held = 0
+        return _Body(self, exchange)
 
-        def reserve(count: int) -> None:
-            nonlocal held
-            if self._held_bytes + count > self._max_held_bytes:
-                raise QueueFull("too many large requests at once")
-            self._held_bytes += count
-            held += count
-
-        try:
-            yield await exchange.body(
-                max_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s, reserve=reserve
-            )
-        finally:
-            self._held_bytes -= held
-
-    @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """Count a request as live while it is inside. Raises QueueFull, Draining."""
+        return _Place(self)
+
+    def refuse_when_draining(self) -> None:
+        """Raises Draining."""
         if self.draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
+
+    def hold(self, count: int) -> None:
+        """Count bytes of bodies; negative when they are let go. Raises QueueFull."""
+        if count > 0 and self._held_bytes + count > self._max_held_bytes:
+            raise QueueFull("too many large requests at once")
+        self._held_bytes += count
+
+    async def read(self, exchange: Exchange, hold: Callable[[int], None]) -> bytes:
+        """The whole body; `hold` is told of each piece."""
+        return await exchange.body(
+            max_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s, reserve=hold
+        )
+
+    def enter(self) -> None:
+        """One request more at work. Raises QueueFull, Draining."""
+        self.refuse_when_draining()
         if self.in_flight >= self._settings.max_in_flight:
             raise QueueFull(f"{self.in_flight} requests are in flight, the most that are allowed", retry_after_s=1.0)
         self.in_flight += 1
         self.idle.clear()
         self._board.enter()
+
+    def leave(self) -> None:
+        """One less."""
+        self.in_flight -= 1
+        self._board.leave()
+        if not self.in_flight:
+            self.idle.set()
+
+
+class _Body:
+    """The context of `Admission.body`. Like `_Place` a class, as a generator costs each request several times more."""
+
+    __slots__ = ("_admission", "_exchange", "_held")
+
+    def __init__(self, admission: Admission, exchange: Exchange) -> None:
+        self._admission = admission
+        self._exchange = exchange
+        self._held = 0
+
+    async def __aenter__(self) -> bytes:
+        self._admission.refuse_when_draining()
         try:
-            yield
-        finally:
-            self.in_flight -= 1
-            self._board.leave()
-            if not self.in_flight:
-                self.idle.set()
+            return await self._admission.read(self._exchange, self._hold)
+        except BaseException:
+            self._admission.hold(-self._held)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._admission.hold(-self._held)
+
+    def _hold(self, count: int) -> None:
+        self._admission.hold(count)
+        self._held += count
+
+
+class _Place:
+    __slots__ = ("_admission",)
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def __enter__(self) -> None:
+        self._admission.enter()
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.leave()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -50,7 +50,7 @@ class Exchange:
         self.status = 0
         """Status of the answer; 0 while none was sent."""
         given = self.headers.get(b"x-request-id", b"")
-        self.request_id: bytes = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        self.request_id: bytes = given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
 
     @property
     def head_sent(self) -> bool:

@@ -105,6 +105,8 @@ class Layers:
 
     async def _recognised(self, tenant: Tenant, ask: Ask) -> tuple[ContextName, Fingerprint] | None:
         index = await self._library.index(tenant)
+        if not index:
+            return None
         if ask.form is Form.CHAT:
             entry = index.chat(_RAW_LIST.decode(ask.members["messages"]))
         else:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _CONTENT: Final = re.compile(rb'"(?:content|text|reasoning_content|arguments|name|delta)"\s*:\s*"[^"]')
 """A chunk that carries the first piece of an answer; those before it open roles, count prompts or keep alive."""
 _LAST_WORDS_S: Final = 1.0
+_WATCH_AFTER_S: Final = 0.02
+"""A client that leaves is noticed from here on. Answers that take less time are not worth a task that looks for it."""
 MAX_BUFFERED_BYTES: Final = 256 << 20
 """An answer that is not streamed is held until its end, so that its headers can be exact."""
 
@@ -89,9 +91,8 @@ class Relay:
         ClientLeft when the client hung up. Either way `trip` says what happened.
         """
         trip = self._trip
-        self._deadline = Deadline(self._limits.first_byte_s, time.monotonic)
-        watch = asyncio.create_task(self._exchange.left(), name="relay-watch")
-        watch.add_done_callback(self._watched)
+        self._deadline = Deadline(self._limits.first_byte_s, time.monotonic, next_limit_s=self._limits.idle_s)
+        watch = _Watch(self._exchange, self._left)
         try:
             async with asyncio.timeout(None) as self._scope:
                 self._deadline.guard(self._interrupt)
@@ -104,7 +105,7 @@ class Relay:
         finally:
             self._scope = None
             self._deadline.stop()
-            await _ended(watch)
+            await watch.aclose()
         if trip.error is not None:
             await self._tell(trip.error)
 
@@ -123,9 +124,9 @@ class Relay:
         assert self._scope is not None
         self._scope.reschedule(asyncio.get_running_loop().time())
 
-    def _watched(self, watch: asyncio.Task[None]) -> None:
+    def _left(self) -> None:
         # Once the last byte is handed over, the server reports a disconnect as a matter of course.
-        if not watch.cancelled() and not self._ending:
+        if not self._ending:
             self.abort(ClientLeft("the client left before its answer was complete"))
 
     def _silence(self) -> EngineTimeout:
@@ -210,10 +211,33 @@ async def _close(chunks: AsyncIterator[bytes]) -> None:
         await chunks.aclose()
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end. Raises what it raised."""
-    if not task.done():
-        task.cancel()
-        await asyncio.wait((task,))
-    if not task.cancelled():
-        task.result()
+class _Watch:
+    """Calls `on_left` when the client hangs up, at the earliest `_WATCH_AFTER_S` after it began to watch."""
+
+    __slots__ = ("_exchange", "_on_left", "_task", "_timer")
+
+    def __init__(self, exchange: Exchange, on_left: Callable[[], None]) -> None:
+        self._exchange = exchange
+        self._on_left = on_left
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="relay-watch")
+
+    async def _run(self) -> None:
+        await self._exchange.left()
+        self._on_left()
+
+    async def aclose(self) -> None:
+        """Watch no more. Raises what went wrong in watching."""
+        self._timer.cancel()
+        if self._task is None:
+            return
+        self._task.cancel()
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            us = asyncio.current_task()
+            if us is None or us.cancelling():
+                raise

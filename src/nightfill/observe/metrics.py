@@ -158,9 +158,9 @@ class Metrics:
 
     def tokens(self, *, prompt: int, reused: int, output: int) -> None:
         """What an engine reported at the end of an answer."""
-        self._prompt.inc(prompt)
-        self._reused.inc(reused)
-        self._output.inc(output)
+        for counter, count in ((self._prompt, prompt), (self._reused, reused), (self._output, output)):
+            if count:
+                counter.inc(count)
 
     def client_left(self) -> None:
         """A client hung up early."""
