@@ -55,7 +55,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
     from nightfill.cli.engine_room import make_engine, the_engine
     from nightfill.cli.rooms import open_rooms, sole
-    from nightfill.cli.upkeep import forget_fill, plan_shown, store_samples
+    from nightfill.cli.upkeep import forget_deleted, forget_fill, plan_shown, running, store_samples
     from nightfill.cli.worker_process import WorkerProcess
     from nightfill.engines.engine import Reuse
     from nightfill.gateway import serving, stop_on_signals
@@ -102,6 +102,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     plan=lambda tenant: plan_shown(rooms, tenant),
                 )
             )
+            await stack.enter_async_context(running(forget_deleted(rooms, engine, stop), name="forget deleted"))
             if settings.sleep.enabled and description.reuse is Reuse.NONE:
                 warmer = Warmer(rooms.state, board, engine, settings.sleep)
                 await stack.enter_async_context(warming(warmer, stop))

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.cli.views import plan_view
-from nightfill.kv.holdings import unshared
+from nightfill.errors import EngineError, StateError
+from nightfill.kv.holdings import keys_of, unshared
 from nightfill.observe.metrics import Sample
 from nightfill.sleep.description import description_of
 from nightfill.sleep.planner import plan_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 
     from nightfill.cli.rooms import Rooms
     from nightfill.contexts.context import Fill, Tenant
+    from nightfill.engines.llama.engine import LlamaEngine
+    from nightfill.kv.key import BlockKey
     from nightfill.kv.report import StoreReport
     from nightfill.sleep.plan import PlanLine
+
+_LOG: Final = logging.getLogger(__name__)
+_LOOK_EVERY_S: Final = 1.0
+
+
+@contextlib.asynccontextmanager
+async def running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
+    """Run a task while inside; it is cancelled and awaited at the end, and its failure is logged."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        for failure in await asyncio.gather(task, return_exceptions=True):
+            if isinstance(failure, Exception):
+                _LOG.error("%s failed", name, exc_info=failure)
 
 
 async def forget_fill(rooms: Rooms, fill: Fill) -> int:
@@ -26,6 +47,29 @@ async def forget_fill(rooms: Rooms, fill: Fill) -> int:
     others = await rooms.state.book.fills(fill.key.tenant)
     keys = await asyncio.to_thread(unshared, fill, others, block_tokens=rooms.settings.kv.block_tokens)
     return await asyncio.to_thread(rooms.store.drop, keys)
+
+
+async def forget_deleted(rooms: Rooms, engine: LlamaEngine, stop: asyncio.Event) -> None:
+    """Until `stop`: what no fill in the book names any more leaves the engine's memory too, whoever deleted it."""
+    seen = -1
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_EVERY_S):
+                await stop.wait()
+        try:
+            changes = rooms.state.book.changes()
+            if changes != seen and (held := engine.held):
+                fills = await rooms.state.book.fills()
+                gone = held - await asyncio.to_thread(_named, fills, rooms.settings.kv.block_tokens)
+                if gone and not await engine.forget(gone):
+                    continue
+            seen = changes
+        except (StateError, EngineError) as exc:
+            _LOG.warning("what was deleted may still be in the engine's memory: %s", exc)
+
+
+def _named(fills: Sequence[Fill], block_tokens: int) -> frozenset[BlockKey]:
+    return frozenset(key for fill in fills for key in keys_of(fill, block_tokens=block_tokens))
 
 
 async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]:

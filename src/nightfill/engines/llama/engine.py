@@ -23,7 +23,7 @@ from nightfill.engines.llama.slots import SlotTable
 from nightfill.engines.llama.transfer import Transfer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Sequence
 
     from nightfill.contexts.context import Content
     from nightfill.engines.engine import Call, Prefix, PrefixFill
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nightfill.engines.llama.probe import Probed
     from nightfill.engines.llama.process import LlamaProcess
     from nightfill.engines.llama.slots import Slot
+    from nightfill.kv.key import BlockKey
     from nightfill.kv.store import Store
 
 _RENDERED: Final[tuple[bytes, ...]] = (
@@ -157,6 +158,8 @@ class LlamaEngine:
     async def open(self, call: Call) -> AsyncIterator[LlamaReply]:
         """Answer a request, in a slot that has its prefix or is given it first."""
         description = await self.describe()
+        # While the child is being started again, requests wait for it instead of being refused.
+        await self._process.ready(self._model.settings.start_timeout_s)
         if call.path not in _IN_A_SLOT:
             async with self._open_anywhere(call) as reply:
                 yield reply
@@ -269,6 +272,23 @@ class LlamaEngine:
             finally:
                 slot.spans = tuple(span for span in spans if span.stop <= reached)
         return Slice(reached=end, computed=done.computed, seconds=done.seconds)
+
+    @property
+    def held(self) -> frozenset[BlockKey]:
+        """Keys of the filled prefixes that its slots were given."""
+        return self._slots.held
+
+    async def forget(self, keys: Collection[BlockKey]) -> bool:
+        """Clear the slots that hold KV of any of these keys, and what slot files left in the scratch folder.
+
+        False when one of them is busy with a request that is under way: ask again.
+        """
+        with self._slots.taken(keys) as slots:
+            for slot in slots:
+                await self._api.slot_erase(slot.id)
+                slot.forget(slot.generation)
+        await self._transfer.clear_scratch()
+        return self._slots.held.isdisjoint(keys)
 
     @property
     def freezes(self) -> bool:

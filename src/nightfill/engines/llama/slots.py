@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from nightfill.errors import QueueFull
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 
-    from nightfill.kv.key import Span
+    from nightfill.kv.key import BlockKey, Span
 
 AFFINITY_MIN_BYTES = 256
 """Shorter common beginnings are chance: every prompt of a chat model starts with the same template."""
@@ -101,6 +101,23 @@ class SlotTable:
         """Something else is about to use slots that nobody holds."""
         for slot in self._free:
             slot.forget(slot.generation)
+
+    @property
+    def held(self) -> frozenset[BlockKey]:
+        """Keys of the filled prefixes that slots were given, free and busy."""
+        return frozenset(span.key for slot in self._slots for span in slot.spans)
+
+    @contextlib.contextmanager
+    def taken(self, keys: Collection[BlockKey]) -> Iterator[list[Slot]]:
+        """The free slots that hold any of `keys`, which nobody else gets meanwhile."""
+        slots = [slot for slot in self._free if any(span.key in keys for span in slot.spans)]
+        for slot in slots:
+            self._free.remove(slot)
+        try:
+            yield slots
+        finally:
+            self._free += slots
+            self._wake()
 
     def keep(self, wanted: Sequence[Sequence[Span]], *, generation: int) -> list[int]:
         """Tokens of each of `wanted` that some slot holds; the slots that hold most of them are kept, and no others."""

@@ -145,6 +145,10 @@ class Transfer:
         finally:
             _remove(path)
 
+    async def clear_scratch(self) -> None:
+        """Remove the slot files that loads have left for the next one."""
+        await self._in_thread(_remove_all, self._scratch, "load-*.slot")
+
     def stored(self, prefix: Prefix) -> int:
         """Tokens of `prefix`, from the front, that the store says it has."""
         ours = self.spans(prefix)
@@ -236,6 +240,11 @@ def _write_whole(fd: int, payload: memoryview) -> int:
         at += os.pwrite(fd, payload[at:], at)
     os.ftruncate(fd, at)
     return at
+
+
+def _remove_all(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        _remove(path)
 
 
 def _remove(path: Path) -> None:
