@@ -87,13 +87,11 @@ class Library:
 
     async def index(self, tenant: Tenant) -> Index:
         """What the tenant's contexts begin with; at most a quarter of a second behind the book."""
-        if self._look() == self._indexed_changes:
-            return self._indexes.get(tenant, _NO_CONTEXTS)
-        async with self._indexing:
-            changes = self._look()
-            now_s = self._clock()
-            if changes != self._indexed_changes and now_s - self._indexed_at_s >= _INDEX_EVERY_S:
-                self._indexes = await self._indexed()
+        if self._clock() - self._indexed_at_s >= _INDEX_EVERY_S:
+            async with self._indexing:
+                changes, now_s = self._look(), self._clock()
+                if changes != self._indexed_changes:
+                    self._indexes = await self._indexed()
                 self._indexed_changes, self._indexed_at_s = changes, now_s
         return self._indexes.get(tenant, _NO_CONTEXTS)
 
