@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
@@ -163,8 +164,6 @@ def test_options_of_chats_go_through_to_the_engine(server: Serve, client: openai
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_keeps_to_a_json_schema(server: Serve, client: openai.OpenAI, stream: bool) -> None:
-    import json
-
     shape = {
         "type": "object",
         "properties": {"ok": {"type": "boolean"}, "kind": {"type": "string", "enum": ["a", "b"]}},
@@ -256,6 +255,23 @@ def test_errors_come_as_the_client_s_own(
         assert raised.value.code == code
     if param is not None:
         assert raised.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/embeddings", {"input": "a"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
+        ("/v1/responses", {"input": "a"}),
+    ],
+)
+def test_no_route_lets_a_client_choose_an_adapter(server: Serve, path: str, body: dict[str, Any]) -> None:
+    """llama.cpp keeps KV that one adapter made for requests under another."""
+    raw = json.dumps({"model": server.model, **body, "lora": [{"id": 0, "scale": 0.5}]})
+    for spelling in (raw, raw.replace('"lora"', '"lor\\u0061"')):
+        answer = server.request("POST", path, spelling.encode())
+        assert (answer.status, answer.error["param"]) == (400, "lora")
 
 
 def test_without_a_known_key_nobody_is_served(guarded: Serve) -> None:
