@@ -71,7 +71,7 @@ class _Prefixes:
 class Index:
     """The current contexts of one tenant, by how they begin. Immutable; safe to share between threads."""
 
-    __slots__ = ("_completions", "_conversations", "_systems")
+    __slots__ = ("_completions", "_conversations", "_filled", "_systems")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._systems, self._completions, self._conversations = _Prefixes(), _Prefixes(), _Prefixes()
@@ -86,10 +86,11 @@ class Index:
                     if Form.CHAT in entry.forms:
                         first = messages[0].content
                         self._conversations.add(first, entry, weight=sum(len(m.content) for m in messages))
+        self._filled = bool(self._systems or self._completions or self._conversations)
 
     def __bool__(self) -> bool:
         """Whether there is anything to recognise."""
-        return bool(self._systems or self._completions or self._conversations)
+        return self._filled
 
     def chat(self, messages: Sequence[msgspec.Raw]) -> Entry | None:
         """The longest context that the messages already begin with, or None. Malformed messages match nothing.

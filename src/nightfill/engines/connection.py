@@ -255,7 +255,9 @@ class Connection(asyncio.Protocol):
         answer = self._answer
         assert answer is not None
         self._silent_bytes = 0
-        self._count_head(len(name) + len(value) + 4)
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MAX_HEAD_BYTES:
+            raise _Malformed(f"a head of over {MAX_HEAD_BYTES} bytes")
         if not answer.status:
             answer.headers.add(name, value)
         # otherwise it is a trailer, of which no engine's answer has any use
@@ -270,7 +272,7 @@ class Connection(asyncio.Protocol):
             raise _Malformed(f"status {status}")
         if status < 200:  # the real answer is still to come
             self._interim = True
-            self._count_head(len(b"HTTP/1.1 100 \r\n\r\n"))
+            self.on_header(b"HTTP/1.1 100", b"")  # it counts, or there could be any number of them
             answer.headers = Headers()
             return
         answer.status = status
@@ -295,11 +297,6 @@ class Connection(asyncio.Protocol):
             self._interim = False
         else:
             self._answer.complete = True
-
-    def _count_head(self, count: int) -> None:
-        self._head_bytes += count
-        if self._head_bytes > MAX_HEAD_BYTES:
-            raise _Malformed(f"a head of over {MAX_HEAD_BYTES} bytes")
 
 
 def _lasts_until_closed(headers: Headers) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -51,7 +52,9 @@ class Pool:
     def __init__(self, *, engine: str, max_connections: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
         self._clock = clock
-        self._places = asyncio.Semaphore(max_connections)
+        self._free_places = max_connections
+        self._line: deque[asyncio.Future[None]] = deque()
+        """Who waits for a place, in order; a place that is handed on is never free in between."""
         self._origin: Origin | None = None
         self._idle: list[tuple[Connection, float]] = []
         """With the time since when, oldest first."""
@@ -60,35 +63,62 @@ class Pool:
         self._tls: ssl.SSLContext | None = None
         self._closed = False
 
-    def at_hand(self, origin: Origin) -> bool:
-        """Whether `take` returns without waiting for anything."""
-        return not self._places.locked() and self._freshest(origin) is not None
+    def at_hand(self, origin: Origin) -> Connection | None:
+        """An idle connection for one request, the most recently used one; None if one has to be waited for."""
+        if not self._free_places or origin != self._origin:
+            return None
+        connection = self._freshest()
+        if connection is not None:
+            self._free_places -= 1
+        return connection
 
     async def take(self, origin: Origin) -> Connection:
-        """A connection for one request, the most recently used one if one is idle; `give_back` it in any case.
+        """A connection for one request, a new one if none is idle; `give_back` it, as the one at hand, in any case.
 
         Raises EngineUnavailable.
         """
-        await self._places.acquire()
+        await self._place()
         try:
-            connection = self._freshest(origin)
-            if connection is None:
-                return await self._connected(origin)
-            self._idle.pop()
+            if origin != self._origin:
+                self.drop_idle()
+                self._origin = origin
+            return self._freshest() or await self._connected(origin)
         except BaseException:
-            self._places.release()
+            self._release()
             raise
-        return connection
 
     def give_back(self, connection: Connection) -> None:
         """Keep the connection for the next request, or close it if it cannot serve one."""
-        self._places.release()
         if self._closed or not connection.reusable:
             connection.abort()
+        else:
+            self._idle.append((connection, self._clock()))
+            if self._sweep_timer is None:
+                self._sweep_timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._sweep)
+        self._release()
+
+    async def _place(self) -> None:
+        if self._free_places:
+            self._free_places -= 1
             return
-        self._idle.append((connection, self._clock()))
-        if self._sweep_timer is None:
-            self._sweep_timer = asyncio.get_running_loop().call_later(_KEEP_ALIVE_S, self._sweep)
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._line.remove(turn)
+            else:
+                self._release()  # our turn came in the same moment
+            raise
+
+    def _release(self) -> None:
+        for turn in self._line:
+            if not turn.done():
+                self._line.remove(turn)
+                turn.set_result(None)
+                return
+        self._free_places += 1
 
     def drop_idle(self) -> None:
         """Close what is idle: the engine is somewhere else now, or closed a connection that we meant to use."""
@@ -106,18 +136,14 @@ class Pool:
             connection.fail(self._gone())
         await asyncio.sleep(0)  # the loop closes the sockets
 
-    def _freshest(self, origin: Origin) -> Connection | None:
-        if origin != self._origin:
-            self.drop_idle()
-            self._origin = origin
+    def _freshest(self) -> Connection | None:
         while self._idle:
-            connection, since_s = self._idle[-1]
+            connection, since_s = self._idle.pop()
             if self._clock() - since_s > _KEEP_ALIVE_S:
+                connection.abort()
                 self.drop_idle()  # all others are older
             elif connection.reusable:
                 return connection
-            else:
-                self._idle.pop()
         return None
 
     async def _connected(self, origin: Origin) -> Connection:

@@ -146,7 +146,7 @@ class Upstream:
         origin = self._where()
         head, keep = self._head(origin, request)
         while True:
-            connection = await self._taken(origin, deadline)
+            connection = self._pool.at_hand(origin) or await self._taken(origin, deadline)
             try:
                 answer = connection.ask(head, request.body or b"", keep=keep, no_body=request.method == "HEAD")
                 deadline.guard(lambda: connection.fail(self._silent(deadline)))  # noqa: B023 - one at a time
@@ -169,8 +169,6 @@ class Upstream:
         return True
 
     async def _taken(self, origin: Origin, deadline: Deadline) -> Connection:
-        if self._pool.at_hand(origin):
-            return await self._pool.take(origin)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(None) as scope:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import hmac
 from typing import TYPE_CHECKING, Final
@@ -54,10 +55,15 @@ def check_origin(headers: Mapping[bytes, bytes]) -> None:
         value = headers.get(name)
         if value is None:
             continue
-        authority = value.decode("latin-1").rpartition("://")[2].lower()
-        host = authority if authority.endswith("]") else authority.rpartition(":")[0] or authority
+        host = _host_of(value)
         if host not in _LOOPBACK_NAMES:
             raise NotAllowed(f"without API keys, requests from {name.decode()} {host!r} are refused")
+
+
+@functools.lru_cache(maxsize=64)
+def _host_of(value: bytes) -> str:
+    authority = value.decode("latin-1").rpartition("://")[2].lower()
+    return authority if authority.endswith("]") else authority.rpartition(":")[0] or authority
 
 
 class Admission:
