@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import shlex
@@ -135,6 +134,13 @@ async def run_floor(upstream_port: int) -> None:
 # --- the gateway
 
 
+async def whole_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    splitter = EventSplitter(engine="stub")
+    async for piece in pieces:
+        if events := splitter.feed(piece):
+            yield events
+
+
 @dataclass
 class HttpReply:
     """An answer of the stub."""
@@ -153,15 +159,23 @@ class HttpReply:
     def content_type(self) -> str:
         return self.response.content_type
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        splitter = EventSplitter(engine="stub")
-        if self.content_type.startswith("text/event-stream"):
-            async for piece in self.response.chunks():
-                if events := splitter.feed(piece):
-                    yield events
-        else:
-            async for piece in self.response.chunks():
-                yield piece
+    def chunks(self) -> AsyncIterator[bytes]:
+        pieces = self.response.chunks()
+        return whole_events(pieces) if self.content_type.startswith("text/event-stream") else pieces
+
+
+class Opened:
+    """A request to the stub; what an engine does beyond this is its own affair, and not the gateway's."""
+
+    def __init__(self, upstream: Upstream, call: Call) -> None:
+        body = msgspec.json.encode(call.body)
+        self.stream = upstream.stream("POST", call.path, body=body, headers=call.headers)
+
+    async def __aenter__(self) -> HttpReply:
+        return HttpReply(await self.stream.__aenter__())
+
+    async def __aexit__(self, *failure: Any) -> None:
+        await self.stream.__aexit__(*failure)
 
 
 class HttpEngine:
@@ -183,11 +197,8 @@ class HttpEngine:
             version="stub",
         )
 
-    @contextlib.asynccontextmanager
-    async def open(self, call: Call) -> AsyncIterator[HttpReply]:
-        body = msgspec.json.encode(call.body)
-        async with self.upstream.stream("POST", call.path, body=body, headers=call.headers) as response:
-            yield HttpReply(response)
+    def open(self, call: Call) -> Opened:
+        return Opened(self.upstream, call)
 
     async def healthy(self) -> bool:
         return True

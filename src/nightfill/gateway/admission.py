@@ -12,7 +12,7 @@ from nightfill.contexts.context import DEFAULT_TENANT, Tenant
 from nightfill.errors import Draining, NotAllowed, NotAuthorised, QueueFull
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from nightfill.config import GatewaySettings
@@ -94,32 +94,26 @@ class Admission:
 
         Raises RequestTooLarge, BodyTimeout, ClientLeft, QueueFull (too much held for others), Draining.
         """
-        return _Body(self, exchange)
+        return _Body(self, exchange, self._settings)
 
     def place(self) -> AbstractContextManager[None]:
         """Count a request as live while it is inside. Raises QueueFull, Draining."""
         return _Place(self)
 
-    def refuse_when_draining(self) -> None:
+    def check_open(self) -> None:
         """Raises Draining."""
         if self.draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
 
     def hold(self, count: int) -> None:
         """Count bytes of bodies; negative when they are let go. Raises QueueFull."""
-        if count > 0 and self._held_bytes + count > self._max_held_bytes:
+        if self._held_bytes + count > self._max_held_bytes and count > 0:
             raise QueueFull("too many large requests at once")
         self._held_bytes += count
 
-    async def read(self, exchange: Exchange, hold: Callable[[int], None]) -> bytes:
-        """The whole body; `hold` is told of each piece."""
-        return await exchange.body(
-            max_bytes=self._settings.max_body_bytes, timeout_s=self._settings.body_timeout_s, reserve=hold
-        )
-
     def enter(self) -> None:
         """One request more at work. Raises QueueFull, Draining."""
-        self.refuse_when_draining()
+        self.check_open()
         if self.in_flight >= self._settings.max_in_flight:
             raise QueueFull(f"{self.in_flight} requests are in flight, the most that are allowed", retry_after_s=1.0)
         self.in_flight += 1
@@ -137,17 +131,21 @@ class Admission:
 class _Body:
     """The context of `Admission.body`. Like `_Place` a class, as a generator costs each request several times more."""
 
-    __slots__ = ("_admission", "_exchange", "_held")
+    __slots__ = ("_admission", "_exchange", "_held", "_settings")
 
-    def __init__(self, admission: Admission, exchange: Exchange) -> None:
+    def __init__(self, admission: Admission, exchange: Exchange, settings: GatewaySettings) -> None:
         self._admission = admission
         self._exchange = exchange
+        self._settings = settings
         self._held = 0
 
     async def __aenter__(self) -> bytes:
-        self._admission.refuse_when_draining()
+        self._admission.check_open()
+        settings = self._settings
         try:
-            return await self._admission.read(self._exchange, self._hold)
+            return await self._exchange.body(
+                max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s, reserve=self._hold
+            )
         except BaseException:
             self._admission.hold(-self._held)
             raise
