@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _MAX_CONNECTIONS: Final = 256
 _MAX_BODY_BYTES: Final = 256 << 20
+_STALE_S: Final = 1.0
+"""A connection that breaks later than this after a request may have broken over the request."""
 _ANY_TYPE: Final = "application/octet-stream"
 
 
@@ -67,8 +69,8 @@ class Upstream:
     Sends to `url` alone, whatever the engine answers: redirects are not followed, cookies not kept, the proxies of the
     environment not used. Deadlines count by `clock`: an engine that is frozen hands in one that stands still.
 
-    A request goes out a second time only if it went out on a connection kept from an earlier one, and that was closed
-    before a single byte of an answer: the engine had closed it while it was idle, and never read the request.
+    A request goes out a second time, once, only if it went out on a connection kept from an earlier one, and that broke
+    at once without a single byte of an answer: the engine had closed it while it was idle, and never read the request.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class Upstream:
             try:
                 answer = connection.ask(head, request.body or b"", keep=keep, no_body=request.method == "HEAD")
                 deadline.guard(lambda: connection.fail(self._silent(deadline)))  # noqa: B023 - one at a time
-                if await self._answers(connection, answer):
+                if await self._answers(connection, answer, time.monotonic()):
                     return connection, answer
             except BaseException:
                 self._pool.give_back(connection)
@@ -158,12 +160,13 @@ class Upstream:
             self._pool.give_back(connection)
             self._pool.drop_idle()
 
-    async def _answers(self, connection: Connection, answer: Answer) -> bool:
+    async def _answers(self, connection: Connection, answer: Answer, asked_s: float) -> bool:
         """Wait for the head; False when the connection turned out to be stale, so that the request may go again."""
         try:
             await answer.head()
         except EngineUnavailable:
-            if answer.begun or connection.requests == 1 or self._closed:
+            stale = connection.requests > 1 and not answer.begun and time.monotonic() - asked_s < _STALE_S
+            if self._closed or not stale:
                 raise
             return False
         return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger(__name__)
 _FORWARDED: Final = (b"traceparent", b"tracestate")
 _MARK_S: Final = 2.0
-_NO_LIMIT: Final = contextlib.nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +72,6 @@ class Inference:
         self._metrics = metrics
         self._limits = limits
         self._describe_s = describe_s
-        self._described = False
         self._running: set[Relay] = set()
 
     async def served(self) -> list[Served]:
@@ -82,8 +79,7 @@ class Inference:
         found: list[Served] = []
         failure: NightfillError = EngineUnavailable("no engine is configured", engine="*")
         try:
-            # Once described, an engine says it again at once, and a timer costs a request more than that.
-            async with asyncio.timeout(self._describe_s) if not self._described else _NO_LIMIT:
+            async with asyncio.timeout(self._describe_s):
                 for engine in self._engines:
                     try:
                         found.append(Served(engine=engine, description=await engine.describe()))
@@ -91,7 +87,6 @@ class Inference:
                         failure = exc
         except TimeoutError:
             failure = EngineUnavailable(f"not ready within {self._describe_s:g} s", engine="*")
-        self._described = len(found) == len(self._engines)
         if not found:
             raise failure
         return found

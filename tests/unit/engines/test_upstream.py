@@ -572,3 +572,23 @@ async def test_an_engine_behind_tls_is_asked_if_the_system_trusts_it(
         assert await anext(stream.chunks())
     await upstream.aclose()
     await engine.stop()
+
+
+async def test_a_connection_that_breaks_long_after_a_request_was_not_stale(
+    engine: Engine, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that dies over a request after minutes must not be given it again."""
+    monkeypatch.setattr(module, "_STALE_S", 0.0)
+    replies = iter([answer(b"ok"), b""])
+
+    async def handler(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reply = next(replies)
+        writer.write(reply)
+        if not reply:
+            writer.close()
+
+    engine.handler = handler
+    await upstream.request("POST", "/")
+    with pytest.raises(EngineUnavailable, match="before an answer began"):
+        await upstream.request("POST", "/")
+    assert len(engine.requests) == 2
