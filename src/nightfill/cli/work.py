@@ -52,6 +52,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     from nightfill.state.board import MmapLoadBoard
 
     settings = workspace.settings
+    _go_behind()
     logs.set_up(level=settings.log_level, kind=settings.log_format)
     wanted = the_engine(settings)
     stop = asyncio.Event()
@@ -98,6 +99,13 @@ def refresher(limits: ContextSettings) -> Callable[[Context], Content | None]:
         return reading.content
 
     return look
+
+
+def _go_behind() -> None:
+    """Nice 19, for us and our children: planning, cutting and sealing are background work too. Not SCHED_IDLE, since we
+    may hold the state's write lock, and must get on even when no core is ever idle.
+    """
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 def _stop_at_end(fd: int, stop: asyncio.Event, stack: AsyncExitStack) -> None:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 CHECK_RUNNING_S: Final = 0.002
 """How often running work looks at the gate: what a live request waits for at most before it has the machine."""
-CHECK_CLOSED_S: Final = 0.005
+CHECK_CLOSED_S: Final = 0.02
+"""How often work that waits, or stands frozen, looks: each look takes a core from the live request for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
