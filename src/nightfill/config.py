@@ -15,15 +15,28 @@ class Duration(float):
     """A number of seconds; written as `30`, `250ms`, `4h`, `7d` in settings."""
 
 
+Role = Literal["serve", "fill", "prefill", "decode"]
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One embedded engine: a model, served by one child process and filled by another."""
+    """One engine: a model in llama.cpp children of ours, or a vLLM server that runs elsewhere."""
 
     name: str = "local"
     """How errors, metrics and headers call it; unlike the other engines' names."""
-    kind: Literal["llama"] = "llama"
-    """llama.cpp in child processes of ours."""
-    model: str
-    """Path of a GGUF file, or `demo:SIZE` for a model made on the spot (noise as text, real timing)."""
+    kind: Literal["llama", "vllm"] = "llama"
+    """`llama`: llama.cpp in child processes of ours. `vllm`: a server at `url`, started with what `nightfill vllm-args`
+    prints.
+    """
+    url: str = ""
+    """Of a vLLM server, such as `http://10.0.0.5:8000`."""
+    api_key: str = ""
+    """That the vLLM server asks for."""
+    roles: tuple[Role, ...] = ()
+    """What a vLLM server is for; empty for `serve` and `fill`. `prefill` and `decode` split a request between two."""
+    model: str = ""
+    """Path of a GGUF file, or `demo:SIZE` for a model made on the spot (noise as text, real timing). Of a vLLM server:
+    the model to ask for; empty for the one that it serves.
+    """
     served_model_name: str = ""
     """What requests call it; empty for the model's own name."""
     context_length: int = 0
@@ -74,16 +87,36 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 class TierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One tier of the KV store; fastest first."""
 
-    kind: Literal["ram", "disk"]
-    """Memory of each process, or a folder that survives them."""
+    kind: Literal["ram", "disk", "redis", "s3"]
+    """Memory, a folder, a Redis or Valkey server, or a bucket of an S3-compatible store."""
     max_bytes: ByteSize
     """Blocks are evicted to stay below; the least recently used first."""
+    tenant_max_bytes: ByteSize = ByteSize(0)
+    """Of any one tenant; its own blocks are evicted to stay below. 0 for no bound."""
+    write: Literal["through", "back"] = "through"
+    """`through`: a block is here before it counts as stored. `back`: it comes when a tier above needs room."""
+    ttl_s: Duration = Duration(0)
+    """Seconds since its last use after which a block may go; 0 for `kv.ttl_s`."""
     path: str = ""
     """Folder of a disk tier; empty for `kv` under the data folder."""
     direct: bool = True
-    """O_DIRECT where the file system has it."""
+    """O_DIRECT where the file system of a disk tier has it."""
     min_free_bytes: ByteSize = ByteSize(1 << 30)
-    """Writes stop when the file system has less than this left."""
+    """Writes to a disk tier stop when its file system has less than this left."""
+    write_bytes_per_day: ByteSize = ByteSize(0)
+    """Write budget of a disk tier, against the wear of SSDs; 0 for none."""
+    shared: bool = False
+    """One arena in shared memory for all processes of this host, instead of memory of each (ram)."""
+    url: str = ""
+    """`redis://[user:password@]host:port/db`, `rediss://...`, `unix://...`, or `s3://bucket/prefix`."""
+    endpoint: str = ""
+    """Of an S3-compatible store other than AWS; credentials come from the usual AWS_* variables."""
+    region: str = ""
+    """Of the bucket."""
+    timeout_s: Duration = Duration(5)
+    """For one command or request to a redis or s3 tier; then the tier counts as unavailable."""
+    connections: int = 4
+    """To a redis or s3 tier, used side by side."""
 
 
 class KvSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,6 +132,10 @@ class KvSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     )
     key_file: str = ""
     """File with 32 bytes (or 64 hex digits) that encrypt KV and texts at rest; empty for none."""
+    old_key_files: tuple[str, ...] = ()
+    """Key files used before `key_file`: what they sealed is still read, and sealed anew when it is used."""
+    restore: Literal["measured", "always"] = "measured"
+    """`measured`: a stored prefix is computed again where that is quicker by the rates measured here."""
 
 
 class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -165,6 +202,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Lines for people or for machines."""
     engines: tuple[EngineSettings, ...] = ()
     gateway: GatewaySettings = GatewaySettings()
+    kv_backend: Literal["nightfill", "lmcache", "native"] = "nightfill"
+    """Who keeps KV of vLLM servers outside the engine; see docs/other-stores.md for what the others lack."""
     kv: KvSettings = KvSettings()
     sleep: SleepSettings = SleepSettings()
     contexts: ContextSettings = ContextSettings()

@@ -9,7 +9,7 @@ import msgspec
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
-    from nightfill.config import Settings
+    from nightfill.config import EngineSettings, Settings, TierSettings
 
 BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "engines.*.context_length": (0, 1 << 24),
@@ -30,6 +30,11 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "kv.block_tokens": (32, 4096),
     "kv.tiers.*.max_bytes": (1 << 20, 1 << 60),
     "kv.tiers.*.min_free_bytes": (0, 1 << 60),
+    "kv.tiers.*.tenant_max_bytes": (0, 1 << 60),
+    "kv.tiers.*.ttl_s": (0, 100 * 365 * 86400),
+    "kv.tiers.*.write_bytes_per_day": (0, 1 << 60),
+    "kv.tiers.*.timeout_s": (0.01, 3600),
+    "kv.tiers.*.connections": (1, 64),
     "sleep.quiet_s": (0, 86400),
     "sleep.max_live": (0, 100_000),
     "sleep.max_slice_s": (0.01, 3600),
@@ -64,10 +69,34 @@ def check_bounds(settings: Settings) -> None:
     for index, engine in enumerate(settings.engines):
         if not engine.name or engine.name in names[:index]:
             raise _bad(f"engines.{index}.name", engine.name, "must be there, and unlike those of the other engines")
-        if not engine.model:
-            raise _bad(f"engines.{index}.model", engine.model, "must be a path of a GGUF file, or demo:SIZE")
+        _check_engine(engine, index)
     if not settings.kv.tiers:
         raise _bad("kv.tiers", [], "must have at least one tier")
+    for index, tier in enumerate(settings.kv.tiers):
+        _check_tier(tier, index)
+
+
+def _check_engine(engine: EngineSettings, index: int) -> None:
+    """What an engine needs depends on its kind."""
+    if engine.kind == "llama":
+        if not engine.model:
+            raise _bad(f"engines.{index}.model", engine.model, "must be a path of a GGUF file, or demo:SIZE")
+        for name in ("url", "api_key", "roles"):
+            if getattr(engine, name):
+                raise _bad(f"engines.{index}.{name}", getattr(engine, name), "is for kind: vllm only")
+    elif not engine.url.startswith(("http://", "https://")):
+        raise _bad(f"engines.{index}.url", engine.url, "must be the http:// or https:// address of a vLLM server")
+
+
+def _check_tier(tier: TierSettings, index: int) -> None:
+    """What a tier needs depends on its kind."""
+    schemes = {"redis": ("redis://", "rediss://", "unix://"), "s3": ("s3://",)}.get(tier.kind, ())
+    if schemes and not tier.url.startswith(schemes):
+        raise _bad(f"kv.tiers.{index}.url", tier.url, f"must begin with {' or '.join(schemes)}")
+    if not schemes and tier.url:
+        raise _bad(f"kv.tiers.{index}.url", tier.url, "is for tiers of kind redis or s3 only")
+    if index == 0 and tier.write == "back":
+        raise _bad("kv.tiers.0.write", "back", "must be through: nothing is above the first tier")
 
 
 def _walk(record: msgspec.Struct, path: str, pattern: str) -> None:

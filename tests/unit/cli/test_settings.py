@@ -93,7 +93,7 @@ REFUSED: list[tuple[str, str, str]] = [
     ("gateway: 5", "gateway", "gateway = 5: must be keys and values"),
     ("sleep: {enabled: 3}", "sleep.enabled", "sleep.enabled = 3: must be true or false"),
     ("log_level: loud", "log_level", "log_level = 'loud': must be one of debug, info, warning, error"),
-    ("engines: [{slots: 2}]", "engines.0.model", "engines.0.model is missing"),
+    ("engines: [{slots: 2}]", "engines.0.model", "must be a path of a GGUF file"),
     ("engines: [{model: ''}]", "engines.0.model", "must be a path of a GGUF file"),
     ("engines: [{model: m}, {model: n}]", "engines.1.name", "engines.1.name = 'local': must be there, and unlike"),
     ("engines: [{model: m, slots: 17}]", "engines.0.slots", "engines.0.slots = 17: must be 1 to 16"),

@@ -1,0 +1,1 @@
+"""vLLM: a client for servers that run elsewhere, and the plug-in that gives them nightfill's KV store."""
