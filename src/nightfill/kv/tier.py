@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from nightfill.kv.eviction import Record
     from nightfill.kv.key import BlockKey
+
+    Spill = Callable[[Sequence[Record]], None]
+    """Told of blocks that are about to be evicted, while they can still be read. Returns soon; never raises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,9 @@ class Tier(Protocol):
     def length(self, key: BlockKey) -> int | None:
         """Stored length of a block; None when it is not there. Raises TierUnavailable."""
 
+    def lengths(self, keys: Sequence[BlockKey]) -> list[int | None]:
+        """`length` of each key, in the order given: of a remote tier, in one round trip. Raises TierUnavailable."""
+
     def touch(self, key: BlockKey) -> None:
         """Note that a block was used just now; nothing happens when it is not there. Never raises."""
 
@@ -78,3 +86,25 @@ class Tier(Protocol):
 
     def close(self) -> None:
         """Let go of memory and handles. Idempotent."""
+
+
+@runtime_checkable
+class Evictor(Protocol):
+    """What a tier may offer besides that chooses its victims in this process. The store asks with `isinstance`."""
+
+    def retain(self, values: Mapping[BlockKey, float], *, guarded: bool) -> None:
+        """Replace the values by which it chooses; a block that is not named is worth 0, and what is worth least goes.
+
+        `guarded`: room is made only at the cost of blocks of less value than the one that comes, or of none.
+        """
+
+    def spill_to(self, spill: Spill) -> None:
+        """Call `spill` before blocks are evicted, without holding a lock. Not for what is dropped or replaced."""
+
+
+@runtime_checkable
+class HeadReader(Protocol):
+    """What a tier may offer besides that need not move a whole block to look at its header."""
+
+    def head(self, key: BlockKey) -> memoryview | None:
+        """The first `HEADER_BYTES` bytes of a block, not verified; None when it is not there. As `Tier.read`."""

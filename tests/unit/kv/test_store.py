@@ -20,7 +20,7 @@ from nightfill.kv.tiers.disk import DiskTier
 from nightfill.kv.tiers.ram import RamTier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from typing_extensions import Buffer
@@ -60,6 +60,10 @@ class BrokenTier:
     def length(self, key: BlockKey) -> int | None:
         self._check()
         return self._tier.length(key)
+
+    def lengths(self, keys: Sequence[BlockKey]) -> list[int | None]:
+        self._check()
+        return self._tier.lengths(keys)
 
     def touch(self, key: BlockKey) -> None:
         self._tier.touch(key)

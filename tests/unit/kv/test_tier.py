@@ -32,6 +32,14 @@ def test_what_was_written_is_read(tier: Tier, sample: MakeSample, page: Callable
     assert (usage.bytes, usage.blocks) == (11 * 4096, 2)
 
 
+def test_lengths_come_in_the_order_asked_for(tier: Tier, sample: MakeSample, page: Callable[[int], memoryview]) -> None:
+    tier.write(sample(1).key, page(2))
+    tier.write(sample(3).key, page(1))
+    asked = [sample(number).key for number in (3, 2, 1, 3)]
+    assert tier.lengths(asked) == [4096, None, 8192, 4096]
+    assert tier.lengths([]) == []
+
+
 def test_what_is_read_cannot_be_changed(tier: Tier, sample: MakeSample, page: Callable[[int], memoryview]) -> None:
     tier.write(sample(1).key, page(1))
     found = tier.read(sample(1).key)

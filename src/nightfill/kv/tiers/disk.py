@@ -21,7 +21,7 @@ from nightfill.kv.tier import Usage
 from nightfill.kv.tiers.folder import BlockFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from nightfill.kv.buffer import Buffers
@@ -123,6 +123,10 @@ class DiskTier:
         found = self._folder.find(key)
         self._note(key, found)
         return found.size_bytes if found else None
+
+    def lengths(self, keys: Sequence[BlockKey]) -> list[int | None]:
+        """See `Tier`."""
+        return [self.length(key) for key in keys]
 
     def touch(self, key: BlockKey) -> None:
         """See `Tier`."""

@@ -11,7 +11,7 @@ from nightfill.kv.index import Index
 from nightfill.kv.tier import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nightfill.kv.key import BlockKey
 
@@ -69,6 +69,12 @@ class RamTier:
         with self._lock:
             record = self._index.get(key)
             return record.size_bytes if record else None
+
+    def lengths(self, keys: Sequence[BlockKey]) -> list[int | None]:
+        """See `Tier`."""
+        with self._lock:
+            records = [self._index.get(key) for key in keys]
+        return [record.size_bytes if record else None for record in records]
 
     def touch(self, key: BlockKey) -> None:
         """See `Tier`."""
