@@ -183,7 +183,7 @@ def _tensors(shape: Size, vocabulary: Vocabulary) -> Iterator[tuple[str, NDArray
             return _q8_blocks(whole, factors)
         return (whole * factors).astype("<f2")
 
-    speakable = np.array([_speakable(vocabulary, token) for token in range(len(vocabulary.tokens))])
+    speakable = np.array([vocabulary.is_speakable(token) for token in range(len(vocabulary.tokens))])
     yield "token_embd.weight", matrix(len(vocabulary.tokens), hidden, hidden**0.5)
     yield "output.weight", matrix(len(speakable), hidden, np.where(speakable, _HEAD_SCALE, 0.0))
     yield "output_norm.weight", ones(hidden)
@@ -200,21 +200,6 @@ def _tensors(shape: Size, vocabulary: Vocabulary) -> Iterator[tuple[str, NDArray
         yield block + "ffn_gate.weight", matrix(shape.feed_forward, hidden, 1)
         yield block + "ffn_up.weight", matrix(shape.feed_forward, hidden, 1)
         yield block + "ffn_down.weight", matrix(hidden, shape.feed_forward, _RESIDUAL_SCALE)
-
-
-def _speakable(vocabulary: Vocabulary, token: int) -> bool:
-    """Whether the model may say it. The others get logit 0, far below the winners.
-
-    Without an end of the text an answer has as many tokens as were asked for, and without halves of characters and
-    control codes it is valid text.
-    """
-    if token in vocabulary.special_ids:
-        return False
-    try:
-        text = vocabulary.bytes_of(token).decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return all(char.isprintable() or char in "\n\t" for char in text)
 
 
 def _q8_blocks(whole: NDArray[np.int8], factors: NDArray[np.float32]) -> NDArray[np.generic]:

@@ -58,6 +58,20 @@ class Vocabulary:
         """What a token that is not special stands for."""
         return bytes(_BYTE_OF[symbol] for symbol in self.tokens[token])
 
+    def is_speakable(self, token: int) -> bool:
+        """Whether a demo model may say it; the others get logit 0, far below the winners.
+
+        Without an end of the text an answer has as many tokens as were asked for, and without halves of characters and
+        control codes it is valid text.
+        """
+        if token in self.special_ids:
+            return False
+        try:
+            text = self.bytes_of(token).decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+        return all(char.isprintable() or char in "\n\t" for char in text)
+
 
 def load() -> Vocabulary:
     """Read the merges that are part of the package."""

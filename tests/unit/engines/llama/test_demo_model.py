@@ -104,7 +104,7 @@ def test_the_vocabulary_has_a_token_for_every_byte_and_merges_only_what_it_has()
 
 def test_nothing_that_would_end_or_spoil_a_text_is_ever_said() -> None:
     vocabulary = demo_vocabulary.load()
-    said = [token for token in range(len(vocabulary.tokens)) if demo_model._speakable(vocabulary, token)]
+    said = [token for token in range(len(vocabulary.tokens)) if vocabulary.is_speakable(token)]
     assert not set(said) & set(vocabulary.special_ids)
     assert "\0" not in (text := b"".join(vocabulary.bytes_of(token) for token in said).decode())
     assert {"\n", " ", "a", "def"} <= {vocabulary.bytes_of(token).decode() for token in said}
