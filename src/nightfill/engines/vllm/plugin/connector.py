@@ -1,0 +1,171 @@
+"""vLLM's own `OffloadingConnector`, told of each request's tokens, salt and wish.
+
+What moves KV between device and host stays vLLM's tested code. What is added: keys of our own (a tier sees hashes
+only, and these name neither weights nor adapters' content), refusal of unfit flags at start, and a report per request.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from typing_extensions import override
+from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+
+from nightfill.engines.vllm.plugin.asked import Asked, adapted, salt_from, whole_spans, wish_of
+from nightfill.engines.vllm.plugin.checks import check_cache, check_server
+from nightfill.engines.vllm.plugin.identity import signature
+from nightfill.engines.vllm.plugin.tier import NightfillTier
+from nightfill.engines.vllm.plugin.weights import adapter_digest
+from nightfill.engines.vllm.wire import NAME, Report, Wish
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
+
+_log: Final = logging.getLogger(__name__)
+
+
+class NightfillConnector(OffloadingConnector):
+    """One object in the scheduler's process, one in each worker's; only the first does anything of its own."""
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        if role == KVConnectorRole.SCHEDULER:
+            check_cache(kv_cache_config)
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._adapters: dict[tuple[str, str], bytes] = {}
+        self._changed: set[tuple[str, str]] = set()
+        if role != KVConnectorRole.SCHEDULER:
+            return
+        self._tier = self._find_tier()
+        try:
+            check_server(vllm_config, self._tier.settings)
+            cache = self._tier.data_dir / "weights.json"
+            self._signature = signature(vllm_config, kv_cache_config, cache=cache)
+        except BaseException:
+            self.shutdown()
+            raise
+        self._tier.begin(self._signature)
+        _log.info("nightfill: signature %s, %d tokens per block", self._signature[:16], self._tier.block_tokens)
+
+    def _find_tier(self) -> NightfillTier:
+        tiers = getattr(self.scheduler.manager, "secondary_tiers", ())
+        found = [tier for tier in tiers if isinstance(tier, NightfillTier)]
+        if len(found) != 1:
+            self.shutdown()
+            raise ValueError(f"secondary_tiers: {len(found)} of type NightfillTier are set, exactly one is needed")
+        return found[0]
+
+    @override
+    def on_new_request(self, request: Request) -> None:
+        # A request that is given up before it was ever scheduled may come here more than once.
+        if self._tier.asked(request.request_id) is None:
+            asked = self._ask(request)
+            if asked.wish.fresh or asked.wish.cold:
+                request.skip_reading_prefix_cache = True
+            self._tier.note(asked)
+        super().on_new_request(request)
+
+    def _ask(self, request: Request) -> Asked:
+        wish = wish_of(request.kv_transfer_params)
+        salt: bytes | None = salt_from(request.cache_salt)
+        if request.lora_request is not None and salt is not None:
+            salt = self._adapted(request, salt)
+        tokens = request.prompt_token_ids
+        keyed = tokens is not None and salt is not None and not request.mm_features and request.prompt_embeds is None
+        tier = self._tier
+        stores = keyed and (wish.store if wish is not None else tier.settings.save == "all")
+        return Asked(
+            request_id=request.request_id,
+            salt=salt or bytes(32),
+            spans=whole_spans(tokens, signature=self._signature, salt=salt, block_tokens=tier.block_tokens)
+            if keyed and tokens is not None and salt is not None
+            else (),
+            keyed=keyed,
+            wish=wish or Wish(),
+            stores=stores,
+            arrived_s=time.monotonic(),
+            decision="absent" if keyed else "unkeyed",
+        )
+
+    def _adapted(self, request: Request, salt: bytes) -> bytes | None:
+        """The salt under the request's adapter, by content; None when its files cannot be read.
+
+        vLLM's own caches know an adapter by name and path. One that changed in place would be served KV of the one
+        before it: so from then on its requests pass over these caches.
+        """
+        adapter = request.lora_request
+        assert adapter is not None
+        name = (adapter.lora_name, adapter.lora_path)
+        try:
+            digest = adapter_digest(Path(adapter.lora_path))
+        except OSError as error:
+            _log.warning("adapter %s: its files cannot be read (%s); its KV is not stored", name[0], error.strerror)
+            request.skip_reading_prefix_cache = True
+            return None
+        if self._adapters.setdefault(name, digest) != digest:
+            self._changed.add(name)
+        if name in self._changed:
+            request.skip_reading_prefix_cache = True
+        return adapted(salt, digest)
+
+    @override
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        asked = self._tier.asked(request.request_id)
+        if asked is None:
+            return super().get_num_new_matched_tokens(request, num_computed_tokens)
+        if asked.wish.fresh and not asked.wish.cold:
+            # The engine's own cache was passed over already; what is outside it is wanted.
+            request.skip_reading_prefix_cache = False
+        began_s = time.monotonic()
+        matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
+        asked.lookup_s += time.monotonic() - began_s
+        if asked.wish.fresh and matched is None:
+            request.skip_reading_prefix_cache = True
+        asked.cached_tokens = num_computed_tokens
+        return matched, later
+
+    @override
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        asked = self._tier.asked(request.request_id)
+        if asked is not None and num_external_tokens:
+            asked.loaded_tokens = num_external_tokens
+        super().update_state_after_alloc(request, blocks, num_external_tokens)
+
+    @override
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        held, params = super().request_finished_all_groups(request, block_ids)
+        return held, self._with_report(request, params)
+
+    @override
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        held, params = super().request_finished(request, block_ids)
+        return held, self._with_report(request, params)
+
+    def _with_report(self, request: Request, params: dict[str, Any] | None) -> dict[str, Any] | None:
+        asked = self._tier.asked(request.request_id)
+        if asked is None or not asked.wish.report:
+            return params
+        tier = self._tier
+        report = Report(
+            signature=self._signature,
+            salt=asked.salt.hex(),
+            block_tokens=tier.block_tokens,
+            kv_bytes_per_token=tier.block_bytes // tier.block_tokens,
+            cached=asked.cached_tokens,
+            loaded=asked.loaded_tokens,
+            found=(asked.found or 0) * tier.block_tokens,
+            decision=asked.decision,
+            restore_s=asked.restore_s,
+            recompute_s=asked.recompute_s,
+            lookup_s=asked.lookup_s,
+        )
+        return {**(params or {}), NAME: msgspec.to_builtins(report)}

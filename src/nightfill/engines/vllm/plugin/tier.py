@@ -1,0 +1,274 @@
+"""nightfill's store as a secondary tier below vLLM's host memory.
+
+vLLM's tiering manager moves KV between device and host, and hands whole chunks of host memory to this class: to store
+them (`submit_store`), or to fill them (`submit_load`). It calls from the scheduler's thread, which must never wait;
+everything slow happens in threads of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from typing_extensions import override
+from vllm.v1.kv_offload.base import LookupResult, Medium, OffloadPolicy, RequestOffloadingContext
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
+
+from nightfill.engines.vllm.plugin.checks import read_settings
+from nightfill.errors import KvError
+from nightfill.kv import BlockMeta, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vllm.v1.kv_offload.base import OffloadingSpec, OffloadKey, ReqContext, ScheduleEndContext
+    from vllm.v1.kv_offload.tiering.base import TransferJob
+
+    from nightfill.contexts.context import Signature
+    from nightfill.engines.vllm.plugin.asked import Asked
+    from nightfill.kv import BlockKey
+
+_log: Final = logging.getLogger(__name__)
+
+LOOK_AGAIN_S: Final = 0.005
+"""Between two look-ups of a request that waits for blocks which somebody is about to store."""
+_LOOK_INLINE_S: Final = 0.001
+"""So long the scheduler's thread waits for a look-up at most; a later step takes the result else."""
+_LOAD_BATCH: Final = 8
+_DRAIN_S: Final = 60.0
+
+
+class NightfillTier(SecondaryTierManager):
+    """A `SecondaryTierManager` over `nightfill.kv.Store`. One per server; `begin` comes first."""
+
+    medium = Medium.STORAGE
+
+    def __init__(
+        self,
+        offloading_spec: OffloadingSpec,
+        primary_kv_view: memoryview,
+        tier_type: str,
+        backpressure_detector: Any = None,
+        **unknown: object,
+    ) -> None:
+        super().__init__(offloading_spec, primary_kv_view, tier_type, backpressure_detector)
+        if unknown:
+            raise ValueError(f"{tier_type}: unknown settings {', '.join(sorted(unknown))}; they go under 'nightfill'")
+        config = offloading_spec.config
+        self.settings = read_settings(dict(config.extra_config), lambda path: Path(path).expanduser().read_bytes())
+        self.data_dir = Path(self.settings.data_dir or "~/.local/share/nightfill").expanduser().absolute()
+        self.block_tokens = config.groups[0].tokens_per_block * config.cache.blocks_per_chunk
+        self.block_bytes = (
+            config.worker_kv_bytes_per_block * config.cache.blocks_per_chunk * config.parallel.world_size
+        )
+        self.kv_dtype = config.model.dtype
+        self.store = open_store(self.settings.kv, data_dir=self.data_dir)
+        self._rows = primary_kv_view.cast("B")
+        self._stride = primary_kv_view.strides[0] if primary_kv_view.strides else 0
+        self._signature: Signature | None = None
+        self._asked: dict[str, Asked] = {}
+        self._done: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
+        self._running: set[Future[None]] = set()
+        self._lock = threading.Lock()
+        self._lookers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightfill-look")
+        self._loaders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightfill-load")
+        self._storers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightfill-store")
+
+    def begin(self, signature: Signature) -> None:
+        """Serve requests from now on, under this signature."""
+        self._signature = signature
+
+    # --- requests ---
+
+    def note(self, asked: Asked) -> None:
+        """A request that vLLM is about to see; its look-up begins."""
+        self._asked[asked.request_id] = asked
+        if asked.spans and not asked.wish.cold:
+            self._look(asked)
+            wait([asked.looking] if asked.looking else [], timeout=_LOOK_INLINE_S)
+            self._settle(asked)
+
+    def asked(self, request_id: str) -> Asked | None:
+        """What is known of a request that vLLM still has."""
+        return self._asked.get(request_id)
+
+    @override
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        asked = self._asked.get(req_context.req_id)
+        # What the engine holds already is stored too, for somebody asked for it and it is not there.
+        missing = asked is not None and asked.stores and (asked.found is None or asked.found < len(asked.spans))
+        return RequestOffloadingContext(policy=OffloadPolicy.REQUEST_LEVEL if missing else OffloadPolicy.CHUNK_LEVEL)
+
+    @override
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self._asked.pop(req_context.req_id, None)
+
+    # --- look-up ---
+
+    @override
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        asked = self._asked.get(req_context.req_id)
+        if asked is None or not asked.spans:
+            return LookupResult.MISS
+        began_s = time.monotonic()
+        self._settle(asked)
+        asked.lookup_s += time.monotonic() - began_s
+        if asked.found is None:
+            return LookupResult.RETRY
+        place = self._place(key, req_context)
+        hit = place is not None and place < asked.usable and place not in asked.failed
+        return LookupResult.HIT if hit else LookupResult.MISS
+
+    def _look(self, asked: Asked) -> None:
+        asked.looked_s = time.monotonic()
+        asked.looking = self._lookers.submit(self.store.leading, asked.spans)
+
+    def _settle(self, asked: Asked) -> None:
+        """Take the result of a look-up that is done; begin another while what is awaited is not there."""
+        if asked.found is not None:
+            return
+        now_s = time.monotonic()
+        if asked.looking is None:
+            if now_s - asked.looked_s >= LOOK_AGAIN_S:
+                self._look(asked)
+            return
+        if not asked.looking.done():
+            return
+        found = asked.looking.result()
+        asked.looking = None
+        awaited = min(asked.wish.await_tokens // self.block_tokens, len(asked.spans))
+        if found < awaited and now_s - asked.arrived_s < asked.wish.await_s:
+            return
+        asked.found = asked.usable = found
+        asked.decision = "restore" if found else "absent"
+
+    def _place(self, key: OffloadKey, req_context: ReqContext) -> int | None:
+        """Which of the prompt's blocks a chunk is."""
+        end = req_context.get_offload_key_position(key)
+        return None if end is None else end // self.block_tokens - 1
+
+    # --- transfers ---
+
+    @override
+    def submit_store(self, job_metadata: TransferJob) -> None:
+        asked = self._asked.get(job_metadata.req_context.req_id)
+        todo: list[tuple[BlockKey, int, int]] = []
+        if asked is not None and asked.stores:
+            for key, chunk in zip(job_metadata.keys, job_metadata.chunk_ids, strict=True):
+                place = self._place(key, job_metadata.req_context)
+                if place is not None and place < len(asked.spans):
+                    todo.append((asked.spans[place].key, place, int(chunk)))
+        if asked is None or not todo:
+            self._done.put(JobResult(job_metadata.job_id, success=True, transfer_time=0.0, transfer_bytes=0))
+            return
+        self._submit(self._storers, self._store, job_metadata.job_id, todo, asked.salt)
+
+    @override
+    def submit_load(self, job_metadata: TransferJob) -> None:
+        asked = self._asked.get(job_metadata.req_context.req_id)
+        places = [self._place(key, job_metadata.req_context) for key in job_metadata.keys]
+        if asked is None or any(place is None or place >= len(asked.spans) for place in places):
+            self._done.put(JobResult(job_metadata.job_id, success=False))
+            return
+        todo = [
+            (key, asked.spans[place].key, place, int(chunk))
+            for key, place, chunk in zip(job_metadata.keys, places, job_metadata.chunk_ids, strict=True)
+            if place is not None
+        ]
+        self._submit(self._loaders, self._load, job_metadata.job_id, todo, asked)
+
+    @override
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        finished = []
+        while True:
+            try:
+                finished.append(self._done.get_nowait())
+            except queue.Empty:
+                return finished
+
+    @override
+    def on_schedule_end(self, context: ScheduleEndContext) -> None:
+        return
+
+    @override
+    def drain_jobs(self) -> None:
+        with self._lock:
+            running = set(self._running)
+        wait(running)
+
+    @override
+    def shutdown(self) -> None:
+        with self._lock:
+            running = set(self._running)
+        wait(running, timeout=_DRAIN_S)
+        for pool in (self._lookers, self._loaders, self._storers):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._rows.release()
+        self.store.close()
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Any, job_id: int, *rest: Any) -> None:
+        future: Future[None] = pool.submit(self._run, work, job_id, *rest)
+        with self._lock:
+            self._running.add(future)
+        future.add_done_callback(self._forget)
+
+    def _forget(self, future: Future[None]) -> None:
+        with self._lock:
+            self._running.discard(future)
+
+    def _run(self, work: Any, job_id: int, *rest: Any) -> None:
+        began_s = time.monotonic()
+        try:
+            result = work(job_id, *rest)
+        except Exception:  # vLLM must hear of every job, or its memory stays pinned for ever
+            _log.exception("job %d failed", job_id)
+            result = JobResult(job_id, success=False)
+        result.transfer_time = time.monotonic() - began_s
+        self._done.put(result)
+
+    def _row(self, chunk: int) -> memoryview:
+        return self._rows[chunk * self._stride : chunk * self._stride + self.block_bytes]
+
+    def _store(self, job_id: int, todo: list[tuple[BlockKey, int, int]], salt: bytes) -> JobResult:
+        assert self._signature is not None
+        moved = 0
+        lengths = [self.store.has(key) for key, _, _ in todo]
+        for (key, place, chunk), there in zip(todo, lengths, strict=True):
+            if there:
+                continue
+            meta = BlockMeta(
+                kind="block",
+                signature=self._signature,
+                start=place * self.block_tokens,
+                stop=(place + 1) * self.block_tokens,
+            )
+            try:
+                self.store.put(key, [self._row(chunk)], meta, salt=salt)
+            except KvError as error:
+                _log.warning("a block was not stored: %s", error)
+                return JobResult(job_id, success=False, transfer_bytes=moved)
+            moved += self.block_bytes
+        return JobResult(job_id, success=True, transfer_bytes=moved)
+
+    def _load(self, job_id: int, todo: list[tuple[OffloadKey, BlockKey, int, int]], asked: Asked) -> JobResult:
+        loaded: list[OffloadKey] = []
+        for at in range(0, len(todo), _LOAD_BATCH):
+            batch = todo[at : at + _LOAD_BATCH]
+            blocks = self.store.get_many([block_key for _, block_key, _, _ in batch], salt=asked.salt)
+            for (key, _, place, chunk), block in zip(batch, blocks, strict=True):
+                if block is None or not self._fits(block.meta, place) or len(block.payload) != self.block_bytes:
+                    asked.failed.add(place)
+                    continue
+                self._row(chunk)[:] = block.payload
+                loaded.append(key)
+        moved = len(loaded) * self.block_bytes
+        return JobResult(job_id, success=len(loaded) == len(todo), successful_keys=loaded, transfer_bytes=moved)
+
+    def _fits(self, meta: BlockMeta, place: int) -> bool:
+        start = place * self.block_tokens
+        return (meta.signature, meta.start, meta.stop) == (self._signature, start, start + self.block_tokens)
