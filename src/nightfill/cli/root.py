@@ -26,6 +26,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "jobs": ("nightfill.cli.jobs:jobs", "Look at background work; retry or cancel it."),
     "plan": ("nightfill.cli.plan:plan", "Say what would be filled next, and why."),
     "bench": ("nightfill.cli.bench:bench", "Measure the time to first token, with a fill and without."),
+    "vllm-args": ("nightfill.cli.vllm_args:vllm_args", "Print the command line that starts a vLLM server."),
     "doctor": ("nightfill.cli.doctor:doctor", "Check this machine, and say what to do."),
     "demo": ("nightfill.cli.demo:demo", "Show the whole of it on this machine, in minutes."),
     "completion": ("nightfill.cli.completion:completion", "Print a script that completes commands in a shell."),
