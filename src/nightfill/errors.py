@@ -20,9 +20,11 @@
     |   |-- EngineUnavailable       not running, not reachable, died midway (503)
     |   |-- EngineTimeout           sent nothing within its deadline (504)
     |   |-- EngineRefused           answered with an error of its own (its status passes through)
+    |   |-- EngineUnfit             runs, but was started otherwise than nightfill needs; the message names the flag
     |   `-- EngineStart             could not be started; the message carries the engine's last words
     |-- KvError                     the store; a reader treats each of these as a miss
     |   |-- BlockCorrupt            checksum, tag, length or header differ
+    |   |   `-- KeyUnknown          sealed under a key that this process lacks: perhaps good, and not ours to delete
     |   |-- TierUnavailable         the device or server behind a tier failed
     |   |-- TierFull                nothing may be evicted to make room
     |   `-- SlotFileUnknown         a llama.cpp slot file of a shape that we do not know
@@ -138,6 +140,10 @@ class EngineRefused(EngineError):
         self.status = status
 
 
+class EngineUnfit(EngineError):
+    """The engine runs, but was started otherwise than nightfill needs; the message names the flag."""
+
+
 class EngineStart(EngineError):
     """The engine could not be started."""
 
@@ -148,6 +154,10 @@ class KvError(NightfillError):
 
 class BlockCorrupt(KvError):
     """Stored bytes are not what was written."""
+
+
+class KeyUnknown(BlockCorrupt):
+    """A block is sealed under a key that this process does not have."""
 
 
 class TierUnavailable(KvError):

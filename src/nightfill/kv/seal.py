@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import xxhash
 
-from nightfill.errors import BlockCorrupt
-from nightfill.kv.block import COVERED_BYTES, HEADER_BYTES, Block, Header, SealKind, sealed_bytes
+from nightfill.errors import BlockCorrupt, KeyUnknown
+from nightfill.kv.block import COVERED_BYTES, HEADER_BYTES, Block, Header, SealKind, owner_of, seal_in, sealed_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +40,18 @@ class Sealer(Protocol):
     def open(self, key: BlockKey, sealed: memoryview, *, salt: bytes) -> Block:
         """Verify `sealed` and return what it holds. Its payload may be a view into `sealed`.
 
-        Raises BlockCorrupt unless `sealed` is exactly what `seal` made for this key and salt.
+        Raises BlockCorrupt unless `sealed` is exactly what `seal` made for this key and salt; KeyUnknown when it is
+        under a master key that is not ours, and so nobody here can tell.
         """
+
+    def open_into(self, key: BlockKey, sealed: memoryview, out: memoryview, *, salt: bytes) -> BlockMeta | None:
+        """`open`, with the payload put into `out`, a flat writable view of bytes.
+
+        None, and `out` as it was, when the payload is of another length. Raises as `open`; `out` is garbage then.
+        """
+
+    def current(self, head: memoryview) -> bool:
+        """Whether a block that begins with `head` is sealed as `seal` would do it now, as far as its header says."""
 
 
 class ChecksumSealer:
@@ -55,7 +65,7 @@ class ChecksumSealer:
     def seal(self, key: BlockKey, meta: BlockMeta, parts: Sequence[memoryview], *, salt: bytes) -> memoryview:
         """See `Sealer`."""
         payload_bytes = sum(len(part) for part in parts)
-        header = Header(key=key, meta=meta, payload_bytes=payload_bytes, seal=SealKind.XXH3)
+        header = Header(key=key, meta=meta, payload_bytes=payload_bytes, seal=SealKind.XXH3, owner=owner_of(salt))
         sealed, _ = blank(header, self._buffers)
         at = HEADER_BYTES
         for part in parts:
@@ -66,10 +76,26 @@ class ChecksumSealer:
 
     def open(self, key: BlockKey, sealed: memoryview, *, salt: bytes) -> Block:
         """See `Sealer`."""
+        header = self._verified(key, sealed, salt)
+        return Block(header.meta, sealed[HEADER_BYTES : HEADER_BYTES + header.payload_bytes].toreadonly())
+
+    def open_into(self, key: BlockKey, sealed: memoryview, out: memoryview, *, salt: bytes) -> BlockMeta | None:
+        """See `Sealer`. Hashes first, so `out` is never garbage."""
+        header = self._verified(key, sealed, salt)
+        if header.payload_bytes != len(out):
+            return None
+        out[:] = sealed[HEADER_BYTES : HEADER_BYTES + header.payload_bytes]
+        return header.meta
+
+    def current(self, head: memoryview) -> bool:
+        """See `Sealer`."""
+        return seal_in(head) == SealKind.XXH3
+
+    def _verified(self, key: BlockKey, sealed: memoryview, salt: bytes) -> Header:
         header = matching_header(key, sealed, SealKind.XXH3)
         if _digest(sealed, header.payload_bytes, salt) != sealed[COVERED_BYTES:HEADER_BYTES]:
             raise BlockCorrupt("checksum differs")
-        return Block(header.meta, sealed[HEADER_BYTES : HEADER_BYTES + header.payload_bytes].toreadonly())
+        return header
 
 
 class TextSealer(Protocol):
@@ -107,12 +133,16 @@ def blank(header: Header, buffers: Buffers) -> tuple[memoryview, memoryview]:
 
 
 def matching_header(key: BlockKey, sealed: memoryview, seal: SealKind) -> Header:
-    """The header of `sealed`, if it is of this key and seal. Raises BlockCorrupt."""
+    """The header of `sealed`, if it is of this key and seal. Raises BlockCorrupt.
+
+    What is encrypted where no key is set raises KeyUnknown; what is in the clear where one is set is corrupt, and goes.
+    """
     header = Header.parse(sealed)
     if header.key != key:
         raise BlockCorrupt("the block stored under this key is another's")
     if header.seal != seal:
-        raise BlockCorrupt(f"sealed by {header.seal.name}, where {seal.name} is set")
+        kind = KeyUnknown if header.seal == SealKind.AES_GCM else BlockCorrupt
+        raise kind(f"sealed by {header.seal.name}, where {seal.name} is set")
     return header
 
 

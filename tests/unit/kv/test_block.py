@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import struct
+
 import pytest
 
 from fakes.kv import SIGNATURE, Sample
@@ -9,10 +12,13 @@ from nightfill.kv.block import (
     COVERED_BYTES,
     HEADER_BYTES,
     MAX_LAYOUT_BYTES,
+    NO_OWNER,
     BlockMeta,
     Header,
     Kind,
     SealKind,
+    owner_in,
+    owner_of,
     sealed_bytes,
 )
 
@@ -23,6 +29,10 @@ def header(meta: BlockMeta = SAMPLE.meta) -> Header:
     return Header(
         key=SAMPLE.key, meta=meta, payload_bytes=5000, seal=SealKind.AES_GCM, key_id=b"k" * 8, nonce=b"n" * 12
     )
+
+
+def shaped(dtype: str = "bfloat16", shape: tuple[int, ...] = (2, 16, 8, 128)) -> BlockMeta:
+    return dataclasses.replace(SAMPLE.meta, dtype=dtype, shape=shape)
 
 
 def stored(packed: bytes) -> memoryview:
@@ -44,10 +54,37 @@ def test_the_longest_layout_ends_before_the_tag() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [("", ()), ("bfloat16", (1,)), ("float8_e4m3fn", (0, 2**40)), ("x" * 24, tuple(range(8)))],
+)
+def test_dtype_and_shape_come_back(dtype: str, shape: tuple[int, ...]) -> None:
+    assert Header.parse(stored(header(shaped(dtype, shape)).pack())).meta == shaped(dtype, shape)
+
+
+def test_a_header_of_the_first_format_is_read() -> None:
+    meta = SAMPLE.meta
+    packed = struct.pack(
+        "<8sHBBIQQQ32s32s8s12s",
+        *(b"nf.block", 1, 2, 1, len(meta.layout), 5000, meta.start, meta.stop),
+        *(SAMPLE.key, bytes.fromhex(SIGNATURE), b"k" * 8, b"n" * 12),
+    )
+    assert Header.parse(stored(packed + meta.layout)) == header()
+    assert owner_in(stored(packed + meta.layout)) == NO_OWNER
+
+
+def test_an_owner_is_told_from_the_first_page_and_from_nothing_else() -> None:
+    owned = dataclasses.replace(header(), owner=owner_of(b"a"))
+    assert owner_in(stored(owned.pack())) == owner_of(b"a") != owner_of(b"b")
+    assert len(owner_of(b"a")) == len(NO_OWNER)
+    assert Header.parse(stored(owned.pack())).owner == owner_of(b"a")
+    assert owner_in(memoryview(b"x" * 4096)) == owner_in(memoryview(b"")) == NO_OWNER
+
+
+@pytest.mark.parametrize(
     ("at", "value", "reason"),
     [
         (0, b"ggsq", "first bytes"),
-        (8, b"\x02", "format 2"),
+        (8, b"\x03", "format 3"),
         (10, b"\x09", "out of range"),
         (11, b"\x00", "out of range"),
         (12, b"\xff\xff", "layout"),
@@ -55,10 +92,14 @@ def test_the_longest_layout_ends_before_the_tag() -> None:
         (16, b"\x00\x00", "payload"),
         (24, b"\xff\xff\xff\xff\xff\xff\xff\xff", "out of range"),
         (32, b"\x00" * 8, "out of range"),
+        (132, b"\xff", "out of range"),
+        (132, b"a\0b", "out of range"),
+        (156, b"\x09", "dimensions"),
+        (160, b"\xff" * 8, "out of range"),
     ],
 )
 def test_garbage_in_a_header_is_corrupt_not_a_crash(at: int, value: bytes, reason: str) -> None:
-    packed = bytearray(header().pack())
+    packed = bytearray(header(shaped()).pack())
     packed[at : at + len(value)] = value
     with pytest.raises(BlockCorrupt, match=reason):
         Header.parse(stored(bytes(packed)))
@@ -83,6 +124,14 @@ def test_a_block_of_another_length_is_corrupt(length: int) -> None:
 def test_meta_out_of_range_is_refused(start: int, stop: int, signature: Signature, layout: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - five fields, five messages
         BlockMeta(kind="block", signature=signature, start=start, stop=stop, layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape"), [("x" * 25, ()), ("ä", ()), ("a b", ()), ("", (1,) * 9), ("", (-1,)), ("", (1 << 63,))]
+)
+def test_a_dtype_or_shape_out_of_range_is_refused(dtype: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"dtype|shape"):
+        shaped(dtype, shape)
 
 
 @pytest.mark.parametrize(

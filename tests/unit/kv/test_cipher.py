@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.kv import MASTER, SALT, MakeSample
-from nightfill.errors import BadSetting, BlockCorrupt
+from nightfill.errors import BadSetting, BlockCorrupt, KeyUnknown
 from nightfill.kv.cipher import AesGcmSealer, EncryptedTexts, read_master_key
-from nightfill.kv.seal import PlainTexts
+from nightfill.kv.seal import ChecksumSealer, PlainTexts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +21,28 @@ OTHER = bytes(reversed(MASTER))
 def test_another_master_key_does_not_open(buffers: Buffers, sample: MakeSample) -> None:
     one = sample(1)
     stored = AesGcmSealer(OTHER, buffers).seal(one.key, one.meta, [memoryview(one.payload)], salt=SALT)
-    with pytest.raises(BlockCorrupt, match="another master key"):
+    with pytest.raises(KeyUnknown, match="another master key"):
         AesGcmSealer(MASTER, buffers).open(one.key, stored, salt=SALT)
+    with pytest.raises(KeyUnknown):
+        ChecksumSealer(buffers).open(one.key, stored, salt=SALT)
+
+
+def test_what_an_old_key_sealed_is_opened_and_known_as_old(buffers: Buffers, sample: MakeSample) -> None:
+    one = sample(1)
+    stored = AesGcmSealer(OTHER, buffers).seal(one.key, one.meta, [memoryview(one.payload)], salt=SALT)
+    sealer = AesGcmSealer(MASTER, buffers, old=[bytes(32), OTHER])
+    assert sealer.open(one.key, stored, salt=SALT).payload == one.payload
+    assert not sealer.current(stored)
+    fresh = sealer.seal(one.key, one.meta, [memoryview(one.payload)], salt=SALT)
+    assert sealer.current(fresh)
+    assert AesGcmSealer(MASTER, buffers).open(one.key, fresh, salt=SALT).payload == one.payload
+
+
+def test_texts_under_old_keys_are_opened_and_sealed_under_the_new_one() -> None:
+    sealed = EncryptedTexts(OTHER).seal_text(b"text")
+    texts = EncryptedTexts(MASTER, old=[bytes(32), OTHER])
+    assert texts.open_text(sealed) == b"text"
+    assert EncryptedTexts(MASTER).open_text(texts.seal_text(b"text")) == b"text"
 
 
 def test_the_same_block_is_never_encrypted_alike_twice(buffers: Buffers, sample: MakeSample) -> None:
@@ -44,7 +64,8 @@ def test_each_salt_has_a_key_of_its_own(buffers: Buffers, sample: MakeSample, mo
     first, second = (
         bytes(sealer.seal(one.key, one.meta, [memoryview(one.payload)], salt=salt)) for salt in (b"a", b"b")
     )
-    assert first[:4080] == second[:4080]
+    owner = slice(124, 132)
+    assert first[: owner.start] + first[owner.stop : 4080] == second[: owner.start] + second[owner.stop : 4080]
     assert first[4096:4160] != second[4096:4160]
 
 

@@ -6,12 +6,13 @@ from array import array
 from typing import TYPE_CHECKING
 
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fakes.kv import MASTER, SALT, SIGNATURE, MakeSample, Sample
 from nightfill.errors import BlockCorrupt
-from nightfill.kv.block import COVERED_BYTES, HEADER_BYTES, BlockMeta
+from nightfill.kv.block import COVERED_BYTES, HEADER_BYTES, BlockMeta, owner_in, owner_of
 from nightfill.kv.cipher import AesGcmSealer
 from nightfill.kv.seal import ChecksumSealer, PlainTexts, Sealer
 
@@ -31,7 +32,11 @@ REGIONS = {
     "signature": 72,
     "key id": 104,
     "nonce": 112,
-    "layout": 124,
+    "owner": 124,
+    "dtype": 132,
+    "dimensions": 156,
+    "shape": 160,
+    "layout": 224,
     "zeros behind the layout": 2000,
     "last covered byte": COVERED_BYTES - 1,
     "first byte of the tag": COVERED_BYTES,
@@ -53,6 +58,48 @@ def test_what_was_sealed_opens(sealer: Sealer, sample: MakeSample, nbytes: int) 
     assert block.meta == one.meta
     assert block.payload == one.payload
     assert block.payload.readonly
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 15, 16, 17, 4095, 4096, 4097, (1 << 20) + 3])
+def test_what_was_sealed_opens_in_place(sealer: Sealer, sample: MakeSample, nbytes: int) -> None:
+    one = sample(1, nbytes)
+    memory = bytearray(b"\xee" * (nbytes + 64))
+    meta = sealer.open_into(one.key, sealed(sealer, one), memoryview(memory)[32 : 32 + nbytes], salt=SALT)
+    assert meta == one.meta
+    assert memory == b"\xee" * 32 + one.payload + b"\xee" * 32, "not a byte beyond what was offered"
+
+
+@pytest.mark.parametrize("room", [0, 4999, 5001])
+def test_a_payload_of_another_length_is_not_put_in_place(sealer: Sealer, sample: MakeSample, room: int) -> None:
+    one = sample(1, 5000)
+    memory = bytearray(b"\xee" * room)
+    assert sealer.open_into(one.key, sealed(sealer, one), memoryview(memory), salt=SALT) is None
+    assert memory == b"\xee" * room
+
+
+@pytest.mark.parametrize("at", [40, 132, COVERED_BYTES, HEADER_BYTES, HEADER_BYTES + 4999])
+def test_a_flipped_bit_is_found_in_place_too(sealer: Sealer, sample: MakeSample, at: int) -> None:
+    one = sample(1, 5000)
+    stored = sealed(sealer, one)
+    stored[at] ^= 1
+    with pytest.raises(BlockCorrupt):
+        sealer.open_into(one.key, stored, memoryview(bytearray(5000)), salt=SALT)
+
+
+def test_a_block_bears_the_tag_of_its_owner(sealer: Sealer, sample: MakeSample) -> None:
+    assert owner_in(sealed(sealer, sample(1))) == owner_of(SALT)
+    assert sealer.current(sealed(sealer, sample(1)))
+
+
+def test_a_block_of_the_first_format_opens(buffers: Buffers, sample: MakeSample) -> None:
+    one, sealer = sample(1, 5000), ChecksumSealer(buffers)
+    stored = sealed(sealer, one)
+    stored[8:10] = b"\x01\x00"
+    stored[124:4080] = one.meta.layout.ljust(3956, b"\0")
+    digest = xxhash.xxh3_128(SALT + bytes(stored[:COVERED_BYTES]) + bytes(stored[HEADER_BYTES : HEADER_BYTES + 5000]))
+    stored[COVERED_BYTES:HEADER_BYTES] = digest.digest()
+    block = sealer.open(one.key, stored, salt=SALT)
+    assert (block.meta, bytes(block.payload)) == (one.meta, one.payload)
 
 
 @given(parts=st.lists(st.binary(max_size=100), max_size=8))
