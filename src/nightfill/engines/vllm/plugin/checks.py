@@ -15,6 +15,7 @@ from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 

@@ -16,17 +16,21 @@ from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from nightfill.engines.vllm.plugin.asked import Asked, adapted, salt_from, whole_spans, wish_of
+from nightfill.engines.vllm.asked import Asked, adapted, salt_from, whole_spans, wish_of
+from nightfill.engines.vllm.pace import PrefillPace
 from nightfill.engines.vllm.plugin.checks import check_cache, check_server
 from nightfill.engines.vllm.plugin.identity import signature
 from nightfill.engines.vllm.plugin.tier import NightfillTier
-from nightfill.engines.vllm.plugin.weights import adapter_digest
+from nightfill.engines.vllm.weights import adapter_digest
 from nightfill.engines.vllm.wire import NAME, Report, Wish
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 _log: Final = logging.getLogger(__name__)
@@ -37,6 +41,7 @@ class NightfillConnector(OffloadingConnector):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         if role == KVConnectorRole.SCHEDULER:
+            _log_with_vllm()
             check_cache(kv_cache_config)
         super().__init__(vllm_config, role, kv_cache_config)
         self._adapters: dict[tuple[str, str], bytes] = {}
@@ -51,6 +56,7 @@ class NightfillConnector(OffloadingConnector):
         except BaseException:
             self.shutdown()
             raise
+        self._pace = PrefillPace()
         self._tier.begin(self._signature)
         _log.info("nightfill: signature %s, %d tokens per block", self._signature[:16], self._tier.block_tokens)
 
@@ -119,17 +125,31 @@ class NightfillConnector(OffloadingConnector):
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         asked = self._tier.asked(request.request_id)
         if asked is None:
-            return super().get_num_new_matched_tokens(request, num_computed_tokens)
+            unknown: tuple[int | None, bool] = super().get_num_new_matched_tokens(request, num_computed_tokens)
+            return unknown
         if asked.wish.fresh and not asked.wish.cold:
             # The engine's own cache was passed over already; what is outside it is wanted.
             request.skip_reading_prefix_cache = False
+        if asked.loading:
+            return None, False
         began_s = time.monotonic()
+        matched: int | None
         matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
         asked.lookup_s += time.monotonic() - began_s
         if asked.wish.fresh and matched is None:
             request.skip_reading_prefix_cache = True
         asked.cached_tokens = num_computed_tokens
         return matched, later
+
+    @override
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        self._pace.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
+        return super().build_connector_meta(scheduler_output)
+
+    @override
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        self._pace.ends(time.monotonic())
+        super().update_connector_output(connector_output)
 
     @override
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
@@ -169,3 +189,11 @@ class NightfillConnector(OffloadingConnector):
             lookup_s=asked.lookup_s,
         )
         return {**(params or {}), NAME: msgspec.to_builtins(report)}
+
+
+def _log_with_vllm() -> None:
+    """Let our lines go where vLLM's go; it configures its own loggers only."""
+    ours, theirs = logging.getLogger("nightfill"), logging.getLogger("vllm")
+    if not ours.handlers:
+        ours.handlers, ours.propagate = list(theirs.handlers), theirs.propagate
+        ours.setLevel(theirs.getEffectiveLevel())

@@ -11,7 +11,7 @@ import vllm
 from vllm.platforms import current_platform
 
 from nightfill.engines.signature import signature_of
-from nightfill.engines.vllm.plugin.weights import digest_of, model_files
+from nightfill.engines.vllm.weights import digest_of, model_files
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:

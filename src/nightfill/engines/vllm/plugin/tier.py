@@ -20,18 +20,20 @@ from vllm.v1.kv_offload.base import LookupResult, Medium, OffloadPolicy, Request
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from nightfill.engines.vllm.plugin.checks import read_settings
+from nightfill.engines.vllm.plugin.metrics import StoreStats, definitions
 from nightfill.errors import KvError
 from nightfill.kv import BlockMeta, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-    from vllm.v1.kv_offload.base import OffloadingSpec, OffloadKey, ReqContext, ScheduleEndContext
+    from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
+    from vllm.v1.kv_offload.base import OffloadingMetricMetadata, OffloadingSpec, OffloadKey, ReqContext
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
     from nightfill.contexts.context import Signature
-    from nightfill.engines.vllm.plugin.asked import Asked
-    from nightfill.kv import BlockKey
+    from nightfill.engines.vllm.asked import Asked
+    from nightfill.kv import BlockKey, StoreReport
 
 _log: Final = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ LOOK_AGAIN_S: Final = 0.005
 _LOOK_INLINE_S: Final = 0.001
 """So long the scheduler's thread waits for a look-up at most; a later step takes the result else."""
 _LOAD_BATCH: Final = 8
+_STATS_EVERY_S: Final = 1.0
 _DRAIN_S: Final = 60.0
 
 
@@ -63,18 +66,20 @@ class NightfillTier(SecondaryTierManager):
         self.settings = read_settings(dict(config.extra_config), lambda path: Path(path).expanduser().read_bytes())
         self.data_dir = Path(self.settings.data_dir or "~/.local/share/nightfill").expanduser().absolute()
         self.block_tokens = config.groups[0].tokens_per_block * config.cache.blocks_per_chunk
-        self.block_bytes = (
-            config.worker_kv_bytes_per_block * config.cache.blocks_per_chunk * config.parallel.world_size
-        )
+        self.block_bytes = config.worker_kv_bytes_per_block * config.cache.blocks_per_chunk * config.parallel.world_size
         self.kv_dtype = config.model.dtype
         self.store = open_store(self.settings.kv, data_dir=self.data_dir)
         self._rows = primary_kv_view.cast("B")
         self._stride = primary_kv_view.strides[0] if primary_kv_view.strides else 0
         self._signature: Signature | None = None
         self._asked: dict[str, Asked] = {}
+        self._loads: dict[int, Asked] = {}
         self._done: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
-        self._running: set[Future[None]] = set()
+        self._running: set[Future[JobResult]] = set()
         self._lock = threading.Lock()
+        self._stats = StoreStats()
+        self._counting: Future[StoreReport] | None = None
+        self._counted_s = 0.0
         self._lookers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightfill-look")
         self._loaders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightfill-load")
         self._storers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightfill-store")
@@ -152,6 +157,27 @@ class NightfillTier(SecondaryTierManager):
         end = req_context.get_offload_key_position(key)
         return None if end is None else end // self.block_tokens - 1
 
+    # --- metrics ---
+
+    @classmethod
+    @override
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, OffloadingMetricMetadata]:
+        return definitions()
+
+    @override
+    def get_stats(self) -> OffloadingConnectorStats | None:
+        # Asked after every step; a tier may be across a network.
+        now_s = time.monotonic()
+        if self._counting is None:
+            if now_s - self._counted_s >= _STATS_EVERY_S:
+                self._counted_s = now_s
+                self._counting = self._lookers.submit(self.store.report)
+            return None
+        if not self._counting.done():
+            return None
+        counting, self._counting = self._counting, None
+        return self._stats.since(counting.result())
+
     # --- transfers ---
 
     @override
@@ -180,20 +206,22 @@ class NightfillTier(SecondaryTierManager):
             for key, place, chunk in zip(job_metadata.keys, places, job_metadata.chunk_ids, strict=True)
             if place is not None
         ]
+        asked.loading += 1
+        self._loads[job_metadata.job_id] = asked
         self._submit(self._loaders, self._load, job_metadata.job_id, todo, asked)
 
     @override
     def get_finished_jobs(self) -> Iterable[JobResult]:
-        finished = []
+        finished: list[JobResult] = []
         while True:
             try:
-                finished.append(self._done.get_nowait())
+                result = self._done.get_nowait()
             except queue.Empty:
                 return finished
-
-    @override
-    def on_schedule_end(self, context: ScheduleEndContext) -> None:
-        return
+            asked = self._loads.pop(result.job_id, None)
+            if asked is not None:
+                asked.loading -= 1
+            finished.append(result)
 
     @override
     def drain_jobs(self) -> None:
@@ -211,25 +239,21 @@ class NightfillTier(SecondaryTierManager):
         self._rows.release()
         self.store.close()
 
-    def _submit(self, pool: ThreadPoolExecutor, work: Any, job_id: int, *rest: Any) -> None:
-        future: Future[None] = pool.submit(self._run, work, job_id, *rest)
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., JobResult], job_id: int, *rest: Any) -> None:
+        future = pool.submit(_timed, work, job_id, *rest)
         with self._lock:
             self._running.add(future)
-        future.add_done_callback(self._forget)
+        future.add_done_callback(lambda done: self._ended(done, job_id))
 
-    def _forget(self, future: Future[None]) -> None:
+    def _ended(self, future: Future[JobResult], job_id: int) -> None:
+        """Whatever became of a job, vLLM must hear of it: its memory stays pinned else."""
+        failure = None if future.cancelled() else future.exception()
+        if failure is not None:
+            _log.error("job %d failed", job_id, exc_info=failure)
+        failed = failure is not None or future.cancelled()
+        self._done.put(JobResult(job_id, success=False) if failed else future.result())
         with self._lock:
             self._running.discard(future)
-
-    def _run(self, work: Any, job_id: int, *rest: Any) -> None:
-        began_s = time.monotonic()
-        try:
-            result = work(job_id, *rest)
-        except Exception:  # vLLM must hear of every job, or its memory stays pinned for ever
-            _log.exception("job %d failed", job_id)
-            result = JobResult(job_id, success=False)
-        result.transfer_time = time.monotonic() - began_s
-        self._done.put(result)
 
     def _row(self, chunk: int) -> memoryview:
         return self._rows[chunk * self._stride : chunk * self._stride + self.block_bytes]
@@ -272,3 +296,10 @@ class NightfillTier(SecondaryTierManager):
     def _fits(self, meta: BlockMeta, place: int) -> bool:
         start = place * self.block_tokens
         return (meta.signature, meta.start, meta.stop) == (self._signature, start, start + self.block_tokens)
+
+
+def _timed(work: Callable[..., JobResult], job_id: int, *rest: Any) -> JobResult:
+    began_s = time.monotonic()
+    result = work(job_id, *rest)
+    result.transfer_time = time.monotonic() - began_s
+    return result

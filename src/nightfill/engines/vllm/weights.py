@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from blake3 import blake3
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 _WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _SETTINGS: Final = ("config.json", "quantize_config.json", "quantization_config.json", "hf_quant_config.json")

@@ -48,6 +48,10 @@ class Asked:
     decision: Decision = "absent"
     restore_s: float = 0.0
     recompute_s: float = 0.0
+    decided: bool = False
+    """Whether restoring was weighed against computing; once, for what is loaded meanwhile must not be thrown away."""
+    loading: int = 0
+    """Jobs under way that load blocks."""
     failed: set[int] = field(default_factory=set)
     """Blocks that could not be loaded, by their place."""
 
