@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
-
-from nightfill.kv.eviction import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from nightfill.kv.eviction import Record
     from nightfill.kv.key import BlockKey
 
 
@@ -19,11 +18,16 @@ class Index:
     def __init__(self) -> None:
         self._records: OrderedDict[BlockKey, Record] = OrderedDict()
         self._total_bytes = 0
+        self._owned: Counter[bytes] = Counter()
 
     @property
     def total_bytes(self) -> int:
         """Sum of all sizes."""
         return self._total_bytes
+
+    def owned_bytes(self, owner: bytes) -> int:
+        """Sum of the sizes of one tenant's blocks."""
+        return self._owned[owner]
 
     def __len__(self) -> int:
         return len(self._records)
@@ -43,20 +47,22 @@ class Index:
         """Add or replace a record, as the one used last."""
         self.remove(record.key)
         self._records[record.key] = record
-        self._total_bytes += record.size_bytes
+        self._add(record, 1)
 
     def update(self, record: Record) -> None:
         """Add a record, or replace it where it stands; `sort` follows when all are in."""
         old = self._records.get(record.key)
+        if old is not None:
+            self._add(old, -1)
         self._records[record.key] = record
-        self._total_bytes += record.size_bytes - (old.size_bytes if old else 0)
+        self._add(record, 1)
 
     def touch(self, key: BlockKey, used_s: float) -> bool:
         """Note a use; whether the key is known."""
         record = self._records.get(key)
         if record is None:
             return False
-        self._records[key] = Record(key, record.size_bytes, max(used_s, record.used_s))
+        self._records[key] = record.used_at(used_s)
         self._records.move_to_end(key)
         return True
 
@@ -65,9 +71,15 @@ class Index:
         record = self._records.pop(key, None)
         if record is None:
             return False
-        self._total_bytes -= record.size_bytes
+        self._add(record, -1)
         return True
 
     def sort(self) -> None:
         """Bring records into the order of their last use; those of the same time stay as they stand."""
         self._records = OrderedDict(sorted(self._records.items(), key=lambda item: item[1].used_s))
+
+    def _add(self, record: Record, sign: int) -> None:
+        self._total_bytes += sign * record.size_bytes
+        self._owned[record.owner] += sign * record.size_bytes
+        if not self._owned[record.owner]:
+            del self._owned[record.owner]

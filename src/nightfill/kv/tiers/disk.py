@@ -4,7 +4,10 @@
 the start and brought up to date before anything is evicted. The clock of LRU is the file's mtime, set on use, at most
 once a minute; so another process may take a block for up to a minute older than it is.
 
-*Pins* are this process's own; another process that writes to the same folder evicts by its own pins.
+*Pins and values* are this process's own; another process that writes to the same folder evicts by its own.
+
+*Tenants.* Whose a block is stands in its header, so where tenants have a cap, the headers of blocks that others wrote
+are read once, before the first write after they were found.
 """
 
 from __future__ import annotations
@@ -12,20 +15,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import KvError, TierFull
-from nightfill.kv.eviction import Record, shortfall, victims
+from nightfill.kv.block import NO_OWNER, owner_in
+from nightfill.kv.eviction import Record, Retention, room_for, shortfall
 from nightfill.kv.index import Index
 from nightfill.kv.tier import Usage
 from nightfill.kv.tiers.folder import BlockFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from nightfill.kv.buffer import Buffers
     from nightfill.kv.key import BlockKey
+    from nightfill.kv.tier import Spill
 
 _log = logging.getLogger(__name__)
 
@@ -55,15 +62,20 @@ class DiskTier:
         *,
         name: str = "disk",
         max_bytes: int,
+        tenant_max_bytes: int = 0,
         min_free_bytes: int = 0,
+        write_bytes_per_day: int = 0,
         direct: bool = True,
         buffers: Buffers,
         clock: Callable[[], float],
         refresh_every_s: float = 1.0,
     ) -> None:
         self.name: Final = name
-        self._folder = BlockFolder(root, name=name, direct=direct, buffers=buffers)
+        self._folder = BlockFolder(
+            root, name=name, direct=direct, buffers=buffers, write_bytes_per_day=write_bytes_per_day
+        )
         self._max_bytes = max_bytes
+        self._tenant_max_bytes = tenant_max_bytes
         self._min_free_bytes = min_free_bytes
         self._clock = clock
         self._refresh_every_s = refresh_every_s
@@ -71,8 +83,12 @@ class DiskTier:
         """Guards all that follows; never held during I/O."""
         self._index = Index()
         self._stamped: dict[BlockKey, float] = {}
-        self._pinned: frozenset[BlockKey] = frozenset()
-        self._reserved_bytes = 0
+        self._retention = Retention()
+        self._spill: Spill | None = None
+        self._unowned: set[BlockKey] = set()
+        """Blocks whose owner is still to be read from their header."""
+        self._reserved: Counter[bytes] = Counter()
+        """Bytes of writes under way, by owner."""
         self._evicted = 0
         self._changed: set[BlockKey] | None = None
         """Keys that we changed while a scan is under way, of which it may have seen either state."""
@@ -103,20 +119,30 @@ class DiskTier:
 
     def write(self, key: BlockKey, sealed: memoryview) -> None:
         """See `Tier`."""
-        size = len(sealed)
-        self._reserve(key, size)
         now_s = self._clock()
+        incoming = Record(key, len(sealed), now_s, owner_in(sealed))
+        self._folder.charge(incoming.size_bytes, now_s=now_s)
+        try:
+            self._reserve(incoming)
+        except KvError:
+            self._folder.refund(incoming.size_bytes, now_s=now_s)
+            raise
         written = False
         try:
             self._folder.publish(key, sealed, used_s=now_s)
             written = True
         finally:
             with self._lock:
-                self._reserved_bytes -= size
+                self._reserved[incoming.owner] -= incoming.size_bytes
                 if written:
-                    self._index.put(Record(key, size, now_s))
+                    self._index.put(incoming)
+                    self._unowned.discard(key)
                     self._stamped[key] = now_s
                     self._mark_changed(key)
+
+    def head(self, key: BlockKey) -> memoryview | None:
+        """See `HeadReader`."""
+        return self._folder.head(key)
 
     def length(self, key: BlockKey) -> int | None:
         """See `Tier`."""
@@ -151,7 +177,16 @@ class DiskTier:
     def pin(self, keys: frozenset[BlockKey]) -> None:
         """See `Tier`."""
         with self._lock:
-            self._pinned = keys
+            self._retention = replace(self._retention, pinned=keys)
+
+    def retain(self, values: Mapping[BlockKey, float], *, guarded: bool) -> None:
+        """See `Evictor`."""
+        with self._lock:
+            self._retention = replace(self._retention, values=values, guarded=guarded)
+
+    def spill_to(self, spill: Spill) -> None:
+        """See `Evictor`."""
+        self._spill = spill
 
     def records(self) -> tuple[Record, ...]:
         """See `Tier`."""
@@ -180,37 +215,86 @@ class DiskTier:
     def close(self) -> None:
         """See `Tier`."""
 
-    def _reserve(self, key: BlockKey, size: int) -> None:
-        """Make room for `size` bytes and hold it. Raises TierFull."""
-        if size > self._max_bytes:
-            raise TierFull(f"{self.name}: a block of {size} bytes is over the cap of {self._max_bytes}")
+    def _reserve(self, incoming: Record) -> None:
+        """Make room for a block and hold it. Raises TierFull."""
+        spilled: set[BlockKey] = set()
+        for _ in range(_ROUNDS):
+            leaving = self._make_room(incoming, spilled)
+            if leaving is None:
+                return
+            if self._spill is not None:
+                self._spill(leaving)
+            spilled.update(record.key for record in leaving)
+        raise TierFull(f"{self.name}: others use what would have to go for {incoming.size_bytes} bytes")
+
+    def _make_room(self, incoming: Record, spilled: set[BlockKey]) -> Sequence[Record] | None:
+        """Hold room, evicting what is in `spilled`; None. Or what is to be spilled before that can be."""
         with self._room:
             self._refresh()
+            self._learn_owners()
             free_bytes = self._folder.free_bytes()
             for _ in range(_ROUNDS):
                 # Decided anew each round: others write, drop and use blocks meanwhile.
                 with self._lock:
-                    old = self._index.get(key)
-                    need = shortfall(
-                        incoming_bytes=size,
-                        used_bytes=self._index.total_bytes - (old.size_bytes if old else 0) + self._reserved_bytes,
-                        max_bytes=self._max_bytes,
-                        free_bytes=free_bytes - self._reserved_bytes,
-                        min_free_bytes=self._min_free_bytes,
-                    )
-                    if need <= 0:
-                        self._reserved_bytes += size
-                        return
-                    others = (record for record in self._index if record.key != key)
-                    chosen = victims(others, need_bytes=need, pinned=self._pinned)
-                if chosen is None:
-                    break
+                    chosen = self._victims(incoming, free_bytes)
+                    if not chosen:
+                        self._reserved[incoming.owner] += incoming.size_bytes
+                        return None
+                leaving = [record for record in chosen if record.key not in spilled]
+                if leaving and self._spill is not None:
+                    return leaving
                 # Counted, not asked again: some file systems are slow to say what is free.
                 free_bytes += sum(self._evict_one(record) for record in chosen)
-        raise TierFull(
-            f"{self.name}: {need} bytes short under a cap of {self._max_bytes} and a floor of {self._min_free_bytes}, "
-            "and nothing that may be evicted"
+        raise TierFull(f"{self.name}: others use what would have to go for {incoming.size_bytes} bytes")
+
+    def _victims(self, incoming: Record, free_bytes: int) -> tuple[Record, ...]:
+        size, owner = incoming.size_bytes, incoming.owner
+        old = self._index.get(incoming.key)
+        old_bytes = old.size_bytes if old else 0
+        reserved_bytes = self._reserved.total()
+        short_bytes = shortfall(
+            incoming_bytes=size,
+            used_bytes=self._index.total_bytes - old_bytes + reserved_bytes,
+            max_bytes=self._max_bytes,
+            free_bytes=free_bytes - reserved_bytes,
+            min_free_bytes=self._min_free_bytes,
         )
+        owner_short_bytes = 0
+        if self._tenant_max_bytes and owner != NO_OWNER:
+            owned_bytes = self._index.owned_bytes(owner) - (old_bytes if old and old.owner == owner else 0)
+            owner_short_bytes = shortfall(
+                incoming_bytes=size,
+                used_bytes=owned_bytes + self._reserved[owner],
+                max_bytes=self._tenant_max_bytes,
+            )
+        chosen = room_for(
+            incoming,
+            self._index,
+            short_bytes=short_bytes,
+            owner_short_bytes=owner_short_bytes,
+            retention=self._retention,
+        )
+        if chosen is None:
+            of_tenant = f", of {self._tenant_max_bytes} per tenant" if self._tenant_max_bytes else ""
+            raise TierFull(
+                f"{self.name}: {max(short_bytes, owner_short_bytes)} bytes short under a cap of {self._max_bytes}"
+                f"{of_tenant} and a floor of {self._min_free_bytes}, and nothing that may be evicted"
+            )
+        return chosen
+
+    def _learn_owners(self) -> None:
+        """Read from their headers whose blocks are that others wrote, where it matters."""
+        if not self._tenant_max_bytes:
+            return
+        with self._lock:
+            unowned = tuple(self._unowned)
+        for key in unowned:
+            head = self._folder.head(key)
+            with self._lock:
+                self._unowned.discard(key)
+                record = self._index.get(key)
+                if record is not None and head is not None:
+                    self._index.update(replace(record, owner=owner_in(head)))
 
     def _evict_one(self, record: Record) -> int:
         """Bytes freed: none when another process used the block since we last looked."""
@@ -261,7 +345,10 @@ class DiskTier:
             if record.key not in changed:
                 old = self._index.get(record.key)
                 used_s = max(record.used_s, old.used_s) if old else record.used_s
-                self._index.update(Record(record.key, record.size_bytes, used_s))
+                if old is None:
+                    self._unowned.add(record.key)
+                owner = old.owner if old else record.owner
+                self._index.update(replace(record, used_s=used_s, owner=owner))
                 self._stamped[record.key] = record.used_s
         self._index.sort()
 
@@ -273,12 +360,14 @@ class DiskTier:
                 self._forget(key)
             elif found is not None and not known:
                 self._index.put(found)
+                self._unowned.add(key)
                 self._stamped[key] = found.used_s
                 self._mark_changed(key)
 
     def _forget(self, key: BlockKey) -> None:
         self._index.remove(key)
         self._stamped.pop(key, None)
+        self._unowned.discard(key)
         self._mark_changed(key)
 
     def _mark_changed(self, key: BlockKey) -> None:

@@ -2,6 +2,7 @@
 
     <root>/v1/<first 2 hex digits of the key>/<key, 64 hex digits>.kv
     <root>/v1/drafts/<key>.<process id>.<random>
+    <root>/v1/written                 what today's writes came to, if they have a budget (see `wear`)
 
 A draft is written, its length is checked, and it is renamed: a reader sees a whole block or none.
 
@@ -26,6 +27,7 @@ from nightfill.kv.buffer import ALIGNMENT
 from nightfill.kv.direct_io import probe, read_all, write_all
 from nightfill.kv.eviction import Record
 from nightfill.kv.key import BlockKey
+from nightfill.kv.tiers.wear import WriteBudget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,13 +51,14 @@ class BlockFolder:
     TierUnavailable where it fails in another way.
     """
 
-    def __init__(self, root: Path, *, name: str, direct: bool, buffers: Buffers) -> None:
+    def __init__(self, root: Path, *, name: str, direct: bool, buffers: Buffers, write_bytes_per_day: int = 0) -> None:
         self.name: Final = name
         self.base: Final = root / LAYOUT_VERSION
         self._drafts = self.base / "drafts"
         self._buffers = buffers
         self._want_direct = direct
         self._direct: bool | None = None
+        self._budget = WriteBudget(self.base / "written", name=name, bytes_per_day=write_bytes_per_day)
 
     @property
     def direct(self) -> bool:
@@ -93,6 +96,33 @@ class BlockFolder:
             finally:
                 os.close(fd)
         return out.toreadonly(), Record(key, found.st_size, found.st_mtime)
+
+    def head(self, key: BlockKey) -> memoryview | None:
+        """The first page of a block, by way of the page cache; None when there is none, or no whole page of it."""
+        with self._translated("read a header"):
+            try:
+                fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            try:
+                page = os.pread(fd, HEADER_BYTES, 0)
+            finally:
+                os.close(fd)
+        return memoryview(page) if len(page) == HEADER_BYTES else None
+
+    def charge(self, nbytes: int, *, now_s: float) -> None:
+        """Take a write from today's budget. Raises TierFull when there is not so much left."""
+        with self._translated("count what is written"):
+            try:
+                self._budget.charge(nbytes, now_s=now_s)
+            except FileNotFoundError:
+                self.prepare()
+                self._budget.charge(nbytes, now_s=now_s)
+
+    def refund(self, nbytes: int, *, now_s: float) -> None:
+        """Give back what `charge` took. A count that cannot be mended is too high, which does no harm."""
+        with suppress(OSError):
+            self._budget.refund(nbytes, now_s=now_s)
 
     def publish(self, key: BlockKey, sealed: memoryview, *, used_s: float) -> None:
         """Store a block, in place of one that is there. Nothing is left behind when it fails."""

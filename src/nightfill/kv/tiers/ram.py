@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import TierFull
-from nightfill.kv.eviction import Record, shortfall, victims
+from nightfill.kv.block import HEADER_BYTES, NO_OWNER, owner_in
+from nightfill.kv.eviction import Record, Retention, room_for, shortfall
 from nightfill.kv.index import Index
 from nightfill.kv.tier import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nightfill.kv.key import BlockKey
+    from nightfill.kv.tier import Spill
+
+_ROUNDS: Final = 8
+"""So often what is to be evicted is offered to others first, before it just goes."""
 
 
 class RamTier:
@@ -26,14 +32,18 @@ class RamTier:
     kind: Final = "ram"
     durable: Final = False
 
-    def __init__(self, *, name: str = "ram", max_bytes: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, name: str = "ram", max_bytes: int, tenant_max_bytes: int = 0, clock: Callable[[], float]
+    ) -> None:
         self.name: Final = name
         self._max_bytes = max_bytes
+        self._tenant_max_bytes = tenant_max_bytes
         self._clock = clock
         self._lock = threading.Lock()
         self._index = Index()
         self._held: dict[BlockKey, memoryview] = {}
-        self._pinned: frozenset[BlockKey] = frozenset()
+        self._retention = Retention()
+        self._spill: Spill | None = None
         self._evicted = 0
 
     def read(self, key: BlockKey) -> memoryview | None:
@@ -41,28 +51,63 @@ class RamTier:
         with self._lock:
             return self._held.get(key)
 
+    def head(self, key: BlockKey) -> memoryview | None:
+        """See `HeadReader`."""
+        found = self.read(key)
+        return None if found is None else found[:HEADER_BYTES]
+
     def write(self, key: BlockKey, sealed: memoryview) -> None:
         """See `Tier`."""
-        freed: list[memoryview] = []
-        with self._lock:
-            old = self._index.get(key)
-            need = shortfall(
-                incoming_bytes=len(sealed),
-                used_bytes=self._index.total_bytes - (old.size_bytes if old else 0),
-                max_bytes=self._max_bytes,
-            )
-            others = (record for record in self._index if record.key != key)
-            chosen = victims(others, need_bytes=need, pinned=self._pinned)
-            if chosen is None:
-                raise TierFull(f"{self.name}: no room for {len(sealed)} bytes under a cap of {self._max_bytes}")
-            for record in chosen:
-                self._index.remove(record.key)
-                freed.append(self._held.pop(record.key))
-            self._evicted += len(chosen)
-            self._index.put(Record(key, len(sealed), self._clock()))
-            self._held[key] = sealed.toreadonly()
+        incoming = Record(key, len(sealed), self._clock(), owner_in(sealed))
+        spilled: set[BlockKey] = set()
+        for left in reversed(range(_ROUNDS)):
+            freed: list[memoryview] = []
+            with self._lock:
+                chosen = self._victims(incoming)
+                leaving = [record for record in chosen if record.key not in spilled]
+                spill = self._spill if left else None
+                if not leaving or spill is None:
+                    for record in chosen:
+                        self._index.remove(record.key)
+                        freed.append(self._held.pop(record.key))
+                    self._evicted += len(chosen)
+                    self._index.put(incoming)
+                    self._held[key] = sealed.toreadonly()
+                    break
+            # Decided anew afterwards: others write, drop and use blocks meanwhile.
+            spill(leaving)
+            spilled.update(record.key for record in leaving)
         # Unmapping takes a while, and so happens here, outside the lock.
         freed.clear()
+
+    def _victims(self, incoming: Record) -> tuple[Record, ...]:
+        old = self._index.get(incoming.key)
+        old_bytes = old.size_bytes if old else 0
+        short_bytes = shortfall(
+            incoming_bytes=incoming.size_bytes,
+            used_bytes=self._index.total_bytes - old_bytes,
+            max_bytes=self._max_bytes,
+        )
+        owner_short_bytes = 0
+        if self._tenant_max_bytes and incoming.owner != NO_OWNER:
+            owner_short_bytes = shortfall(
+                incoming_bytes=incoming.size_bytes,
+                used_bytes=self._index.owned_bytes(incoming.owner) - old_bytes,
+                max_bytes=self._tenant_max_bytes,
+            )
+        chosen = room_for(
+            incoming,
+            self._index,
+            short_bytes=short_bytes,
+            owner_short_bytes=owner_short_bytes,
+            retention=self._retention,
+        )
+        if chosen is None:
+            of_tenant = f", {self._tenant_max_bytes} per tenant" if self._tenant_max_bytes else ""
+            raise TierFull(
+                f"{self.name}: no room for {incoming.size_bytes} bytes under a cap of {self._max_bytes}{of_tenant}"
+            )
+        return chosen
 
     def length(self, key: BlockKey) -> int | None:
         """See `Tier`."""
@@ -91,7 +136,16 @@ class RamTier:
     def pin(self, keys: frozenset[BlockKey]) -> None:
         """See `Tier`."""
         with self._lock:
-            self._pinned = keys
+            self._retention = replace(self._retention, pinned=keys)
+
+    def retain(self, values: Mapping[BlockKey, float], *, guarded: bool) -> None:
+        """See `Evictor`."""
+        with self._lock:
+            self._retention = replace(self._retention, values=values, guarded=guarded)
+
+    def spill_to(self, spill: Spill) -> None:
+        """See `Evictor`."""
+        self._spill = spill
 
     def records(self) -> tuple[Record, ...]:
         """See `Tier`."""
