@@ -58,6 +58,13 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
         if wanted.kind == "ram":
             tiers.append(RamTier(name=name, max_bytes=wanted.max_bytes, clock=clock))
             continue
+        if wanted.kind == "redis":
+            from nightfill.kv.tiers.redis import open_redis_tier  # few need it, and sockets take a while to import
+
+            tiers.append(
+                open_redis_tier(wanted, name=name, param=f"kv.tiers.{place}.url", buffers=buffers, clock=clock)
+            )
+            continue
         folder = _folder(wanted, data_dir=data_dir, param=f"kv.tiers.{place}.path")
         if folder in folders:
             raise BadSetting(f"kv.tiers: two tiers in {folder}", param=f"kv.tiers.{place}.path")

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.kv import MASTER, FakeClock, MakeDisk, MakeSample, MakeStore, MakeTier, Sample
+from fakes.redis_server import RedisServer
 from nightfill.kv.buffer import Buffers
 from nightfill.kv.cipher import AesGcmSealer
 from nightfill.kv.seal import ChecksumSealer, Sealer
 from nightfill.kv.store import Store
 from nightfill.kv.tiers.disk import DiskTier
 from nightfill.kv.tiers.ram import RamTier
+from nightfill.kv.tiers.redis import RedisTier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,11 +78,46 @@ def make_ram(clock: FakeClock) -> MakeTier:
     return make
 
 
-@pytest.fixture(params=["ram", "disk", "disk without O_DIRECT"])
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """For all tests that do it no harm."""
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """An empty server."""
+    shared_redis.call([b"FLUSHALL"])
+    return shared_redis
+
+
+@pytest.fixture
+def make_redis(redis_server: RedisServer, buffers: Buffers, clock: FakeClock) -> Iterator[MakeTier]:
+    opened: list[RedisTier] = []
+
+    def make(*, max_bytes: int = 1 << 30, name: str = "redis") -> RedisTier:
+        tier = RedisTier(
+            redis_server.address, name=name, max_bytes=max_bytes, buffers=buffers, clock=clock, server_clock=clock
+        )
+        opened.append(tier)
+        return tier
+
+    yield make
+    for tier in opened:
+        tier.close()
+
+
+@pytest.fixture(params=["ram", "disk", "disk without O_DIRECT", "redis"])
 def make_tier(request: pytest.FixtureRequest, make_ram: MakeTier, make_disk: MakeDisk) -> MakeTier:
     def make(*, max_bytes: int = 1 << 30, name: str = "tier") -> Tier:
         if request.param == "ram":
             return make_ram(max_bytes=max_bytes, name=name)
+        if request.param == "redis":
+            # Only those who ask for it start a server.
+            make_redis: MakeTier = request.getfixturevalue("make_redis")
+            return make_redis(max_bytes=max_bytes, name=name)
         return make_disk(max_bytes=max_bytes, name=name, direct=request.param == "disk")
 
     return make
