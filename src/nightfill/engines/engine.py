@@ -77,6 +77,8 @@ class Call:
     """The JSON object's members, raw; the context's text is already in front."""
     stream: bool
     prefix: Prefix | None = None
+    salt: bytes = b""
+    """Whose KV may serve this request: 32 bytes, the same as of `prefix` where there is one. Empty: anybody's."""
     reuse: bool = True
     """False forces the engine to compute the whole prompt anew, whatever it holds."""
     affinity: bytes = b""

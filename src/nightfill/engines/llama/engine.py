@@ -14,6 +14,7 @@ import msgspec
 
 from nightfill.contexts import Front
 from nightfill.contexts.context import Form
+from nightfill.engines.difference import common_prefix, unlike_chats, unlike_prompts
 from nightfill.engines.engine import Description, Reuse, Slice
 from nightfill.engines.llama.api import LlamaApi
 from nightfill.engines.llama.fill import LlamaFill, slice_end
@@ -34,25 +35,9 @@ if TYPE_CHECKING:
     from nightfill.kv.key import BlockKey
     from nightfill.kv.store import Store
 
-_RENDERED: Final[tuple[bytes, ...]] = (
-    b'[{"role":"user","content":"a"}]',
-    b'[{"role":"user","content":"Zebra? 7"}]',
-    b'[{"role":"system","content":"Q: be brief."},{"role":"user","content":"(x)"}]',
-    b'[{"role":"system","content":"\\n- 1"},{"role":"user","content":"\\n"}]',
-)
-_CONTINUED: Final[tuple[bytes, ...]] = (b'"a"', b'" the"', b'"\\n"', b'"\\n\\nQ: 7"', b'"("', b'""')
 _STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _IN_A_SLOT: Final = _STREAMABLE | {"/v1/responses", "/v1/messages"}
 _WITHOUT_KV: Final = frozenset({"/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"})
-
-
-def common_prefix(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The longest common prefix of all rows; what min and max agree on, all between them agree on."""
-    low, high = min(rows), max(rows)
-    for n, (a, b) in enumerate(zip(low, high, strict=False)):
-        if a != b:
-            return low[:n]
-    return low
 
 
 def go_behind() -> None:
@@ -146,11 +131,9 @@ class LlamaEngine:
         await self.describe()
         front = Front(content)
         if form is Form.COMPLETION:
-            prompts = [front.completion(msgspec.Raw(prompt)) for prompt in _CONTINUED]
-            texts = [msgspec.json.decode(prompt, type=str) for prompt in prompts]
+            texts = unlike_prompts(front)
         else:
-            requests = [msgspec.json.decode(messages, type=list[msgspec.Raw]) for messages in _RENDERED]
-            texts = [await self._api.apply_template(front.chat(messages)) for messages in requests]
+            texts = [await self._api.apply_template(messages) for messages in unlike_chats(front)]
         rows = [await self._api.tokenize(text, add_special=True, parse_special=True) for text in texts]
         return common_prefix(rows)
 

@@ -1,0 +1,188 @@
+"""A vLLM server that runs elsewhere, to serve with or to fill with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from nightfill.contexts import Front
+from nightfill.contexts.context import Form, Signature
+from nightfill.engines.difference import common_prefix, unlike_chats, unlike_prompts
+from nightfill.engines.engine import Description, Reuse
+from nightfill.engines.vllm.api import VllmApi
+from nightfill.engines.vllm.checks import fitting
+from nightfill.engines.vllm.fill import VllmFill, whole
+from nightfill.engines.vllm.reply import VllmReply
+from nightfill.engines.vllm.wire import NAME, PARAMS, Wish
+from nightfill.errors import EngineUnavailable, EngineUnfit
+from nightfill.kv.key import spans
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from nightfill.config import EngineSettings
+    from nightfill.contexts.context import Content
+    from nightfill.engines.engine import Call, Prefix, PrefixFill
+    from nightfill.kv.store import Store
+
+DESCRIBED_S: Final = 30.0
+"""A server may be started again as another one behind the same address; so it is asked again after so long."""
+_PROBE: Final = (1, 2)
+"""Token ids that every vocabulary has."""
+_SLOTS: Final = 256
+"""vLLM does not say how many requests it computes at the same time; this is its default."""
+_STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_WITHOUT_KV: Final = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
+_OURS: Final = frozenset({"cache_salt", PARAMS})
+"""Members that only we may set: they choose whose KV is used, and how."""
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class VllmEngine:
+    """Implements `engines.engine.Engine`. For one event loop."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        store: Store,
+        block_tokens: int,
+        first_byte_timeout_s: float = 900.0,
+        idle_timeout_s: float = 300.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._block_tokens = block_tokens
+        self._clock = clock
+        self._api = VllmApi(
+            settings.url,
+            engine=settings.name,
+            api_key=settings.api_key,
+            first_byte_timeout_s=first_byte_timeout_s,
+            idle_timeout_s=idle_timeout_s,
+        )
+        self._asked_for = settings.model
+        self._description: Description | None = None
+        self._described_at_s = 0.0
+        self._describing = asyncio.Lock()
+        self._filling = asyncio.Lock()
+
+    async def describe(self) -> Description:
+        """What it runs. Does not wait for a server that is not up. Raises EngineUnfit besides."""
+        async with self._describing:
+            if self._description is None or self._clock() - self._described_at_s > DESCRIBED_S:
+                self._description = None
+                self._description = await self._ask()
+                self._described_at_s = self._clock()
+            return self._description
+
+    async def _ask(self) -> Description:
+        name = self._settings.name
+        version = await self._api.version()
+        models = await self._api.models()
+        wanted = self._settings.model
+        model = next((model for model in models if wanted in ("", model.id)), None)
+        if model is None:
+            raise EngineUnfit(f"does not serve {wanted!r}: --served-model-name must name it", engine=name)
+        self._asked_for = model.id
+        probe = await self._api.prefill(_PROBE, model=model.id, wish=Wish(report=True, store=False))
+        report = fitting(version, probe, block_tokens=self._block_tokens, engine=name)
+        return Description(
+            engine=name,
+            model=self._settings.served_model_name or model.id,
+            signature=Signature(report.signature),
+            context_length=model.max_model_len or 0,
+            kv_bytes_per_token=report.kv_bytes_per_token,
+            slots=_SLOTS,
+            reuse=Reuse.TRIM,
+            embeddings=False,
+            version=f"vLLM {version}",
+        )
+
+    async def tokenize(self, text: str) -> tuple[int, ...]:
+        """Token ids of a completion's prompt."""
+        return await self._api.tokenize(text)
+
+    async def prefix_tokens(self, content: Content, form: Form) -> tuple[int, ...]:
+        """Token ids that every request with this context in front starts with, cut to whole blocks."""
+        front = Front(content)
+        if form is Form.COMPLETION:
+            rows = [await self._api.tokenize(prompt) for prompt in unlike_prompts(front)]
+        else:
+            rows = [await self._api.tokenize_chat(messages) for messages in unlike_chats(front)]
+        shared = common_prefix(rows)
+        return shared[: whole(len(shared), self._block_tokens)]
+
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call) -> AsyncIterator[VllmReply]:
+        """Send a request on. vLLM loads what is stored of its prompt by itself."""
+        streamed = call.stream and call.path in _STREAMABLE
+        hides_usage = streamed and not _wants_usage(call)
+        try:
+            async with self._api.stream(call.path, self._body(call, streamed), headers=call.headers) as response:
+                yield VllmReply(
+                    response,
+                    engine=self._settings.name,
+                    streamed=streamed,
+                    hides_usage=hides_usage,
+                    loaded_tokens=len(call.prefix.tokens) if call.prefix is not None and call.reuse else 0,
+                )
+        except EngineUnavailable:
+            self._description = None  # what comes back may be another one
+            raise
+
+    def _body(self, call: Call, streamed: bool) -> bytes:
+        body: dict[str, object] = {name: raw for name, raw in call.body.items() if name not in _OURS}
+        if self._asked_for and "model" in body:
+            body["model"] = self._asked_for
+        if call.path not in _WITHOUT_KV:
+            if call.salt:
+                body["cache_salt"] = call.salt.hex()
+            if not call.reuse:
+                body[PARAMS] = {NAME: Wish(cold=True, store=False)}
+        if streamed:
+            options = msgspec.json.decode(call.body.get("stream_options", b"null"), type=dict[str, msgspec.Raw] | None)
+            body["stream_options"] = {**(options or {}), "include_usage": True}
+        return msgspec.json.encode(body)
+
+    @contextlib.asynccontextmanager
+    async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
+        """Begin a fill; waits for the one before to end. `prefix` is as `prefix_tokens` gave it: whole blocks."""
+        description = await self.describe()
+        async with self._filling:
+            cut = spans(
+                prefix.tokens, signature=description.signature, salt=prefix.salt, block_tokens=self._block_tokens
+            )
+            yield VllmFill(prefix, api=self._api, store=self._store, spans=cut)
+
+    @property
+    def freezes(self) -> bool:
+        """A server elsewhere cannot be stopped where it stands."""
+        return False
+
+    def freeze(self) -> None:
+        """Does nothing."""
+
+    def thaw(self) -> None:
+        """Does nothing."""
+
+    async def healthy(self) -> bool:
+        """Whether it answers."""
+        return await self._api.health()
+
+    async def aclose(self) -> None:
+        """Close the connections; the server stays."""
+        await self._api.aclose()
+
+
+def _wants_usage(call: Call) -> bool:
+    options = msgspec.json.decode(call.body.get("stream_options", b"null"), type=_StreamOptions | None)
+    return options is not None and bool(options.include_usage)

@@ -1,0 +1,118 @@
+"""The fill of one prefix on a vLLM server: prompts that grow by whole blocks, which its plug-in stores as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from nightfill.engines.engine import Slice
+from nightfill.engines.vllm.wire import Wish
+from nightfill.errors import KvError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from nightfill.engines.engine import Prefix
+    from nightfill.engines.vllm.api import VllmApi
+    from nightfill.kv.key import Span
+    from nightfill.kv.store import Store
+
+ARRIVE_S: Final = 30.0
+"""So long no further block may come before those that were computed count as lost."""
+_LOOK_S: Final = (0.005, 0.1)
+"""Shortest and longest wait between two looks into the store."""
+_VERIFY_BLOCKS: Final = 8
+"""Blocks read at once, so that memory stays bounded."""
+
+
+def whole(tokens: int, block_tokens: int) -> int:
+    """`tokens` cut to whole blocks."""
+    return tokens - tokens % block_tokens
+
+
+def slice_end(upto: int, *, total: int, block_tokens: int) -> int:
+    """Where a slice ends that is to reach `upto` of `total` tokens: at a whole block, since no less is stored."""
+    return min(total, -(-upto // block_tokens) * block_tokens)
+
+
+class VllmFill:
+    """Implements `engines.engine.PrefixFill`. `spans` are the keys of the prefix's blocks, all whole ones."""
+
+    def __init__(
+        self,
+        prefix: Prefix,
+        *,
+        api: VllmApi,
+        store: Store,
+        spans: Sequence[Span],
+        arrive_s: float = ARRIVE_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._prefix = prefix
+        self._api = api
+        self._store = store
+        self._spans = tuple(spans)
+        self._arrive_s = arrive_s
+        self._clock = clock
+        self._sleep = sleep
+        self._reached = 0
+
+    async def resume(self) -> int:
+        """How many tokens the store has of the prefix, from the front. The engine loads them with the next slice."""
+        self._reached = await self._stored()
+        return self._reached
+
+    async def extend(self, upto: int) -> Slice:
+        """Compute the KV of the first `upto` tokens, or a few more: see `slice_end`. What is computed is stored soon
+        after, also what a slice did that was cancelled.
+        """
+        tokens = self._prefix.tokens
+        end = slice_end(upto, total=len(tokens), block_tokens=self._block_tokens)
+        done = await self._api.prefill(tokens[:end], salt=self._prefix.salt, wish=Wish())
+        self._reached = max(self._reached, end)
+        return Slice(reached=end, computed=done.computed, seconds=done.seconds)
+
+    async def keep(self) -> int:
+        """Wait until the plug-in has stored what was computed; the number of tokens in the store, from the front.
+
+        Raises KvError when blocks do not arrive.
+        """
+        stored, wait_s = await self._stored(), _LOOK_S[0]
+        grew_s = self._clock()
+        while stored < self._reached:
+            if self._clock() - grew_s > self._arrive_s:
+                raise KvError(
+                    f"{self._reached - stored:,} tokens were computed, but vLLM did not store them within "
+                    f"{self._arrive_s:g} s: its log says why"
+                )
+            await self._sleep(wait_s)
+            wait_s = min(2 * wait_s, _LOOK_S[1])
+            before, stored = stored, await self._stored()
+            if stored > before:
+                grew_s = self._clock()
+        return stored
+
+    async def prove(self) -> int:
+        """Read and verify every block, then have the engine reuse them past its own cache: the tokens it reused."""
+        for at in range(0, len(self._spans), _VERIFY_BLOCKS):
+            batch = self._spans[at : at + _VERIFY_BLOCKS]
+            blocks = await asyncio.to_thread(self._store.get_many, [span.key for span in batch], salt=self._prefix.salt)
+            for span, block in zip(batch, blocks, strict=True):
+                if block is None:
+                    return span.start
+        # One token beyond: an engine must compute at least one of a prompt.
+        beyond = (*self._prefix.tokens, self._prefix.tokens[0])
+        done = await self._api.prefill(beyond, salt=self._prefix.salt, wish=Wish(fresh=True, report=True, store=False))
+        return done.cached or 0
+
+    @property
+    def _block_tokens(self) -> int:
+        return self._spans[0].stop if self._spans else 1
+
+    async def _stored(self) -> int:
+        return self._spans[count - 1].stop if (count := await self._leading()) else 0
+
+    async def _leading(self) -> int:
+        return await asyncio.to_thread(self._store.leading, self._spans)
