@@ -16,12 +16,13 @@ VLLM_PIP := $(VLLM_PYTHON) -m pip --quiet --disable-pip-version-check
 TORCH_INDEX ?=
 VLLM_INSTALL := $(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 VLLM_MODELS := $(VLLM)/models/tiny/config.json $(VLLM)/models/tiny-other/config.json
+LMCACHE := .venv-lmcache
 # What only measures: the runs behind the figures in the README.
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup vllm demo test lint format unit e2e bench clean distclean
+.PHONY: help setup vllm lmcache demo test lint format unit e2e bench clean distclean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/make \1|\2/p' $(firstword $(MAKEFILE_LIST)) \
@@ -30,7 +31,7 @@ help: ## show this list
 demo: $(VENV)/.run ## fill a real codebase in idle time, restart the engine, show what it saved (under 3 minutes)
 	@$(BIN)/nightfill demo $(ARGS)
 
-test: lint vllm ## everything that must hold: format, lint, types, unit tests, tests with real engines
+test: lint vllm lmcache ## everything that must hold: format, lint, types, unit tests, tests with real engines
 	@$(BIN)/python -m pytest --refuse-skips $(ARGS)
 
 lint: $(VENV)/.dev ## format, lint and types, nothing changed
@@ -46,7 +47,7 @@ format: $(VENV)/.dev ## format the sources and repair what ruff can repair
 unit: $(VENV)/.dev ## the tests that start nothing heavy
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-e2e: $(VENV)/.dev vllm ## the tests with real engines and servers
+e2e: $(VENV)/.dev vllm lmcache ## the tests with real engines and servers
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 bench: $(VENV)/.dev ## all benchmarks, one after the other; each ends with one JSON line
@@ -56,12 +57,14 @@ setup: $(VENV)/.dev ## only install, for an editor or a shell
 
 vllm: $(VLLM)/.ready $(VLLM_MODELS) ## vLLM on the processor for tests and trials, with tiny models (2.5 GB; docs/vllm.md)
 
+lmcache: $(LMCACHE)/.ready ## LMCache's reader of settings, for the test of ours (100 MB; docs/other-stores.md)
+
 clean: ## drop caches and build outputs
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## drop the virtual environments too
-	@rm -rf $(VENV) $(VLLM)
+	@rm -rf $(VENV) $(VLLM) $(LMCACHE)
 
 # --- the virtual environments; a stamp is written only when everything before it succeeded ---
 
@@ -114,3 +117,10 @@ $(VLLM)/models/tiny-other/config.json: SEED := 2
 $(VLLM_MODELS): src/nightfill/engines/vllm/demo_model.py src/nightfill/engines/llama/demo_vocabulary.py | $(VLLM)/.ready
 	@rm -rf $(@D)
 	@$(VLLM_PYTHON) -m nightfill.engines.vllm.demo_model $(@D) --size tiny --seed $(SEED)
+
+# Its reader of settings needs three packages; LMCache's own list has torch and CUDA in it, so nothing is resolved.
+$(LMCACHE)/.ready: requirements-lmcache.txt
+	@echo "installing LMCache's reader of settings into $(LMCACHE) (once): some 20 MB to download, 130 MB on disk"
+	@rm -rf $(LMCACHE); "$(PYTHON)" -m venv $(LMCACHE)
+	@$(LMCACHE)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --requirement $<
+	@touch $@

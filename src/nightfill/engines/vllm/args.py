@@ -31,7 +31,8 @@ API_KEY: Final = "VLLM_API_KEY"
 
 KvDtype = Literal["auto", "fp8_e4m3", "fp8_e5m2"]
 
-_STEP_TOKENS: Final = 2048
+_STEP_TOKENS: Final = (256, 2048)
+"""Least and most tokens of one step where live requests meet fills; vLLM runs no more requests at once than that."""
 _CPU_BLOCK_TOKENS: Final = 128
 _CPU_KV_BYTES: Final = 1 << 30
 
@@ -218,7 +219,8 @@ def _step(settings: Settings, engine: EngineSettings) -> list[str]:
     roles = engine.roles or ("serve", "fill")
     if "fill" not in roles or len(roles) == 1:
         return []
-    return ["--max-num-batched-tokens", str(min(_STEP_TOKENS, settings.sleep.max_slice_tokens))]
+    least, most = _STEP_TOKENS
+    return ["--max-num-batched-tokens", str(max(least, min(most, settings.sleep.max_slice_tokens)))]
 
 
 def _memory(settings: Settings, wanted: Wanted) -> list[str]:
