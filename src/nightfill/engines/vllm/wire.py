@@ -12,6 +12,8 @@ import msgspec
 
 PARAMS: Final = "kv_transfer_params"
 NAME: Final = "nightfill"
+BACKGROUND_PRIORITY: Final = 10
+"""Of requests that fill; vLLM serves lower ones first, and 0 is what clients send who say nothing."""
 
 Decision = Literal["restore", "recompute", "absent", "unkeyed"]
 """`restore`: stored KV was loaded. `recompute`: computing was expected to be quicker. `absent`: nothing was stored.
