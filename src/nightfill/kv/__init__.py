@@ -13,6 +13,7 @@ from nightfill.kv.key import BLOCK_TOKENS, BlockKey, Span, salt_of, snapshot_key
 from nightfill.kv.report import StoreReport, TierReport
 from nightfill.kv.seal import ChecksumSealer, PlainTexts, Sealer, TextSealer
 from nightfill.kv.store import Store
+from nightfill.kv.tiers.arena import ArenaTier
 from nightfill.kv.tiers.disk import DiskTier
 from nightfill.kv.tiers.ram import RamTier
 
@@ -55,6 +56,11 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
     for place, wanted in enumerate(settings.tiers):
         earlier = sum(tier.kind == wanted.kind for tier in tiers)
         name = wanted.kind if earlier == 0 else f"{wanted.kind}-{earlier + 1}"
+        if wanted.kind == "ram" and wanted.shared:
+            tiers.append(
+                ArenaTier(data_dir=data_dir, name=name, max_bytes=wanted.max_bytes, buffers=buffers, clock=clock)
+            )
+            continue
         if wanted.kind == "ram":
             tiers.append(RamTier(name=name, max_bytes=wanted.max_bytes, clock=clock))
             continue

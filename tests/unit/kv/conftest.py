@@ -11,6 +11,7 @@ from nightfill.kv.buffer import Buffers
 from nightfill.kv.cipher import AesGcmSealer
 from nightfill.kv.seal import ChecksumSealer, Sealer
 from nightfill.kv.store import Store
+from nightfill.kv.tiers.arena import ArenaTier
 from nightfill.kv.tiers.disk import DiskTier
 from nightfill.kv.tiers.ram import RamTier
 from nightfill.kv.tiers.redis import RedisTier
@@ -78,6 +79,16 @@ def make_ram(clock: FakeClock) -> MakeTier:
     return make
 
 
+@pytest.fixture
+def make_arena(tmp_path: Path, buffers: Buffers, clock: FakeClock) -> MakeTier:
+    def make(*, max_bytes: int = 1 << 30, name: str = "ram") -> ArenaTier:
+        return ArenaTier(
+            data_dir=tmp_path, folder=tmp_path, name=name, max_bytes=max_bytes, buffers=buffers, clock=clock
+        )
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     """For all tests that do it no harm."""
@@ -109,15 +120,13 @@ def make_redis(redis_server: RedisServer, buffers: Buffers, clock: FakeClock) ->
         tier.close()
 
 
-@pytest.fixture(params=["ram", "disk", "disk without O_DIRECT", "redis"])
-def make_tier(request: pytest.FixtureRequest, make_ram: MakeTier, make_disk: MakeDisk) -> MakeTier:
+@pytest.fixture(params=["ram", "arena", "disk", "disk without O_DIRECT", "redis"])
+def make_tier(request: pytest.FixtureRequest, make_disk: MakeDisk) -> MakeTier:
     def make(*, max_bytes: int = 1 << 30, name: str = "tier") -> Tier:
-        if request.param == "ram":
-            return make_ram(max_bytes=max_bytes, name=name)
-        if request.param == "redis":
-            # Only those who ask for it start a server.
-            make_redis: MakeTier = request.getfixturevalue("make_redis")
-            return make_redis(max_bytes=max_bytes, name=name)
+        if not request.param.startswith("disk"):
+            # Looked up by name, so that only those who ask for it start a server.
+            make_other: MakeTier = request.getfixturevalue(f"make_{request.param}")
+            return make_other(max_bytes=max_bytes, name=name)
         return make_disk(max_bytes=max_bytes, name=name, direct=request.param == "disk")
 
     return make
