@@ -23,6 +23,8 @@ class TierReport:
     misses: int
     corrupt: int
     """Copies that did not verify, and were dropped."""
+    unknown_key: int = 0
+    """Reads of blocks under a key that this process lacks; each is a miss, and the block stays."""
     errors: int
     """Calls that ended in TierUnavailable, or in TierFull while storing."""
     last_error: str | None
@@ -35,6 +37,14 @@ class TierReport:
     written: int
     written_bytes: int
     read_bytes: int
+    demoted: int = 0
+    """Blocks that came from a tier above when that needed room; they count as written too."""
+    undemoted: int = 0
+    """Blocks evicted here that a tier below was to take, and did not."""
+    resealed: int = 0
+    """Blocks sealed anew under the current key; they count as written too."""
+    old_keys: int = 0
+    """Blocks here under an old key, as far as they were looked at; `Store.reseal` looks at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,79 +1,73 @@
-"""The store: blocks over all tiers. Written through to what is durable, promoted to what is fast, verified on read."""
+"""The store: blocks over all tiers. Written through to their homes, promoted to what is fast, verified on read.
+
+How tiers share the work is in `roles`, what they evict in `eviction`, what becomes of that in `demotion`, and the
+change of keys in `rotation`.
+"""
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from nightfill.errors import BlockCorrupt, KvError, TierFull, TierUnavailable
+from nightfill.errors import KvError, TierFull, TierUnavailable
 from nightfill.kv.block import sealed_bytes
+from nightfill.kv.deletion import Deletions
+from nightfill.kv.demotion import Demotion
 from nightfill.kv.eviction import expired, unwanted
-from nightfill.kv.report import StoreReport, TierReport
+from nightfill.kv.reading import Reading
+from nightfill.kv.report import StoreReport
+from nightfill.kv.roles import Roles
+from nightfill.kv.rotation import Rotation
+from nightfill.kv.tally import Tally
+from nightfill.kv.wanted import Wanted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from typing_extensions import Buffer
 
     from nightfill.kv.block import Block, BlockMeta
     from nightfill.kv.key import BlockKey, Span
+    from nightfill.kv.roles import Policy
+    from nightfill.kv.rotation import Resealed
     from nightfill.kv.seal import Sealer
     from nightfill.kv.tier import Tier
 
-_log = logging.getLogger(__name__)
-
 READ_THREADS: Final = 4
 GRACE_S: Final = 600.0
-_LOG_EVERY_S: Final = 60.0
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What happened on one tier. Guarded by the store's lock."""
-
-    hits: int = 0
-    misses: int = 0
-    corrupt: int = 0
-    errors: int = 0
-    expired: int = 0
-    written: int = 0
-    written_bytes: int = 0
-    read_bytes: int = 0
-    last_error: str | None = None
-    last_error_at_s: float | None = None
-    logged_at_s: float = float("-inf")
 
 
 class Store:
     """Blocks by key over `tiers`, fastest first. Safe to use from any thread; blocks its caller, so no event loop's.
 
-    Blocks are written to every *home*: the durable tiers, or where there is none, all. The others hold copies of what
-    was read lately. `ttl_s` counts from the last use; `clock` gives Unix seconds.
+    Blocks are written to every *home*: the durable tiers that are written through, or where there is none, all. Tiers
+    that are written *back* to (`policies`, by name) take what those above evict. The others hold copies of what was
+    read lately. `ttl_s` counts from the last use; `clock` gives Unix seconds.
     """
 
     def __init__(
-        self, tiers: Sequence[Tier], sealer: Sealer, *, ttl_s: float, clock: Callable[[], float] = time.time
+        self,
+        tiers: Sequence[Tier],
+        sealer: Sealer,
+        *,
+        ttl_s: float,
+        clock: Callable[[], float] = time.time,
+        policies: Mapping[str, Policy] | None = None,
     ) -> None:
         assert len({tier.name for tier in tiers}) == len(tiers)
         self._tiers = tuple(tiers)
-        self._homes = tuple(tier for tier in tiers if tier.durable) or self._tiers
+        self._roles = Roles(tiers, ttl_s=ttl_s, policies=policies or {})
         self._sealer = sealer
-        self._ttl_s = ttl_s
         self._clock = clock
-        self._lock = threading.Lock()
-        self._counts = {tier.name: _Counts() for tier in tiers}
-        self._pinned: frozenset[BlockKey] = frozenset()
-        self._held: list[frozenset[BlockKey]] = []
-        self._deletions = 0
-        """How many calls that delete have begun, and `_deleting`, how many have not ended: so that what was read just
-        before it was deleted is not promoted just after."""
-        self._deleting = 0
+        self._wanted = Wanted(self._roles)
+        self._tally = Tally(tiers, clock=clock)
+        self._deletions = Deletions()
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="kv-read")
+        self._demotion = Demotion(self._roles, self._tally, self._deletions, clock=clock)
+        self._rotation = Rotation(self._tiers, sealer, self._tally, self._deletions, self._readers)
+        self._reading = Reading(self._tiers, sealer, self._tally, self._deletions, self._rotation, self._readers)
         self._closed = False
 
     def put(self, key: BlockKey, payload: Sequence[Buffer], meta: BlockMeta, *, salt: bytes, hot: bool = False) -> None:
@@ -90,22 +84,21 @@ class Store:
         failure: KvError | None = None
         held = False
         # Homes first: a fast tier must not hold what no home has.
-        for tier in (*self._homes, *(self._caches() if hot else ())):
-            home = tier in self._homes
+        for tier in (*self._roles.homes, *(self._roles.caches if hot else ())):
+            home = tier in self._roles.homes
             if not home and not held:
                 break
             try:
-                if tier.length(key) == length:
+                if tier.length(key) == length and self._rotation.readable(tier, key):
                     tier.touch(key)
                 else:
                     sealed = sealed or self._sealer.seal(key, meta, parts, salt=salt)
-                    tier.write(key, sealed)
-                    self._count(tier, written=1, written_bytes=len(sealed))
+                    self._write(tier, key, sealed)
                 held = held or home
             except KvError as error:
                 failure = error
                 if home or not isinstance(error, TierFull):
-                    self._failed(tier, error)
+                    self._tally.failed(tier, error)
         if not held:
             raise failure or TierUnavailable("the store has no tier")
 
@@ -114,72 +107,78 @@ class Store:
 
         A copy that does not verify is counted and dropped, and the next tier is asked.
         """
-        block = self._get(key, salt)
-        if block is not None:
-            self._touch(key)
-        return block
+        return self._reading.get(key, salt=salt)
+
+    def get_into(self, key: BlockKey, out: memoryview, *, salt: bytes) -> BlockMeta | None:
+        """`get`, with the payload put into `out`, a flat writable view of bytes; None is a miss.
+
+        A payload of another length than `out` is a miss. After a miss, `out` may be garbage.
+        """
+        return self._reading.get_into(key, out, salt=salt)
 
     def get_many(self, keys: Sequence[BlockKey], *, salt: bytes) -> list[Block | None]:
         """`get` for each key, in the order given; reads run side by side."""
-        if len(keys) < 2 or self._closed:
-            blocks = [self._get(key, salt) for key in keys]
-        else:
-            try:
-                blocks = list(self._readers.map(lambda key: self._get(key, salt), keys))
-            except RuntimeError:
-                if not self._closed:
-                    raise
-                return [None] * len(keys)
-        # Backwards, so that of one prefix its end is evicted first: the front is of use without it, not vice versa.
-        for key, block in zip(reversed(keys), reversed(blocks), strict=True):
-            if block is not None:
-                self._touch(key)
-        return blocks
+        return self._reading.get_many(keys, salt=salt)
+
+    def get_many_into(
+        self, keys: Sequence[BlockKey], outs: Sequence[memoryview], *, salt: bytes
+    ) -> list[BlockMeta | None]:
+        """`get_into` for each key and the view at its place, which must not overlap; reads run side by side."""
+        return self._reading.get_many_into(keys, outs, salt=salt)
 
     def has(self, key: BlockKey) -> bool:
         """Whether some tier seems to have it, by name alone: no bytes are read. Never raises KvError."""
+        return self.lengths([key])[0] is not None
+
+    def has_many(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """`has` of each key, in the order given, as `lengths`."""
+        return [length is not None for length in self.lengths(keys)]
+
+    def lengths(self, keys: Sequence[BlockKey]) -> list[int | None]:
+        """Stored lengths, header included, in the order given; None for what no tier seems to have.
+
+        Each tier is asked once, and only for what the faster ones lack. Never raises KvError: a tier that fails has
+        nothing.
+        """
+        found: dict[BlockKey, int] = {}
         for tier in self._tiers:
+            lacking = [key for key in dict.fromkeys(keys) if key not in found]
+            if not lacking:
+                break
             try:
-                if tier.length(key) is not None:
-                    return True
+                lengths = tier.lengths(lacking)
             except KvError as error:
-                self._failed(tier, error)
-        return False
+                self._tally.failed(tier, error)
+                continue
+            there = zip(lacking, lengths, strict=True)
+            found.update({key: n for key, n in there if n is not None and self._rotation.readable(tier, key)})
+        return [found.get(key) for key in keys]
 
     def leading(self, spans: Sequence[Span]) -> int:
-        """How many of `spans`, from the first on, are there without a gap; as `has`."""
-        for count, span in enumerate(spans):
-            if not self.has(span.key):
-                return count
-        return len(spans)
+        """How many of `spans`, from the first on, are there without a gap; as `lengths`."""
+        there = self.has_many([span.key for span in spans])
+        return there.index(False) if False in there else len(spans)
 
     def pin(self, keys: Iterable[BlockKey]) -> None:
         """Replace the set of keys that neither eviction nor expiry takes, as far as this process is concerned."""
-        with self._lock:
-            self._pinned = frozenset(keys)
-            self._apply_pins()
+        self._wanted.pin(keys)
 
-    @contextmanager
-    def hold(self, keys: Iterable[BlockKey]) -> Iterator[None]:
-        """Keep eviction in this process off `keys` while inside, as if pinned.
+    def retain(self, values: Mapping[BlockKey, float]) -> None:
+        """Replace what blocks are worth, as far as this process is concerned: in whatever unit, at least 0 and finite.
+
+        What is worth least is evicted first, then what was used longest ago; a block that is not named is worth 0. In
+        homes, and where is written back to, a block takes the place of others only if they are worth less than it is,
+        or nothing: so of two fills of one value, in a store too small for both, the second is refused (TierFull)
+        instead of each pushing out the other in turn.
+        """
+        self._wanted.retain(values)
+
+    def hold(self, keys: Iterable[BlockKey], *, value: float = 0.0) -> AbstractContextManager[None]:
+        """Keep eviction in this process off `keys` while inside, as if pinned; they are worth at least `value`.
 
         For whoever stores a prefix: its end is of no use without its beginning, and must not push that out.
         """
-        held = frozenset(keys)
-        with self._lock:
-            self._held.append(held)
-            self._apply_pins()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held.remove(held)
-                self._apply_pins()
-
-    def _apply_pins(self) -> None:
-        kept = self._pinned.union(*self._held)
-        for tier in self._tiers:
-            tier.pin(kept)
+        return self._wanted.hold(keys, value=value)
 
     def drop(self, keys: Iterable[BlockKey]) -> int:
         """Delete blocks, pinned or not, from all tiers; how many were there.
@@ -189,14 +188,16 @@ class Store:
         """
         failure: KvError | None = None
         dropped = set()
-        with self._deletion():
-            for key in keys:
+        doomed = tuple(keys)
+        with self._deletions.of(doomed):
+            for key in doomed:
                 for tier in self._tiers:
                     try:
                         if tier.drop(key):
                             dropped.add(key)
+                        self._rotation.forget(tier, key)
                     except KvError as error:
-                        self._failed(tier, error)
+                        self._tally.failed(tier, error)
                         failure = error
         if failure:
             raise failure
@@ -205,176 +206,79 @@ class Store:
     def sweep(self, keep: Collection[BlockKey] | None = None, *, grace_s: float = GRACE_S) -> int:
         """Delete what is expired, and if `keep` is given, what is not in it and unused for `grace_s`; how many.
 
-        `keep` covers everything that anybody refers to; pass a set. Copies whose home lost the block go too. A tier
+        `keep` covers everything that anybody refers to; pass a set. Copies of what no home has any more go too. A tier
         that fails is left for the next time.
         """
         now_s = self._clock()
         gone: set[BlockKey] = set()
-        with self._deletion():
-            for tier in self._homes:
-                try:
-                    records = tier.records()
-                    doomed = expired(records, now_s=now_s, ttl_s=self._ttl_s, pinned=self._pinned)
-                    if keep is not None:
-                        doomed += unwanted(records, keep=keep, now_s=now_s, grace_s=grace_s)
-                    gone |= self._expire(tier, {record.key for record in doomed})
-                except KvError as error:
-                    self._failed(tier, error)
-            for tier in self._caches():
-                try:
-                    self._expire(tier, {record.key for record in tier.records() if not self._at_home(record.key)})
-                except KvError as error:
-                    self._failed(tier, error)
+        for tier in self._roles.keepers:
+            try:
+                records = tier.records()
+                doomed = expired(records, now_s=now_s, ttl_s=self._roles.ttl_s(tier), pinned=self._wanted.pinned)
+                if keep is not None:
+                    doomed += unwanted(records, keep=keep, now_s=now_s, grace_s=grace_s)
+                gone |= self._expire(tier, {record.key for record in doomed})
+            except KvError as error:
+                self._tally.failed(tier, error)
+        for tier in self._roles.caches:
+            try:
+                records = tier.records()
+                copies = self._without_home([record.key for record in records])
+                if self._roles.expires_copies(tier):
+                    old = expired(records, now_s=now_s, ttl_s=self._roles.ttl_s(tier), pinned=self._wanted.pinned)
+                    copies |= {record.key for record in old}
+                self._expire(tier, copies)
+            except KvError as error:
+                self._tally.failed(tier, error)
         return len(gone)
+
+    def reseal(self, salts: Iterable[bytes], *, limit: int = 64) -> Resealed:
+        """One bounded step of sealing anew what is under old keys, in all tiers: at most `limit` blocks.
+
+        `salts` are those of all tenants, for without its salt no block can be opened. Call again until it is
+        `finished`; if then nothing is `left`, the old key files can go. Counts as a use of what it seals. Never raises
+        KvError.
+        """
+        return self._rotation.step(salts, limit=limit)
 
     def report(self) -> StoreReport:
         """Tiers and counters as they are now."""
-        usages = [tier.usage() for tier in self._tiers]
-        with self._lock:
-            return StoreReport(
-                tiers=tuple(
-                    TierReport(
-                        name=tier.name,
-                        kind=tier.kind,
-                        durable=tier.durable,
-                        bytes=usage.bytes,
-                        blocks=usage.blocks,
-                        max_bytes=usage.max_bytes,
-                        free_bytes=usage.free_bytes,
-                        direct_io=usage.direct_io,
-                        hits=counts.hits,
-                        misses=counts.misses,
-                        corrupt=counts.corrupt,
-                        errors=counts.errors,
-                        last_error=counts.last_error,
-                        last_error_at_s=counts.last_error_at_s,
-                        evicted=usage.evicted,
-                        expired=counts.expired,
-                        written=counts.written,
-                        written_bytes=counts.written_bytes,
-                        read_bytes=counts.read_bytes,
-                    )
-                    for tier, usage, counts in zip(self._tiers, usages, self._counts.values(), strict=True)
-                ),
-                pinned=len(self._pinned),
-                encrypted=self._sealer.encrypts,
-            )
+        tiers = tuple(self._tally.report(tier, old_keys=self._rotation.old_keys(tier)) for tier in self._tiers)
+        return StoreReport(tiers=tiers, pinned=len(self._wanted.pinned), encrypted=self._sealer.encrypts)
 
     def close(self) -> None:
         """Wait for reads under way and let go of memory. Later `put`s raise, later `get`s miss. Idempotent."""
         self._closed = True
+        self._reading.close()
         self._readers.shutdown(wait=True)
+        self._demotion.close()
         for tier in self._tiers:
             tier.close()
 
-    def _get(self, key: BlockKey, salt: bytes) -> Block | None:
-        if self._closed:
-            return None
-        deletions = self._deletions
-        promotable = not self._deleting  # asked in this order: a deletion that begins between the two is noticed later
-        for place, tier in enumerate(self._tiers):
-            found = self._verified(tier, key, salt)
-            if found is not None:
-                block, sealed = found
-                if promotable:
-                    self._promote(key, sealed, self._tiers[:place], deletions)
-                return block
-        return None
-
-    def _verified(self, tier: Tier, key: BlockKey, salt: bytes) -> tuple[Block, memoryview] | None:
-        try:
-            sealed = tier.read(key)
-            if sealed is None:
-                self._count(tier, misses=1)
-                return None
-            block = self._sealer.open(key, sealed, salt=salt)
-        except BlockCorrupt as error:
-            self._corrupt(tier, key, error)
-        except KvError as error:
-            self._failed(tier, error)
-        else:
-            self._count(tier, hits=1, read_bytes=len(sealed))
-            return block, sealed
-        return None
-
-    def _promote(self, key: BlockKey, sealed: memoryview, tiers: Sequence[Tier], deletions: int) -> None:
-        for tier in tiers:
-            try:
-                tier.write(key, sealed)
-                self._count(tier, written=1, written_bytes=len(sealed))
-                if self._deletions != deletions:
-                    # It may have been deleted since we read it, and must not come back. A deletion that begins after
-                    # this line finds the copy by itself.
-                    tier.drop(key)
-            except TierFull:
-                # All that is in there is pinned. A copy that was not made costs nothing.
-                continue
-            except KvError as error:
-                self._failed(tier, error)
-
-    def _touch(self, key: BlockKey) -> None:
-        for tier in self._tiers:
-            tier.touch(key)
-
-    def _corrupt(self, tier: Tier, key: BlockKey, error: BlockCorrupt) -> None:
-        self._count(tier, corrupt=1)
-        _log.warning("%s: dropped block %s: %s", tier.name, key.hex()[:16], error)
-        self._note_error(tier, error)
-        try:
-            tier.drop(key)
-        except KvError as failure:
-            self._failed(tier, failure)
-
-    def _failed(self, tier: Tier, error: KvError) -> None:
-        self._count(tier, errors=1)
-        if self._note_error(tier, error):
-            _log.warning("%s", error)
-
-    def _note_error(self, tier: Tier, error: KvError) -> bool:
-        """Keep it for the report; whether it is time to log again."""
-        now_s = self._clock()
-        with self._lock:
-            counts = self._counts[tier.name]
-            counts.last_error, counts.last_error_at_s = str(error), now_s
-            due = now_s - counts.logged_at_s >= _LOG_EVERY_S
-            if due:
-                counts.logged_at_s = now_s
-            return due
-
-    def _count(self, tier: Tier, **increments: int) -> None:
-        with self._lock:
-            counts = self._counts[tier.name]
-            for name, increment in increments.items():
-                setattr(counts, name, getattr(counts, name) + increment)
+    def _write(self, tier: Tier, key: BlockKey, sealed: memoryview) -> None:
+        tier.write(key, sealed)
+        self._tally.count(tier, written=1, written_bytes=len(sealed))
+        self._rotation.forget(tier, key)
 
     def _expire(self, tier: Tier, keys: set[BlockKey]) -> set[BlockKey]:
-        gone = {key for key in keys if tier.drop(key)}
-        self._count(tier, expired=len(gone))
+        with self._deletions.of(keys):
+            gone = {key for key in keys if tier.drop(key)}
+        for key in gone:
+            self._rotation.forget(tier, key)
+        self._tally.count(tier, expired=len(gone))
         return gone
 
-    def _at_home(self, key: BlockKey) -> bool:
-        for home in self._homes:
+    def _without_home(self, keys: Sequence[BlockKey]) -> set[BlockKey]:
+        """Those of `keys` that no keeper has; none, if one of them cannot be asked."""
+        lost = list(keys)
+        for tier in self._roles.keepers:
             try:
-                if home.length(key) is not None:
-                    return True
+                lengths = tier.lengths(lost) if lost else []
             except KvError as error:
-                self._failed(home, error)
-                return True  # nobody can say: keep the copy
-        return False
-
-    def _caches(self) -> tuple[Tier, ...]:
-        return tuple(tier for tier in self._tiers if tier not in self._homes)
-
-    @contextmanager
-    def _deletion(self) -> Iterator[None]:
-        with self._lock:
-            self._deletions += 1
-            self._deleting += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._deleting -= 1
+                self._tally.failed(tier, error)
+                return set()
+            lost = [key for key, length in zip(lost, lengths, strict=True) if length is None]
+        return set(lost)
 
     def _require_open(self) -> None:
         if self._closed:
