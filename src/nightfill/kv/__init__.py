@@ -11,6 +11,8 @@ from nightfill.kv.block import Block, BlockMeta
 from nightfill.kv.buffer import Buffers
 from nightfill.kv.key import BLOCK_TOKENS, BlockKey, Span, salt_of, snapshot_key, spans
 from nightfill.kv.report import StoreReport, TierReport
+from nightfill.kv.roles import Policy
+from nightfill.kv.rotation import Resealed
 from nightfill.kv.seal import ChecksumSealer, PlainTexts, Sealer, TextSealer
 from nightfill.kv.store import Store
 from nightfill.kv.tiers.arena import ArenaTier
@@ -28,6 +30,7 @@ __all__ = [
     "Block",
     "BlockKey",
     "BlockMeta",
+    "Resealed",
     "Span",
     "Store",
     "StoreReport",
@@ -62,7 +65,14 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
             )
             continue
         if wanted.kind == "ram":
-            tiers.append(RamTier(name=name, max_bytes=wanted.max_bytes, clock=clock))
+            tiers.append(
+                RamTier(
+                    name=name,
+                    max_bytes=wanted.max_bytes,
+                    tenant_max_bytes=wanted.tenant_max_bytes,
+                    clock=clock,
+                )
+            )
             continue
         if wanted.kind == "redis":
             from nightfill.kv.tiers.redis import open_redis_tier  # few need it, and sockets take a while to import
@@ -80,31 +90,58 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
                 folder,
                 name=name,
                 max_bytes=wanted.max_bytes,
+                tenant_max_bytes=wanted.tenant_max_bytes,
                 min_free_bytes=wanted.min_free_bytes,
+                write_bytes_per_day=wanted.write_bytes_per_day,
                 direct=wanted.direct,
                 buffers=buffers,
                 clock=clock,
             )
         )
-    return Store(tiers, sealer, ttl_s=settings.ttl_s, clock=clock)
+    policies = {
+        tier.name: Policy(back=wanted.write == "back", ttl_s=wanted.ttl_s)
+        for tier, wanted in zip(tiers, settings.tiers, strict=True)
+    }
+    return Store(tiers, sealer, ttl_s=settings.ttl_s, clock=clock, policies=policies)
 
 
 def open_text_sealer(settings: KvSettings) -> TextSealer:
     """What seals texts at rest under the same key file; without one it changes nothing. Raises BadSetting."""
     if not settings.key_file:
+        _refuse_old_keys(settings)
         return PlainTexts()
-    from nightfill.kv.cipher import EncryptedTexts, read_master_key
+    from nightfill.kv.cipher import EncryptedTexts
 
-    return EncryptedTexts(read_master_key(Path(settings.key_file).expanduser()))
+    master, *old = _masters(settings)
+    return EncryptedTexts(master, old=old)
 
 
 def _sealer(settings: KvSettings, buffers: Buffers) -> Sealer:
     if not settings.key_file:
+        _refuse_old_keys(settings)
         return ChecksumSealer(buffers)
     # Imported here, since importing OpenSSL's bindings takes longer than all the rest of this package.
-    from nightfill.kv.cipher import AesGcmSealer, read_master_key
+    from nightfill.kv.cipher import AesGcmSealer
 
-    return AesGcmSealer(read_master_key(Path(settings.key_file).expanduser()), buffers)
+    master, *old = _masters(settings)
+    return AesGcmSealer(master, buffers, old=old)
+
+
+def _masters(settings: KvSettings) -> list[bytes]:
+    """The current master key, then the old ones."""
+    from nightfill.kv.cipher import read_master_key
+
+    current = read_master_key(Path(settings.key_file).expanduser())
+    old = [read_master_key(Path(path).expanduser(), param="kv.old_key_files") for path in settings.old_key_files]
+    return [current, *(key for key in old if key != current)]
+
+
+def _refuse_old_keys(settings: KvSettings) -> None:
+    if settings.old_key_files:
+        raise BadSetting(
+            "kv.old_key_files: there is no kv.key_file to seal anew under; for no more encryption, clear the store",
+            param="kv.old_key_files",
+        )
 
 
 def _folder(wanted: TierSettings, *, data_dir: Path, param: str) -> Path:
