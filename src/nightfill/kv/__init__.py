@@ -52,6 +52,11 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
     """
     if not settings.tiers:
         raise BadSetting("kv.tiers is empty: at least one tier is needed", param="kv.tiers")
+    if settings.tiers[0].write == "back":
+        raise BadSetting(
+            "kv.tiers.0.write: 'back' takes what a tier above evicts, and none is above the first",
+            param="kv.tiers.0.write",
+        )
     buffers = Buffers()
     sealer = _sealer(settings, buffers)
     tiers: list[Tier] = []
