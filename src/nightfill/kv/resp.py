@@ -31,6 +31,8 @@ MAX_VALUE_BYTES: Final = 512 << 20
 _SCRATCH_BYTES: Final = 16 << 10
 _APART_BYTES: Final = 4 << 10
 """Larger arguments are sent from where they lie, smaller ones are copied together."""
+_IOV_MAX: Final = 1024
+"""Pieces that Linux sends in one go."""
 _MAX_SMALL_BYTES: Final = 1 << 20
 _MAX_ITEMS: Final = 1 << 20
 _MAX_DEPTH: Final = 4
@@ -180,7 +182,7 @@ class Connection:
             if self._address.tls:  # which has no way to send from several places
                 self._socket.sendall(parts.pop(0))
                 continue
-            sent = self._socket.sendmsg(parts)
+            sent = self._socket.sendmsg(parts[:_IOV_MAX])
             while parts and sent >= len(parts[0]):
                 sent -= len(parts.pop(0))
             if sent:

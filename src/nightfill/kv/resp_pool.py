@@ -39,7 +39,7 @@ class Pool:
         assert connections > 0
         self._address = address
         self.name: Final = name
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._connections = connections
         self._free = threading.Semaphore(connections)
         self._lock = threading.Lock()
@@ -54,13 +54,13 @@ class Pool:
 
     def call(self, *commands: Command, into: Sink | None = None) -> list[Reply]:
         """As `Connection.call`. Raises TierUnavailable, and what `into` raises."""
-        deadline_s = time.monotonic() + self._timeout_s
+        deadline_s = time.monotonic() + self.timeout_s
         with self._connection(deadline_s) as connection:
             return connection.call(commands, deadline_s=deadline_s, into=into)
 
     def post(self, command: Command) -> None:
         """As `Connection.post`. Raises TierUnavailable."""
-        deadline_s = time.monotonic() + self._timeout_s
+        deadline_s = time.monotonic() + self.timeout_s
         with self._connection(deadline_s) as connection:
             connection.post(command, deadline_s=deadline_s)
 
@@ -82,7 +82,7 @@ class Pool:
         with self._lock:
             prober = self._prober
         if prober is not None:
-            prober.join(self._timeout_s + 1)
+            prober.join(self.timeout_s + 1)
 
     @contextmanager
     def _connection(self, deadline_s: float) -> Iterator[Connection]:
@@ -147,7 +147,7 @@ class Pool:
         failures = 0
         while not self._closing.wait(pause_s(failures)):
             try:
-                Connection(self._address, deadline_s=time.monotonic() + self._timeout_s).close()
+                Connection(self._address, deadline_s=time.monotonic() + self.timeout_s).close()
             except TierUnavailable as error:
                 failures += 1
                 with self._lock:

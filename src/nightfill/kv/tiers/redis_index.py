@@ -8,6 +8,7 @@ again from them, and what the index has and the server lost is forgotten when so
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -70,7 +71,7 @@ if op == 'room' then  -- name, incoming bytes, cap, first candidate, number of c
     local found = redis.call('ZRANGE', used, offset, offset + tonumber(ARGV[7]) - 1, 'WITHSCORES')
     for i = 1, #found, 2 do
       reply[#reply + 1] = found[i]
-      reply[#reply + 1] = redis.call('HGET', sizes, found[i])
+      reply[#reply + 1] = redis.call('HGET', sizes, found[i]) or 0
       reply[#reply + 1] = found[i + 1]
     end
   end
@@ -126,6 +127,7 @@ elseif op == 'scanned' then
 end
 return 0
 """
+_DIGEST: Final = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,7 @@ class RedisIndex:
         self._pool = pool
         self._prefix = name + b":b:"
         self._used = name + b":used"
+        self._sizes = name + b":sizes"
         self._clock = clock
 
     def value_key(self, key: BlockKey) -> bytes:
@@ -169,25 +172,27 @@ class RedisIndex:
 
     def commit(self, key: BlockKey, sealed: memoryview, *, max_bytes: int) -> int:
         """Store a block and note it, both or neither; bytes that all together are over `max_bytes` now."""
+        arguments = [_name(key), *_numbers(max_bytes)]
         replies = self._pool.call(
             [b"MULTI"],
             [b"SET", self.value_key(key), sealed],
-            self._script(b"commit", _name(key), *_numbers(max_bytes)),
+            self._script(b"commit", *arguments, whole=False),
             [b"EXEC"],
         )
         # An error of a single command comes first when it was queued, and within the last reply when it was executed.
         for reply in replies:
             self._value(reply)
-        executed = [self._value(reply) for reply in _listed(replies[-1])]
-        return _int(executed[-1])
+        stored, noted = _listed(replies[-1])
+        self._value(stored)
+        return _int(self._run(b"commit", *arguments) if _unknown(noted) else self._value(noted))
 
     def touch(self, key: BlockKey) -> None:
         """Note a use, without waiting for the server to do so."""
-        self._pool.post(self._script(b"touch", _name(key)))
+        self._pool.post(self._script(b"touch", _name(key), whole=True))
 
     def heal(self, key: BlockKey) -> None:
         """Forget a block if the server lost it, without waiting for that."""
-        self._pool.post(self._script(b"heal", _name(key)))
+        self._pool.post(self._script(b"heal", _name(key), whole=True))
 
     def drop(self, key: BlockKey) -> bool:
         """Delete a block; whether it was there."""
@@ -226,14 +231,17 @@ class RedisIndex:
             if cursor == b"0":
                 return
 
-    def _script(self, op: bytes, *arguments: bytes) -> list[bytes]:
-        # The text goes along each time: it is short beside a block, and no server has to remember it.
+    def _script(self, op: bytes, *arguments: bytes, whole: bool) -> list[bytes]:
+        """A command that runs the script, `whole` or by its digest, which the server may not know."""
+        how = [b"EVAL", _SCRIPT] if whole else [b"EVALSHA", _DIGEST]
         now = b"%.6f" % self._clock() if self._clock else b"server"
-        sizes = self._used.removesuffix(b"used") + b"sizes"
-        return [b"EVAL", _SCRIPT, b"3", self._prefix, self._used, sizes, op, now, *arguments]
+        return [*how, b"3", self._prefix, self._used, self._sizes, op, now, *arguments]
 
     def _run(self, op: bytes, *arguments: bytes) -> Reply:
-        return self._value(self._pool.call(self._script(op, *arguments))[0])
+        reply = self._pool.call(self._script(op, *arguments, whole=False))[0]
+        if _unknown(reply):
+            reply = self._pool.call(self._script(op, *arguments, whole=True))[0]
+        return self._value(reply)
 
     def _value(self, reply: Reply) -> Reply:
         return checked(reply, self._pool)
@@ -248,6 +256,10 @@ def checked(reply: Reply, pool: Pool) -> Reply:
     if reply.code in _STALE:
         pool.discard()
     raise TierUnavailable(f"{pool.name}: {reply.text}")
+
+
+def _unknown(reply: Reply) -> bool:
+    return isinstance(reply, ReplyError) and reply.code == "NOSCRIPT"
 
 
 def _name(key: BlockKey) -> bytes:
@@ -283,9 +295,9 @@ def _listed(reply: Reply) -> list[Reply]:
 
 
 def _int(reply: Reply) -> int:
-    if not isinstance(reply, int | bytes):
-        raise TierUnavailable("a reply that nobody expects")
-    return int(reply)
+    if isinstance(reply, int) or (isinstance(reply, bytes) and reply.isdigit()):
+        return int(reply)
+    raise TierUnavailable("a reply that nobody expects")
 
 
 def _bytes(reply: Reply) -> bytes:
