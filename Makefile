@@ -56,7 +56,7 @@ bench: $(VENV)/.dev ## all benchmarks, one after the other; each ends with one J
 setup: $(VENV)/.dev ## only install, for an editor or a shell
 
 vllm: ## vLLM on the processor for tests and trials, with tiny models (2.5 GB; docs/vllm.md)
-	@flock $(VLLM).lock $(MAKE) --no-print-directory $(VLLM)/.ready $(VLLM_MODELS)
+	@flock $(VLLM).lock $(MAKE) --silent --no-print-directory $(VLLM)/.ready $(VLLM_MODELS)
 
 lmcache: $(LMCACHE)/.ready ## LMCache's reader of settings, for the test of ours (100 MB; docs/other-stores.md)
 
@@ -107,9 +107,18 @@ $(VLLM)/.packages: requirements-vllm.txt tools/name_vllm.py
 	@$(VLLM_PYTHON) tools/name_vllm.py
 	@touch $@
 
+# Also its kernels, whose libraries it looks for only when a server starts.
+define VLLM_CHECK
+import nightfill.engines.vllm, torch
+from vllm.platforms import current_platform
+current_platform.import_kernels()
+torch.ops._C.cpu_attn_reshape_and_cache
+endef
+export VLLM_CHECK
+
 $(VLLM)/.ready: pyproject.toml $(VLLM)/.packages
 	@$(VLLM_PIP) install --no-deps --editable .
-	@cd $(VLLM) && HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=ERROR bin/python -c 'import vllm, nightfill.engines.vllm' \
+	@cd $(VLLM) && HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_LOGGING_LEVEL=ERROR bin/python -c "$$VLLM_CHECK" \
 		|| { echo "vLLM is installed in $(VLLM), but cannot be imported; rm -rf $(VLLM) and make vllm start afresh" >&2; exit 1; }
 	@touch $@
 
