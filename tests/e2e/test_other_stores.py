@@ -25,6 +25,8 @@ GIB: Final = 1 << 30
 # connector, its spec and its tiers are; only the model's weights are not looked at.
 READ_BY_VLLM: Final = """
 import inspect, json, sys
+from pathlib import Path
+from nightfill.engines.vllm.plugin.checks import read_settings
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -51,6 +53,9 @@ def connector(config):
     if "Offloading" in found["connector"] or found["connector"] == "NightfillConnector":
         found["spec"] = OffloadingSpecFactory.get_spec_cls(extra).__name__
         found["bytes"] = extra["cpu_bytes_to_use"]
+    if found["connector"] == "NightfillConnector":
+        ours = read_settings(extra, lambda path: Path(path).read_bytes())
+        found["store"] = [ours.data_dir, ours.kv.block_tokens, [(one.kind, one.max_bytes) for one in ours.kv.tiers]]
     found["tiers"] = [tier(one) for one in extra.get("secondary_tiers", [])]
     return found
 
@@ -73,6 +78,7 @@ for argv in json.load(sys.stdin):
         "chunked": config.scheduler_config.enable_chunked_prefill,
         "step": config.scheduler_config.max_num_batched_tokens,
         "ranks": config.parallel_config.tensor_parallel_size,
+        "scheduler": [config.scheduler_config.get_scheduler_cls().__name__, config.additional_config],
         "length": config.model_config.max_model_len,
         **connector(config.kv_transfer_config),
     })
@@ -139,13 +145,18 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = str(folder)
     starts = {
         "gpu": start("nightfill", model=model, tensor_parallel_size=2),
-        "cpu": start("nightfill", model=model, block_tokens=64, cpu=True, kv_cache_dtype="fp8_e5m2"),
-        "file": start("nightfill", REDIS, model=model, kv_cache_dtype="fp8_e4m3", settings_file="/run/store.json"),
-        "nixl": start("nightfill", model=model, pd="nixl"),
+        "cpu": start(
+            "nightfill", model=model, block_tokens=64, cpu=True, idle_slice_tokens=512, kv_cache_dtype="fp8_e5m2"
+        ),
+        "file": start(
+            "nightfill", REDIS, model=model, kv_cache_dtype="fp8_e4m3", settings_file=str(folder / "store.json")
+        ),
+        "nixl": start("nightfill", model=model, pd="nixl", idle_slice_tokens=256),
         "native": start("native", DISK, S3, model=model),
         "native memory": start("native", RAM, model=model),
         "lmcache": start("lmcache", model=model, settings_file="/run/lmcache.yaml"),
     }
+    (folder / "store.json").write_text(starts["file"].file)
     answers = ask(VLLM, READ_BY_VLLM, folder, stdin=json.dumps([one.argv for one in starts.values()]))
     return dict(zip(starts, answers, strict=True))
 
@@ -173,6 +184,19 @@ def test_vllm_finds_our_connector_spec_and_tier(read: dict[str, Any]) -> None:
     assert (cpu["connector"], cpu["spec"], cpu["tiers"]) == ("NightfillConnector", "CpuTieringSpec", ["NightfillTier"])
     assert (cpu["dtype"], cpu["kv_bytes"], cpu["block_size"]) == ("fp8_e5m2", GIB, 64)
     assert read["file"]["dtype"] == "fp8_e4m3"
+
+
+def test_the_plug_in_reads_the_settings_that_were_meant(read: dict[str, Any]) -> None:
+    tiers = [["ram", 4 * GIB], ["disk", 100 * GIB]]
+    assert read["gpu"]["store"] == ["/data", 256, tiers]
+    assert read["cpu"]["store"] == ["/data", 64, tiers]
+    assert read["file"]["store"] == ["/data", 256, [["redis", GIB]]]
+
+
+def test_vllm_finds_our_scheduler(read: dict[str, Any]) -> None:
+    assert read["cpu"]["scheduler"] == ["IdleScheduler", {"nightfill": {"slice_tokens": 512}}]
+    assert read["nixl"]["scheduler"][0] == "AsyncIdleScheduler"
+    assert read["gpu"]["scheduler"][0] in {"Scheduler", "AsyncScheduler"}
 
 
 def test_vllm_takes_nixl_beside_our_connector(read: dict[str, Any]) -> None:

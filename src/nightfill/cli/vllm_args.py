@@ -29,6 +29,12 @@ _DEFAULT_URL = "http://127.0.0.1:8000"
 @click.option("--host-bytes", default="8GiB", show_default=True, help="Host memory between device and store.")
 @click.option("--kv-cache-bytes", default="0", help="Of the engine's own KV cache, per rank.  [default: as vLLM takes]")
 @click.option("--cpu", is_flag=True, help="For vLLM on a processor: tests and trials.")
+@click.option(
+    "--idle-slice-tokens",
+    type=click.IntRange(0, 65536),
+    default=0,
+    help="Use our scheduler class, with fills in idle steps of so many tokens.  [default: off]",
+)
 @click.option("--pd", type=click.Choice(["nixl"]), help="Hand KV from GPU to GPU too, by NIXL.")
 @click.option(
     "--settings-file",
@@ -56,6 +62,7 @@ def vllm_args(options: Options, /, name: str | None, shell: bool, as_json: bool,
         host_bytes=_size(given["host_bytes"], "--host-bytes"),
         kv_cache_bytes=_size(given["kv_cache_bytes"], "--kv-cache-bytes"),
         cpu=given["cpu"],
+        idle_slice_tokens=given["idle_slice_tokens"],
         pd=given["pd"] or "",
         settings_file=str(file.expanduser().absolute()) if file else "",
     )

@@ -26,6 +26,8 @@ TIER: Final = "NightfillTier"
 PLUGIN: Final = "nightfill.engines.vllm.plugin"
 CPU_SPEC: Final = "CpuTieringSpec"
 CPU_PLUGIN: Final = f"{PLUGIN}.cpu"
+SCHEDULER: Final = f"{PLUGIN}.scheduler.AsyncIdleScheduler"
+CPU_SCHEDULER: Final = f"{PLUGIN}.scheduler.IdleScheduler"
 """Where the plug-in is, and what its classes are called."""
 API_KEY: Final = "VLLM_API_KEY"
 
@@ -55,6 +57,8 @@ class Wanted:
     """Run on the processor, for tests and trials."""
     pd: Literal["", "nixl"] = ""
     """`nixl`: also hand KV from device to device."""
+    idle_slice_tokens: int = 0
+    """Above 0: our scheduler class, which computes fills in idle steps of so many tokens only."""
     settings_file: str = ""
     """Absolute path of a file that carries the store's settings instead of the command line; empty for none."""
 
@@ -97,13 +101,17 @@ def launch(settings: Settings, engine: EngineSettings, wanted: Wanted) -> Launch
     argv += ["--kv-cache-dtype", wanted.kv_cache_dtype]
     argv += ["--enable-chunked-prefill", *_step(settings, engine)]
     argv += ["--scheduling-policy", "priority", "--enable-prompt-tokens-details"]
+    if wanted.idle_slice_tokens:
+        # vLLM schedules asynchronously where it can, which it cannot on a processor; each way has a class of its own.
+        argv += ["--scheduler-cls", CPU_SCHEDULER if wanted.cpu else SCHEDULER]
+        argv += ["--additional-config", _json({NAME: {"slice_tokens": wanted.idle_slice_tokens}})]
     argv += _memory(settings, wanted)
     if wanted.cpu:
         # Two servers that pin threads pick the same cores, and threads that spin on busy cores take seconds per token.
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.threads or 1)}
     if wanted.pd == "nixl":
         env["VLLM_NIXL_SIDE_CHANNEL_HOST"] = host
-    argv += [*store.flags, "--kv-transfer-config", msgspec.json.encode(store.transfer).decode()]
+    argv += [*store.flags, "--kv-transfer-config", _json(store.transfer)]
     return Launch(argv=tuple(argv), env=env, file=store.file, warnings=tuple(warnings))
 
 
@@ -131,6 +139,10 @@ def _plain(value: object) -> object:
             return int(value) if value.is_integer() else float(value)
         case _:
             raise TypeError(f"no setting is a {type(value).__name__}")
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _store(settings: Settings, wanted: Wanted) -> OtherStore:

@@ -136,6 +136,14 @@ def test_steps_are_short_where_live_requests_meet_fills(
         assert value(argv, "--max-num-batched-tokens") == step
 
 
+@pytest.mark.parametrize(("cpu", "name"), [(True, "IdleScheduler"), (False, "AsyncIdleScheduler")])
+def test_our_scheduler_is_there_for_those_who_ask(cpu: bool, name: str) -> None:
+    argv = start(cpu=cpu, idle_slice_tokens=512).argv
+    assert value(argv, "--scheduler-cls") == f"nightfill.engines.vllm.plugin.scheduler.{name}"
+    assert msgspec.json.decode(value(argv, "--additional-config")) == {"nightfill": {"slice_tokens": 512}}
+    assert "--scheduler-cls" not in start(cpu=cpu).argv
+
+
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_both_sides_of_a_split_read_and_write(role: Role) -> None:
     assert transfer(start(msgspec.structs.replace(ENGINE, roles=(role,))))["kv_role"] == "kv_both"
