@@ -74,6 +74,9 @@ class FakeEngine:
     embeddings: bool = False
     is_healthy: bool = True
     reuse: Reuse = Reuse.TRIM
+    signature: Signature = SIGNATURE
+    ailment: NightfillError | None = None
+    """Raised by `describe`."""
     calls: list[Call] = field(default_factory=list)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,10 +84,12 @@ class FakeEngine:
     running: int = 0
 
     async def describe(self) -> Description:
+        if self.ailment is not None:
+            raise self.ailment
         return Description(
             engine=self.name,
             model=self.model,
-            signature=SIGNATURE,
+            signature=self.signature,
             context_length=4096,
             kv_bytes_per_token=1024,
             slots=2,

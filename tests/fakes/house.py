@@ -28,6 +28,7 @@ class House:
     """A gateway over fakes, and what it is made of."""
 
     engine: FakeEngine = field(default_factory=FakeEngine)
+    others: list[FakeEngine] = field(default_factory=list)
     book: FakeBook = field(default_factory=FakeBook)
     queue: FakeQueue = field(default_factory=FakeQueue)
     access: FakeAccessLog = field(default_factory=FakeAccessLog)
@@ -42,7 +43,7 @@ class House:
         async with serving(
             settings=self.settings,
             contexts=self.contexts,
-            engines=[self.engine],
+            engines=[self.engine, *self.others],
             book=self.book,
             queue=self.queue,
             access=self.access,

@@ -209,9 +209,9 @@ class Admin:
         context = await self._known(tenant, name)
         jobs: list[Job] = []
         ready: list[dict[str, Any]] = []
-        for engine in await self._describe():
+        for signature in dict.fromkeys(engine.signature for engine in await self._describe()):
             for form in context.forms:
-                key = FillKey(tenant=tenant, fingerprint=context.current, form=form, signature=engine.signature)
+                key = FillKey(tenant=tenant, fingerprint=context.current, form=form, signature=signature)
                 fill = await self._book.fill(key)
                 if fill is not None and fill.state is FillState.READY:
                     ready.append(fill_view(fill))

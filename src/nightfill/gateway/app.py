@@ -140,7 +140,9 @@ class Gateway:
     async def _models(self, exchange: Exchange, name: str) -> None:
         models = await self._inference.descriptions()
         if not name:
-            await exchange.respond_json(200, {"object": "list", "data": [model_of(model) for model in models]})
+            by_name = {model.model: model_of(model) for model in reversed(models)}
+            data = [by_name[name] for name in dict.fromkeys(model.model for model in models)]
+            await exchange.respond_json(200, {"object": "list", "data": data})
             return
         for model in models:
             if model.model == name:

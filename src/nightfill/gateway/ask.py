@@ -64,6 +64,8 @@ class Ask:
     """Named by the client."""
     reuse: bool
     """False: compute everything anew."""
+    cache_salt: str | None
+    """Of the client's own choice: its KV is to be kept apart from that of others of its tenant."""
     members: Members
     """What goes to the engine, but for the context's text."""
 
@@ -88,6 +90,7 @@ def decode_ask(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Ask:
         stream=bool(stream),
         context=context,
         reuse="fill" not in extension.skip and cached is not False,
+        cache_salt=record.cache_salt,
         members={name: raw for name, raw in members.items() if name not in DROPPED},
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nightfill.gateway.admin import Admin
 from nightfill.gateway.admission import Admission
 from nightfill.gateway.app import Gateway
+from nightfill.gateway.fleet import Fleet
 from nightfill.gateway.inference import Inference
 from nightfill.gateway.journal import Journal
 from nightfill.gateway.layers import Layers
@@ -49,8 +50,9 @@ async def serving(
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
     admission = Admission(settings, board)
+    fleet = Fleet(engines)
     inference = Inference(
-        engines=engines,
+        fleet=fleet,
         layers=Layers(Library(book), on_failure=lambda _: metrics.failed_open()),
         book=book,
         board=board,
@@ -60,5 +62,5 @@ async def serving(
     )
     admin = Admin(book=book, queue=queue, limits=contexts, describe=inference.descriptions, forget=forget, plan=plan)
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
-    async with journal, Server(gateway, settings) as server:
+    async with journal, fleet, Server(gateway, settings) as server:
         yield server

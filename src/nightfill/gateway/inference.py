@@ -5,31 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts import FillState, Form
 from nightfill.errors import (
     BadRequest,
     ClientLeft,
-    EngineTimeout,
     EngineUnavailable,
     NightfillError,
     StateError,
     status_of,
 )
-from nightfill.gateway import route
 from nightfill.gateway.ask import decode_ask
 from nightfill.gateway.proof import Verdict, judge
 from nightfill.gateway.relay import Limits, Relay, Trip
 from nightfill.state.access import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from nightfill.contexts import Tenant
-    from nightfill.engines.engine import Description, Engine
+    from nightfill.engines.engine import Description
     from nightfill.gateway.exchange import Exchange, Header
+    from nightfill.gateway.fleet import Fleet, Member
     from nightfill.gateway.journal import Journal
     from nightfill.gateway.layers import Layers, Plan
     from nightfill.observe.metrics import Metrics
@@ -41,66 +37,36 @@ _FORWARDED: Final = (b"traceparent", b"tracestate")
 _MARK_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """An engine with what it says of itself."""
-
-    engine: Engine
-    description: Description
-
-
 class Inference:
     """Answers requests for engines. Used by one event loop."""
 
     def __init__(
         self,
         *,
-        engines: Sequence[Engine],
+        fleet: Fleet,
         layers: Layers,
         book: ContextBook,
         board: LoadBoard,
         journal: Journal,
         metrics: Metrics,
         limits: Limits,
-        describe_s: float = 30.0,
     ) -> None:
-        self._engines = tuple(engines)
+        self._fleet = fleet
         self._layers = layers
         self._book = book
         self._board = board
         self._journal = journal
         self._metrics = metrics
         self._limits = limits
-        self._describe_s = describe_s
         self._running: set[Relay] = set()
 
-    async def served(self) -> list[Served]:
-        """The engines that say what they are within the deadline. Raises EngineUnavailable when none does."""
-        found: list[Served] = []
-        failure: NightfillError = EngineUnavailable("no engine is configured", engine="*")
-        try:
-            async with asyncio.timeout(self._describe_s):
-                for engine in self._engines:
-                    try:
-                        found.append(Served(engine=engine, description=await engine.describe()))
-                    except (EngineUnavailable, EngineTimeout) as exc:
-                        failure = exc
-        except TimeoutError:
-            failure = EngineUnavailable(f"not ready within {self._describe_s:g} s", engine="*")
-        if not found:
-            raise failure
-        return found
-
     async def descriptions(self) -> list[Description]:
-        """What the engines say of themselves; see `served`."""
-        return [one.description for one in await self.served()]
+        """What the engines say of themselves. Raises EngineUnavailable when none does."""
+        return [member.description for member in await self._fleet.members()]
 
     async def ready(self) -> bool:
         """Whether an engine answers now. Never raises."""
-        for engine in self._engines:
-            if await engine.healthy():
-                return True
-        return False
+        return await self._fleet.healthy()
 
     def abort(self, reason: NightfillError) -> None:
         """End all answers under way; their clients are told why."""
@@ -111,26 +77,50 @@ class Inference:
         """Serve one request for `path`. Raises NightfillError while no answer was begun."""
         arrived_s = time.time() - (time.monotonic() - exchange.started_s)
         ask = decode_ask(path, body, exchange.headers)
-        served = await self.served()
-        chosen = served[route.choose(ask.model, [one.description for one in served])]
-        if path == "/v1/embeddings" and not chosen.description.embeddings:
-            raise BadRequest(f"model {chosen.description.model!r} serves no embeddings", param="model")
+        choices = await self._fleet.choices(ask.model)
+        if path == "/v1/embeddings":
+            able = [member for member in choices if member.description.embeddings]
+            if not able:
+                raise BadRequest(f"model {choices[0].description.model!r} serves no embeddings", param="model")
+            choices = able
         headers = {
             name.decode(): exchange.headers[name].decode("latin-1") for name in _FORWARDED if name in exchange.headers
         }
         headers["x-request-id"] = exchange.request_id.decode()
-        plan = await self._layers.plan(tenant, ask, chosen.description, headers)
-        trip = Trip(engine=chosen.description.engine)
+        for place, member in enumerate(choices):
+            plan = await self._layers.plan(tenant, ask, member.description, headers)
+            last = place == len(choices) - 1
+            if await self._ask(exchange, tenant, member, plan, arrived_s=arrived_s, last=last):
+                return
+
+    async def _ask(
+        self, exchange: Exchange, tenant: Tenant, member: Member, plan: Plan, *, arrived_s: float, last: bool
+    ) -> bool:
+        """Have one engine answer. False when it could not be asked and, not being the `last`, another one may be."""
+        engine = member.description
+        trip = Trip(engine=engine.engine)
         relay = Relay(exchange, self._limits, lambda trip: _head(exchange, plan, trip), trip)
         self._running.add(relay)
+        passed_on = False
         try:
-            await relay.run(chosen.engine, plan.call)
+            with self._fleet.asking(member):
+                await relay.run(member.engine, plan.call)
+            self._fleet.answered(member)
         except ClientLeft:
             self._metrics.client_left()
             raise
+        except EngineUnavailable as exc:
+            # Once a byte of an answer has come, the engine may have done work that must not be done twice.
+            if not trip.first_s:
+                self._fleet.failed(member, exc)
+                passed_on = not last
+            if not passed_on:
+                raise
         finally:
             self._running.discard(relay)
-            await self._conclude(exchange, tenant, chosen.description, plan, trip, arrived_s)
+            if not passed_on:
+                await self._conclude(exchange, tenant, engine, plan, trip, arrived_s)
+        return not passed_on
 
     async def _conclude(
         self, exchange: Exchange, tenant: Tenant, engine: Description, plan: Plan, trip: Trip, arrived_s: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -78,7 +79,8 @@ class Layers:
             if found is None and ask.form is not None:
                 found = await self._recognised(tenant, ask)
             fill = None
-            if found is not None and ask.reuse:
+            # What was filled was filled under the tenant's salt.
+            if found is not None and ask.reuse and ask.cache_salt is None:
                 assert ask.form is not None
                 fill = await self._usable(
                     FillKey(tenant=tenant, fingerprint=found[1], form=ask.form, signature=engine.signature)
@@ -86,11 +88,13 @@ class Layers:
         except StateError as exc:
             self._on_failure(exc)
             fill = None
+        salt = salt_of(tenant)
         call = Call(
             path=ask.path,
             body=members,
             stream=ask.stream,
-            prefix=Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt_of(tenant)) if fill is not None else None,
+            prefix=Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt) if fill is not None else None,
+            salt=salt if ask.cache_salt is None else _own_salt(salt, ask.cache_salt),
             reuse=ask.reuse,
             affinity=_affinity(ask.form, members),
             headers=headers,
@@ -118,6 +122,11 @@ class Layers:
         if fill is None or fill.state not in (FillState.READY, FillState.FILLING) or fill.stored_tokens <= 0:
             return None
         return fill
+
+
+def _own_salt(tenants: bytes, clients: str) -> bytes:
+    """A salt for a client that chose one: no other tenant's, whatever it chose."""
+    return hashlib.sha256(b"nightfill.salt.client.1\0" + tenants + clients.encode()).digest()
 
 
 def _affinity(form: Form | None, members: Mapping[str, msgspec.Raw]) -> bytes:

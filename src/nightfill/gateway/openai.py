@@ -21,6 +21,8 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
+"""Keeps a client's KV apart from that of others of its tenant, as at vLLM."""
 Members = dict[str, msgspec.Raw]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -81,6 +83,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     logit_bias: dict[str, float] | list[list[Any]] | None = None
     cache_prompt: bool | None = None
     return_progress: bool | None = None
+    cache_salt: CacheSalt | None = None
     nightfill: Extension | None = None
 
 
@@ -117,6 +120,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Meta(ge=1, le=2**20)] | None = None
     user: str | None = None
+    cache_salt: CacheSalt | None = None
     nightfill: Extension | None = None
 
 
@@ -126,6 +130,7 @@ class OtherRequest(msgspec.Struct, frozen=True, kw_only=True):
     model: Name | None = None
     stream: bool | None = None
     cache_prompt: bool | None = None
+    cache_salt: CacheSalt | None = None
     nightfill: Extension | None = None
 
 
@@ -133,8 +138,8 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 
 REFUSED: Final = frozenset({"id_slot", "slot_id", "lora", "n_cache_reuse", "n_keep", "n_discard", "slot_save_path"})
 """Members by which a client would reach into slots, adapters or caches that others share."""
-DROPPED: Final = frozenset({"nightfill", "cache_prompt"})
-"""Members that nightfill says to the engine itself."""
+DROPPED: Final = frozenset({"nightfill", "cache_prompt", "cache_salt", "kv_transfer_params"})
+"""Members that nightfill says to the engine itself, having read them or not."""
 
 _ALLOWED: Final = {
     "nightfill.mode": "full",

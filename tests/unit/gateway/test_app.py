@@ -67,12 +67,11 @@ async def test_an_unknown_model_is_a_404_that_names_those_there_are(house: House
 
 async def test_embeddings_are_refused_where_the_engine_has_none(house: House) -> None:
     ask = {"model": "demo", "input": "text"}
-    async with house.client() as client:
-        async with client.post("/v1/embeddings", json=ask) as reply:
-            assert (reply.status, (await reply.json())["error"]["param"]) == (400, "model")
-        house.engine.embeddings = True
-        async with client.post("/v1/embeddings", json=ask) as reply:
-            assert reply.status == 200
+    async with house.client() as client, client.post("/v1/embeddings", json=ask) as reply:
+        assert (reply.status, (await reply.json())["error"]["param"]) == (400, "model")
+    house.engine.embeddings = True
+    async with house.client() as client, client.post("/v1/embeddings", json=ask) as reply:
+        assert reply.status == 200
 
 
 async def test_an_engines_own_refusal_passes_byte_for_byte(house: House) -> None:
