@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import mmap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from fakes.kv import SALT, FakeClock, MakeSample, MakeStore, MakeTier, Sample
-from fakes.redis_server import RedisServer
+from fakes.redis_server import RedisServer, free_port
 from nightfill.config import ByteSize, KvSettings, TierSettings
 from nightfill.errors import BadSetting, BlockCorrupt, KvError, TierFull, TierUnavailable
 from nightfill.kv import open_store
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.kv.buffer import Buffers
+    from nightfill.kv.key import BlockKey
     from nightfill.kv.tier import Tier
+    from nightfill.kv.tiers.redis_index import Room
 
     MakePages = Callable[[int], memoryview]
 
@@ -92,6 +95,39 @@ def test_the_cap_holds_for_all_processes_together(make_redis: MakeTier, sample: 
     assert agrees(tiers[0])
     assert tiers[0].usage().bytes <= 20 * PAGE
     assert sum(tier.usage().evicted for tier in tiers) == 100 - tiers[0].usage().blocks
+
+
+@pytest.fixture
+def crowded(make_redis: MakeTier, sample: MakeSample, page: MakePages, monkeypatch: pytest.MonkeyPatch) -> RedisTier:
+    """A tier of four pages; while it writes for the first time, another process takes all the room it has made."""
+    tier, other = make_redis(max_bytes=4 * PAGE), make_redis(max_bytes=4 * PAGE)
+    assert isinstance(tier, RedisTier)
+    room, asked = tier._index.room, []
+
+    def then_fill(key: BlockKey, nbytes: int, *, max_bytes: int, offset: int, count: int) -> Room:
+        found = room(key, nbytes, max_bytes=max_bytes, offset=offset, count=count)
+        asked.append(found)
+        if len(asked) == 2:  # the first one had the index built
+            other.write(sample(100).key, page(4))
+        return found
+
+    monkeypatch.setattr(tier._index, "room", then_fill)
+    return tier
+
+
+def test_room_that_somebody_else_took_is_made_again(crowded: RedisTier, sample: MakeSample, page: MakePages) -> None:
+    crowded.write(sample(1).key, page(2))
+    assert [record.key for record in crowded.records()] == [sample(1).key]
+    assert crowded.usage().bytes == 2 * PAGE
+
+
+def test_a_block_for_which_no_room_is_left_does_not_stay(
+    crowded: RedisTier, sample: MakeSample, page: MakePages
+) -> None:
+    crowded.pin(frozenset({sample(100).key}))
+    fails(lambda: crowded.write(sample(1).key, page(2)), TierFull)
+    assert [record.key for record in crowded.records()] == [sample(100).key]
+    assert crowded.usage().bytes == 4 * PAGE
 
 
 def test_a_use_is_told_to_the_server_once_a_minute(
@@ -468,6 +504,23 @@ def test_a_server_that_evicts_by_itself_costs_misses_and_no_harm(
     server.call([b"CONFIG", b"SET", b"maxmemory", b"0"])
     assert len(remote.records()) == sum(block is not None for block in found)
     assert agrees(remote)
+
+
+def test_a_node_of_a_cluster_will_do(buffers: Buffers, clock: FakeClock, sample: MakeSample, page: MakePages) -> None:
+    server = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(free_port()), tcp=True)
+    tier = RedisTier(server.address, max_bytes=8 * PAGE, buffers=buffers, clock=clock)
+    try:
+        fails(lambda: tier.write(sample(1).key, page(1)), TierUnavailable, "CLUSTERDOWN")
+        server.call([b"CLUSTER", b"ADDSLOTSRANGE", b"0", b"16383"])
+        while "cluster_state:ok" not in repr(server.call([b"CLUSTER", b"INFO"])):
+            time.sleep(0.02)
+        for number in range(6):
+            tier.write(sample(number).key, page(2))
+        assert [tier.length(sample(number).key) for number in (1, 2)] == [None, 2 * PAGE]
+        assert agrees(tier)
+    finally:
+        tier.close()
+        server.close()
 
 
 def test_a_block_over_the_limit_of_a_server_is_refused(remote: RedisTier, sample: MakeSample) -> None:

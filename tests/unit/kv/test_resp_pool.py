@@ -111,7 +111,9 @@ def test_a_server_that_is_gone_fails_each_call_and_comes_back_by_itself(pool: Po
 def test_a_server_that_hangs_costs_one_timeout_and_then_each_call_fails_at_once(server: RedisServer) -> None:
     pool = Pool(server.address, name="redis", connections=2, timeout_s=0.5)
     try:
-        pool.call([b"PING"])
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda _: pool.call([b"BLPOP", b"list", b"0.1"]), range(2)))
+        assert len(pool._idle) == 2
         server.pause()
         with pytest.raises(TierUnavailable, match="no answer in time"):
             pool.call([b"PING"])
@@ -120,6 +122,7 @@ def test_a_server_that_hangs_costs_one_timeout_and_then_each_call_fails_at_once(
             with pytest.raises(TierUnavailable):
                 pool.call([b"PING"])
         assert time.monotonic() - began_s < 100 * 0.5 / 5
+        assert not pool._idle
         server.resume()
         assert pool.wait_until_up(LONG_S)
         assert pool.call([b"PING"]) == [b"PONG"]
