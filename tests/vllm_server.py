@@ -148,7 +148,7 @@ class VllmServer:
     def stop(self) -> None:
         """End it in good order: the main process is told, and ends the others."""
         assert self._process is not None
-        held = _shared_memory(self._session())
+        held = self.shared_memory()
         self._process.send_signal(signal.SIGTERM)
         try:
             status = self._process.wait(ENDS_WITHIN_S)
@@ -201,6 +201,10 @@ class VllmServer:
         """Of the main process, which serves HTTP."""
         assert self._process is not None
         return self._process.pid
+
+    def shared_memory(self) -> set[int]:
+        """Inodes of what its processes hold in /dev/shm now."""
+        return _shared_memory(self._session())
 
     def _session(self) -> list[int]:
         """All processes that run in the session of the main one, itself included; it may be gone already."""
@@ -324,19 +328,35 @@ def _in_session(session: int) -> Iterator[int]:
                     yield int(folder.name)
 
 
-def _shared_memory(pids: Sequence[int]) -> set[Path]:
-    """Files in /dev/shm that these processes have mapped or open."""
+def _shared_memory(pids: Sequence[int]) -> set[int]:
+    """Inodes of files in /dev/shm that these processes have mapped or open.
+
+    Inodes, as a semaphore is mapped under another name than it has: that of a draft, long gone.
+    """
     found = set()
     for pid in pids:
         with contextlib.suppress(OSError):
-            maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            found |= set(re.findall(r"(/dev/shm/\S+)$", maps, re.MULTILINE))
+            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+                fields = line.split(maxsplit=5)
+                if len(fields) == 6 and fields[5].startswith("/dev/shm/"):
+                    found.add(int(fields[4]))
             for link in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    found.add(str(link.readlink()))
-    return {Path(one) for one in found if one.startswith("/dev/shm/")}
+                    if str(link.readlink()).startswith("/dev/shm/"):
+                        found.add(link.stat().st_ino)
+    return found
 
 
-def _remove(files: set[Path]) -> None:
-    for file in files:
+def shared_memory_left(inodes: set[int]) -> list[Path]:
+    """Those of the files that are still there."""
+    found = []
+    for file in Path("/dev/shm").iterdir():
+        with contextlib.suppress(OSError):
+            if file.stat().st_ino in inodes:
+                found.append(file)
+    return found
+
+
+def _remove(inodes: set[int]) -> None:
+    for file in shared_memory_left(inodes):
         file.unlink(missing_ok=True)
