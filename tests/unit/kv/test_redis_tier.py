@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec import structs
 
 from fakes.kv import SALT, FakeClock, MakeSample, MakeStore, MakeTier, Sample
 from fakes.redis_server import RedisServer, free_port
@@ -16,14 +17,15 @@ from nightfill.config import ByteSize, KvSettings, TierSettings
 from nightfill.errors import BadSetting, BlockCorrupt, KvError, TierFull, TierUnavailable
 from nightfill.kv import open_store
 from nightfill.kv.resp import Address
-from nightfill.kv.tier import HeadReader
+from nightfill.kv.tier import Evictor, HeadReader
 from nightfill.kv.tiers.redis import RedisTier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from nightfill.kv.buffer import Buffers
+    from nightfill.kv.eviction import Record
     from nightfill.kv.key import BlockKey
     from nightfill.kv.tier import Tier
     from nightfill.kv.tiers.redis_index import Room
@@ -155,6 +157,54 @@ def test_many_pinned_blocks_are_passed_over(
     tier.write(sample(1000).key, data)
     assert tier.length(sample(300).key) is None
     assert tier.usage().blocks == 301
+
+
+def test_what_is_worth_least_goes_first_however_new_it_is(
+    make_redis: MakeTier, clock: FakeClock, sample: MakeSample, page: MakePages
+) -> None:
+    tier = make_redis(max_bytes=200 * PAGE)
+    assert isinstance(tier, Evictor)
+    data = page(1)
+    for number in range(200):
+        tier.write(sample(number).key, data)
+        clock.advance(1)
+    values = {sample(number).key: 2.0 for number in range(199)} | {sample(150).key: 1.0}
+    tier.retain(values, guarded=False)
+    tier.write(sample(1000).key, data)
+    assert tier.length(sample(199).key) is None
+    tier.retain(values | {sample(1000).key: 5.0}, guarded=False)
+    tier.write(sample(1001).key, data)
+    assert tier.length(sample(150).key) is None
+    # Where blocks have their home, nothing goes for what is worth no more.
+    tier.retain(values | {sample(1000).key: 5.0, sample(1001).key: 2.0, sample(1003).key: 3.0}, guarded=True)
+    fails(lambda: tier.write(sample(1002).key, data), TierFull)
+    tier.write(sample(1003).key, data)
+    assert tier.length(sample(0).key) is None
+    assert tier.usage().blocks == 200
+
+
+def test_what_is_about_to_go_can_still_be_read(
+    make_redis: MakeTier, clock: FakeClock, sample: MakeSample, page: MakePages
+) -> None:
+    tier = make_redis(max_bytes=3 * PAGE)
+    assert isinstance(tier, Evictor)
+    told: list[tuple[BlockKey, int]] = []
+
+    def spill(records: Sequence[Record]) -> None:
+        for record in records:
+            found = tier.read(record.key)
+            assert found is not None
+            told.append((record.key, len(found)))
+
+    tier.spill_to(spill)
+    for number in (1, 2, 3):
+        tier.write(sample(number).key, page(1))
+        clock.advance(1)
+    tier.write(sample(3).key, page(1))
+    tier.drop(sample(3).key)
+    assert told == []
+    tier.write(sample(4).key, page(3))
+    assert told == [(sample(1).key, PAGE), (sample(2).key, PAGE)]
 
 
 def test_what_was_used_since_it_was_chosen_is_not_evicted(
@@ -560,3 +610,10 @@ def test_an_impossible_url_is_a_bad_setting(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match=r"kv\.tiers\.0\.url: expected") as caught:
         open_store(settings("redis://:secret@host/first"), data_dir=tmp_path)
     assert "secret" not in str(caught.value)
+
+
+def test_a_cap_per_tenant_is_refused_rather_than_forgotten(tmp_path: Path, redis_server: RedisServer) -> None:
+    wanted = structs.replace(settings(redis_server.url).tiers[0], tenant_max_bytes=ByteSize(1))
+    with pytest.raises(BadSetting, match="keeps no cap per tenant") as caught:
+        open_store(KvSettings(tiers=(wanted,)), data_dir=tmp_path)
+    assert caught.value.param == "kv.tiers.0.tenant_max_bytes"

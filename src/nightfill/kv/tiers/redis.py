@@ -14,24 +14,26 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nightfill.errors import BlockCorrupt, KvError, TierFull, TierUnavailable
+from nightfill.errors import BadSetting, BlockCorrupt, KvError, TierFull, TierUnavailable
 from nightfill.kv.block import HEADER_BYTES
 from nightfill.kv.buffer import ALIGNMENT
-from nightfill.kv.eviction import Record, victims
+from nightfill.kv.eviction import Record, Retention, room_for
 from nightfill.kv.resp import MAX_VALUE_BYTES, ReplyError, parse_url
 from nightfill.kv.resp_pool import Pool
 from nightfill.kv.tier import Usage
 from nightfill.kv.tiers.redis_index import RedisIndex, checked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nightfill.config import TierSettings
     from nightfill.kv.buffer import Buffers
     from nightfill.kv.key import BlockKey
     from nightfill.kv.resp import Address
+    from nightfill.kv.tier import Spill
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ class RedisTier:
         self._lock = threading.Lock()
         """Guards all that follows; never held during I/O."""
         self._stamped: OrderedDict[BlockKey, float] = OrderedDict()
-        self._pinned: frozenset[BlockKey] = frozenset()
+        self._retention = Retention()
+        self._spill: Spill | None = None
         self._evicted = 0
         self._known = (0, 0)
         self._scanning = threading.Lock()
@@ -163,7 +166,16 @@ class RedisTier:
     def pin(self, keys: frozenset[BlockKey]) -> None:
         """See `Tier`."""
         with self._lock:
-            self._pinned = keys
+            self._retention = replace(self._retention, pinned=keys)
+
+    def retain(self, values: Mapping[BlockKey, float], *, guarded: bool) -> None:
+        """See `Evictor`."""
+        with self._lock:
+            self._retention = replace(self._retention, values=dict(values), guarded=guarded)
+
+    def spill_to(self, spill: Spill) -> None:
+        """See `Evictor`."""
+        self._spill = spill
 
     def records(self) -> tuple[Record, ...]:
         """See `Tier`. Also brings index and blocks to agree, whatever the server or a dying process left behind."""
@@ -198,6 +210,7 @@ class RedisTier:
     def _make_room(self, key: BlockKey, size: int) -> None:
         """Evict until `size` bytes of `key` fit. Raises TierFull."""
         candidates: list[Record] = []
+        spilled: set[BlockKey] = set()
         for _ in range(_ROUNDS):
             # Asked anew each round: others write, drop and use blocks meanwhile.
             count = _MORE if candidates else _CANDIDATES
@@ -207,18 +220,37 @@ class RedisTier:
             if room.need_bytes <= 0:
                 return
             candidates += room.candidates
-            others = (record for record in candidates if record.key != key)
-            chosen = victims(others, need_bytes=room.need_bytes, pinned=self._pinned)
-            if chosen is not None:
-                evicted = self._index.evict(chosen)
-                with self._lock:
-                    self._evicted += evicted
+            all_seen = len(room.candidates) < count
+            chosen = self._chosen(Record(key, size, 0.0), candidates, room.need_bytes, all_seen=all_seen)
+            if chosen:
+                self._evict(chosen, spilled)
                 candidates.clear()
-            elif len(room.candidates) < count:
+            elif all_seen:
                 break
         raise TierFull(
             f"{self.name}: no room for {size} bytes under a cap of {self._max_bytes}, and nothing that may be evicted"
         )
+
+    def _chosen(
+        self, incoming: Record, oldest_first: Sequence[Record], need_bytes: int, *, all_seen: bool
+    ) -> Sequence[Record]:
+        """What goes; nothing if nothing may, or if that cannot be told before more blocks have been seen."""
+        with self._lock:
+            retention = self._retention
+        chosen = room_for(incoming, oldest_first, short_bytes=need_bytes, retention=retention) or ()
+        # Newer blocks may be worth less than these; but what is worth nothing goes before all that is newer.
+        if all_seen or not any(retention.values.get(record.key) for record in chosen):
+            return chosen
+        return ()
+
+    def _evict(self, chosen: Sequence[Record], spilled: set[BlockKey]) -> None:
+        leaving = [record for record in chosen if record.key not in spilled]
+        if self._spill is not None and leaving:
+            self._spill(leaving)
+            spilled.update(record.key for record in leaving)
+        evicted = self._index.evict(chosen)  # of those that nobody used meanwhile
+        with self._lock:
+            self._evicted += evicted
 
     def _scan(self) -> bool:
         """Build the index again, unless another thread is at it; whether that was done."""
@@ -246,7 +278,10 @@ class RedisTier:
 def open_redis_tier(
     wanted: TierSettings, *, name: str, param: str, buffers: Buffers, clock: Callable[[], float]
 ) -> RedisTier:
-    """The tier that settings describe; asks no server yet. Raises BadSetting, which names `param`, for its URL."""
+    """The tier that settings describe; asks no server yet. Raises BadSetting, which names `param` for a bad URL."""
+    if wanted.tenant_max_bytes:
+        where = f"{param.removesuffix('url')}tenant_max_bytes"
+        raise BadSetting(f"{where}: a redis tier keeps no cap per tenant; set it on tiers of other kinds", param=where)
     return RedisTier(
         parse_url(wanted.url, param=param),
         name=name,
