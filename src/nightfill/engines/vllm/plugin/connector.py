@@ -17,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
 from nightfill.engines.vllm.asked import Asked, adapted, salt_from, whole_spans, wish_of
-from nightfill.engines.vllm.pace import PrefillPace
+from nightfill.engines.vllm.pace import PrefillSteps
 from nightfill.engines.vllm.plugin.checks import check_cache, check_server
 from nightfill.engines.vllm.plugin.identity import signature
 from nightfill.engines.vllm.plugin.tier import NightfillTier
@@ -56,7 +56,7 @@ class NightfillConnector(OffloadingConnector):
         except BaseException:
             self.shutdown()
             raise
-        self._pace = PrefillPace()
+        self._steps = PrefillSteps()
         self._tier.begin(self._signature)
         _log.info("nightfill: signature %s, %d tokens per block", self._signature[:16], self._tier.block_tokens)
 
@@ -133,6 +133,7 @@ class NightfillConnector(OffloadingConnector):
         if asked.loading:
             return None, False
         began_s = time.monotonic()
+        self._tier.decide(asked, cached_tokens=num_computed_tokens)
         matched: int | None
         matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
         asked.lookup_s += time.monotonic() - began_s
@@ -143,12 +144,13 @@ class NightfillConnector(OffloadingConnector):
 
     @override
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
-        self._pace.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
+        self._steps.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
         return super().build_connector_meta(scheduler_output)
 
     @override
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        self._pace.ends(time.monotonic())
+        tokens, seconds = self._steps.ends(time.monotonic())
+        self._tier.observe(prefill_tokens=tokens, prefill_s=seconds)
         super().update_connector_output(connector_output)
 
     @override

@@ -15,14 +15,16 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from typing_extensions import override
 from vllm.v1.kv_offload.base import LookupResult, Medium, OffloadPolicy, RequestOffloadingContext
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from nightfill.engines.vllm.plugin.checks import read_settings
 from nightfill.engines.vllm.plugin.metrics import StoreStats, definitions
-from nightfill.errors import KvError
+from nightfill.errors import BadSetting, KvError
 from nightfill.kv import BlockMeta, open_store
+from nightfill.kv.worth import Rates, worth_loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingMetricMetadata, OffloadingSpec, OffloadKey, ReqContext
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
+    from nightfill.config import KvSettings
     from nightfill.contexts.context import Signature
     from nightfill.engines.vllm.asked import Asked
     from nightfill.kv import BlockKey, StoreReport
@@ -39,9 +42,12 @@ _log: Final = logging.getLogger(__name__)
 
 LOOK_AGAIN_S: Final = 0.005
 """Between two look-ups of a request that waits for blocks which somebody is about to store."""
+LOAD_ANYWAY_AFTER: Final = 16
+"""So many requests in a row were computed since loading looked slower; one is loaded, or nobody would ever notice that
+it no longer is.
+"""
 _LOOK_INLINE_S: Final = 0.001
 """So long the scheduler's thread waits for a look-up at most; a later step takes the result else."""
-_LOAD_BATCH: Final = 8
 _STATS_EVERY_S: Final = 1.0
 _DRAIN_S: Final = 60.0
 
@@ -68,7 +74,9 @@ class NightfillTier(SecondaryTierManager):
         self.block_tokens = config.groups[0].tokens_per_block * config.cache.blocks_per_chunk
         self.block_bytes = config.worker_kv_bytes_per_block * config.cache.blocks_per_chunk * config.parallel.world_size
         self.kv_dtype = config.model.dtype
-        self.store = open_store(self.settings.kv, data_dir=self.data_dir)
+        self.kv_shape = (config.parallel.world_size, config.cache.blocks_per_chunk, config.worker_kv_bytes_per_block)
+        """Of a stored block: ranks, blocks of the engine's, bytes of each."""
+        self.store = open_store(_below_host_memory(self.settings.kv), data_dir=self.data_dir)
         self._rows = primary_kv_view.cast("B")
         self._stride = primary_kv_view.strides[0] if primary_kv_view.strides else 0
         self._signature: Signature | None = None
@@ -77,6 +85,8 @@ class NightfillTier(SecondaryTierManager):
         self._done: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         self._running: set[Future[JobResult]] = set()
         self._lock = threading.Lock()
+        self._rates = Rates()
+        self._recomputed = 0
         self._stats = StoreStats()
         self._counting: Future[StoreReport] | None = None
         self._counted_s = 0.0
@@ -150,7 +160,36 @@ class NightfillTier(SecondaryTierManager):
         if found < awaited and now_s - asked.arrived_s < asked.wish.await_s:
             return
         asked.found = asked.usable = found
-        asked.decision = "restore" if found else "absent"
+
+    def decide(self, asked: Asked, *, cached_tokens: int) -> None:
+        """Weigh loading what was found, beyond what the engine has, against computing it. Once per request."""
+        self._settle(asked)
+        if asked.found is None or asked.decided:
+            return
+        asked.decided = True
+        tokens = asked.found * self.block_tokens - cached_tokens
+        if tokens <= 0:
+            asked.decision = "restore" if asked.found else asked.decision
+            return
+        with self._lock:
+            rates = self._rates
+        estimate = worth_loading(tokens, tokens * self.block_bytes // self.block_tokens, rates)
+        asked.restore_s, asked.recompute_s = estimate.restore_s or 0.0, estimate.recompute_s or 0.0
+        restore = estimate.restore or self.settings.kv.restore == "always"
+        if not restore and self._recomputed >= LOAD_ANYWAY_AFTER:
+            restore = True
+        self._recomputed = 0 if restore else self._recomputed + 1
+        asked.decision = "restore" if restore else "recompute"
+        asked.usable = asked.found if restore else 0
+
+    def observe(
+        self, *, load_bytes: int = 0, load_s: float = 0.0, prefill_tokens: int = 0, prefill_s: float = 0.0
+    ) -> None:
+        """Learn how quick loading and computing are here. From any thread."""
+        with self._lock:
+            self._rates = self._rates.after(
+                load_bytes=load_bytes, load_s=load_s, prefill_tokens=prefill_tokens, prefill_s=prefill_s
+            )
 
     def _place(self, key: OffloadKey, req_context: ReqContext) -> int | None:
         """Which of the prompt's blocks a chunk is."""
@@ -261,15 +300,17 @@ class NightfillTier(SecondaryTierManager):
     def _store(self, job_id: int, todo: list[tuple[BlockKey, int, int]], salt: bytes) -> JobResult:
         assert self._signature is not None
         moved = 0
-        lengths = [self.store.has(key) for key, _, _ in todo]
-        for (key, place, chunk), there in zip(todo, lengths, strict=True):
-            if there:
+        there = self.store.has_many([key for key, _, _ in todo])
+        for (key, place, chunk), stored in zip(todo, there, strict=True):
+            if stored:
                 continue
             meta = BlockMeta(
                 kind="block",
                 signature=self._signature,
                 start=place * self.block_tokens,
                 stop=(place + 1) * self.block_tokens,
+                dtype=self.kv_dtype,
+                shape=self.kv_shape,
             )
             try:
                 self.store.put(key, [self._row(chunk)], meta, salt=salt)
@@ -280,22 +321,30 @@ class NightfillTier(SecondaryTierManager):
         return JobResult(job_id, success=True, transfer_bytes=moved)
 
     def _load(self, job_id: int, todo: list[tuple[OffloadKey, BlockKey, int, int]], asked: Asked) -> JobResult:
+        began_s = time.monotonic()
+        rows = [self._row(chunk) for _, _, _, chunk in todo]
+        metas = self.store.get_many_into([block_key for _, block_key, _, _ in todo], rows, salt=asked.salt)
         loaded: list[OffloadKey] = []
-        for at in range(0, len(todo), _LOAD_BATCH):
-            batch = todo[at : at + _LOAD_BATCH]
-            blocks = self.store.get_many([block_key for _, block_key, _, _ in batch], salt=asked.salt)
-            for (key, _, place, chunk), block in zip(batch, blocks, strict=True):
-                if block is None or not self._fits(block.meta, place) or len(block.payload) != self.block_bytes:
-                    asked.failed.add(place)
-                    continue
-                self._row(chunk)[:] = block.payload
+        for (key, _, place, _), meta in zip(todo, metas, strict=True):
+            if meta is not None and self._fits(meta, place):
                 loaded.append(key)
+            else:
+                asked.failed.add(place)
         moved = len(loaded) * self.block_bytes
+        self.observe(load_bytes=moved, load_s=time.monotonic() - began_s)
         return JobResult(job_id, success=len(loaded) == len(todo), successful_keys=loaded, transfer_bytes=moved)
 
     def _fits(self, meta: BlockMeta, place: int) -> bool:
         start = place * self.block_tokens
         return (meta.signature, meta.start, meta.stop) == (self._signature, start, start + self.block_tokens)
+
+
+def _below_host_memory(kv: KvSettings) -> KvSettings:
+    """Without tiers in this process's own memory: vLLM's host memory, right above, is one already."""
+    tiers = tuple(tier for tier in kv.tiers if tier.kind != "ram" or tier.shared)
+    if not any(tier.kind != "ram" for tier in tiers):
+        raise BadSetting("kv.tiers: a vLLM server needs one of kind disk, redis or s3", param="kv.tiers")
+    return msgspec.structs.replace(kv, tiers=tiers)
 
 
 def _timed(work: Callable[..., JobResult], job_id: int, *rest: Any) -> JobResult:
