@@ -169,6 +169,17 @@ class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Stop the filling child (SIGSTOP) the moment a live request comes, instead of at the slice's end."""
 
 
+class SplitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Requests split between vLLM servers: those of role `prefill` compute prompts, those of role `decode` answer."""
+
+    min_tokens: int = 512
+    """Prompts with fewer tokens that are not stored yet are not split."""
+    prefill_timeout_s: Duration = Duration(60)
+    """For the prompt to be computed; then the decoding server does it all."""
+    await_s: Duration = Duration(10)
+    """So long the decoding server waits for the prompt's last block to be stored."""
+
+
 class ContextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sources of contexts."""
 
@@ -206,5 +217,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Who keeps KV of vLLM servers outside the engine; see docs/other-stores.md for what the others lack."""
     kv: KvSettings = KvSettings()
     sleep: SleepSettings = SleepSettings()
+    split: SplitSettings = SplitSettings()
     contexts: ContextSettings = ContextSettings()
     prices: PriceSettings = PriceSettings()

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.llama.engine import LlamaEngine
 from nightfill.engines.llama.model import load
 from nightfill.engines.llama.process import LlamaProcess
-from nightfill.errors import BadSetting
+from nightfill.engines.vllm.engine import VllmEngine
+from nightfill.engines.vllm.split import SplitEngine
+from nightfill.errors import BadSetting, EngineError, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nightfill.cli.rooms import Rooms
-    from nightfill.config import EngineSettings, Settings
+    from nightfill.config import EngineSettings, Role, Settings
+    from nightfill.engines.engine import Description, Engine
+
+_DEFAULT_ROLES: Final[tuple[Role, ...]] = ("serve", "fill")
+_ASK_AGAIN_S: Final = 0.5
 
 
-def the_engine(settings: Settings) -> EngineSettings:
-    """The configured engine. Raises BadSetting unless there is exactly one."""
-    if len(settings.engines) != 1:
+def engines_for(settings: Settings, *roles: Role) -> tuple[EngineSettings, ...]:
+    """The configured engines that have one of these roles. Raises BadSetting unless the engines fit together."""
+    llamas = [engine.name for engine in settings.engines if engine.kind == "llama"]
+    if not settings.engines:
         raise BadSetting(
-            f"engines: {len(settings.engines)} are configured, exactly one is needed: give --model FILE.gguf, "
-            "or --model demo:small to try it out",
-            param="engines",
+            "engines: none is configured: give --model FILE.gguf, or --model demo:small to try it out", param="engines"
         )
-    return settings.engines[0]
+    if len(llamas) > 1:
+        raise BadSetting(f"engines: at most one may be of kind llama, not {', '.join(llamas)}", param="engines")
+    return tuple(engine for engine in settings.engines if set(engine.roles or _DEFAULT_ROLES) & set(roles))
 
 
-async def make_engine(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> LlamaEngine:
+def engines_to_serve(settings: Settings) -> tuple[EngineSettings, ...]:
+    """Those that answer requests. Raises BadSetting where there is none."""
+    found = engines_for(settings, "serve", "decode")
+    if not found:
+        raise BadSetting("engines: none has the role serve, or decode, so nobody could answer", param="engines")
+    return found
+
+
+async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> LlamaEngine:
     """An engine with its child process starting. The caller closes it. Raises BadSetting for an unusable model."""
     model = await asyncio.to_thread(
         load,
@@ -49,3 +66,66 @@ async def make_engine(wanted: EngineSettings, rooms: Rooms, *, filling: bool) ->
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
     )
+
+
+def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
+    """A client of a server that runs elsewhere. The caller closes it."""
+    gateway = rooms.settings.gateway
+    return VllmEngine(
+        wanted,
+        store=rooms.store,
+        block_tokens=rooms.settings.kv.block_tokens,
+        first_byte_timeout_s=gateway.first_byte_timeout_s,
+        idle_timeout_s=gateway.idle_timeout_s,
+    )
+
+
+async def make_filler(wanted: EngineSettings, rooms: Rooms) -> Engine:
+    """An engine to fill with. The caller closes it. Raises BadSetting."""
+    if wanted.kind == "vllm":
+        return make_vllm(wanted, rooms)
+    return await make_llama(wanted, rooms, filling=True)
+
+
+def make_split(prefill: Sequence[VllmEngine], decode: EngineSettings, rooms: Rooms) -> SplitEngine:
+    """An engine that answers with what the `prefill` ones computed. The caller closes it, and them."""
+    return SplitEngine(
+        prefill,
+        make_vllm(decode, rooms),
+        store=rooms.store,
+        block_tokens=rooms.settings.kv.block_tokens,
+        settings=rooms.settings.split,
+    )
+
+
+async def first_described(engines: Sequence[tuple[Engine, float]]) -> Description:
+    """What the first engine that is up says of itself. Each has its number of seconds to come up.
+
+    Raises what ails the last of them when none does.
+    """
+    failure: EngineError | None = None
+    tasks = [asyncio.create_task(_described(engine, within_s), name="first look") for engine, within_s in engines]
+    try:
+        for done in asyncio.as_completed(tasks):
+            try:
+                return await done
+            except EngineError as exc:
+                failure = exc
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert failure is not None
+    raise failure
+
+
+async def _described(engine: Engine, within_s: float) -> Description:
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + within_s
+    while True:
+        try:
+            return await engine.describe()
+        except (EngineUnavailable, EngineTimeout):
+            if loop.time() > deadline_s:
+                raise
+        await asyncio.sleep(_ASK_AGAIN_S)

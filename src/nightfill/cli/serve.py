@@ -14,6 +14,8 @@ import msgspec
 if TYPE_CHECKING:
     from nightfill.cli.root import Options
     from nightfill.cli.workspace import Workspace
+    from nightfill.engines.engine import Engine
+    from nightfill.engines.llama.engine import LlamaEngine
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -53,7 +55,14 @@ def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -
 
 async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
-    from nightfill.cli.engine_room import make_engine, the_engine
+    from nightfill.cli.engine_room import (
+        engines_for,
+        engines_to_serve,
+        first_described,
+        make_llama,
+        make_split,
+        make_vllm,
+    )
     from nightfill.cli.rooms import open_rooms, sole
     from nightfill.cli.upkeep import forget_deleted, forget_fill, plan_shown, running, store_samples
     from nightfill.cli.worker_process import WorkerProcess
@@ -67,7 +76,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
 
     settings = workspace.settings
     logs.set_up(level=settings.log_level, kind=settings.log_format)
-    wanted = the_engine(settings)
+    wanted = engines_to_serve(settings)
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
@@ -75,11 +84,26 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
         stack.enter_context(sole(rooms.data_dir / "serve.lock", "serves"))
         board = MmapLoadBoard(rooms.board_path)
         stack.callback(board.close)
-        engine = await make_engine(wanted, rooms, filling=False)
-        stack.push_async_callback(engine.aclose)
+        engines: list[tuple[Engine, float]] = []
+        """With the seconds that each has to come up."""
+        local: LlamaEngine | None = None
+        prefill = [make_vllm(one, rooms) for one in engines_for(settings, "prefill")]
+        for helper in prefill:
+            stack.push_async_callback(helper.aclose)
+        for one in wanted:
+            engine: Engine
+            if one.kind == "llama":
+                engine = local = await make_llama(one, rooms, filling=False)
+            elif prefill and "decode" in one.roles:
+                engine = make_split(prefill, one, rooms)
+            else:
+                engine = make_vllm(one, rooms)
+            stack.push_async_callback(engine.aclose)
+            engines.append((engine, one.start_timeout_s))
         metrics = Metrics()
         metrics.watch(lambda: store_samples(rooms.store.report()))
-        starting = asyncio.create_task(engine.describe(), name="describe engine")
+        first = local.describe() if local is not None else first_described(engines)
+        starting = asyncio.create_task(first, name="describe engine")
         stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,7 +116,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                 serving(
                     settings=settings.gateway,
                     contexts=settings.contexts,
-                    engines=[engine],
+                    engines=[engine for engine, _ in engines],
                     book=rooms.state.book,
                     queue=rooms.state.jobs,
                     access=rooms.state.access,
@@ -102,11 +126,12 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     plan=lambda tenant: plan_shown(rooms, tenant),
                 )
             )
-            await stack.enter_async_context(running(forget_deleted(rooms, engine, stop), name="forget deleted"))
-            if settings.sleep.enabled and description.reuse is Reuse.NONE:
-                warmer = Warmer(rooms.state, board, engine, settings.sleep)
-                await stack.enter_async_context(warming(warmer, stop))
-            if settings.sleep.enabled:
+            if local is not None:
+                await stack.enter_async_context(running(forget_deleted(rooms, local, stop), name="forget deleted"))
+                if settings.sleep.enabled and description.reuse is Reuse.NONE:
+                    warmer = Warmer(rooms.state, board, local, settings.sleep)
+                    await stack.enter_async_context(warming(warmer, stop))
+            if settings.sleep.enabled and engines_for(settings, "fill"):
                 worker = WorkerProcess(msgspec.structs.replace(settings, data_dir=str(rooms.data_dir)))
                 await stack.enter_async_context(worker.running())
             where = {"url": server.url, "model": description.model, "pid": os.getpid(), "engine": description.version}

@@ -6,10 +6,13 @@ import asyncio
 import os
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +47,7 @@ def work(options: Options, /, *, model: str | None, handed_over: bool) -> None:
 
 async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     """Work until SIGTERM, SIGINT, or the end of the file descriptor."""
-    from nightfill.cli.engine_room import make_engine, the_engine
+    from nightfill.cli.engine_room import engines_for, make_filler
     from nightfill.cli.rooms import open_rooms
     from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
@@ -54,7 +57,9 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     settings = workspace.settings
     _go_behind()
     logs.set_up(level=settings.log_level, kind=settings.log_format)
-    wanted = the_engine(settings)
+    wanted = engines_for(settings, "fill")
+    if not wanted:
+        raise BadSetting("engines: none has the role fill, so there is nobody to work with", param="engines")
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
         stack.enter_context(stop_on_signals(stop))
@@ -64,8 +69,8 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
         board = MmapLoadBoard(rooms.board_path, writes=False)
         stack.callback(board.close)
         pool = EnginePool(
-            {wanted.name: lambda: make_engine(wanted, rooms, filling=True)},
-            idle_stop_s={wanted.name: float(wanted.fill_idle_stop_s)},
+            {one.name: partial(make_filler, one, rooms) for one in wanted},
+            idle_stop_s={one.name: float(one.fill_idle_stop_s) for one in wanted},
         )
         worker = Worker(
             rooms.state,
@@ -76,6 +81,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
             upkeep=upkeep_of(rooms.store, block_tokens=settings.kv.block_tokens),
             ttl_s=settings.kv.ttl_s,
             block_tokens=settings.kv.block_tokens,
+            unshared=frozenset(one.name for one in wanted if set(one.roles) == {"fill"}),
         )
         await worker.run(stop)
 

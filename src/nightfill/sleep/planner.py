@@ -60,7 +60,11 @@ async def plan_lines(
     jobs = await state.jobs.jobs(states=OPEN_STATES, limit=_MOST_JOBS)
     usages = {(c.tenant, c.name): await state.access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
     lines: list[PlanLine] = []
-    for description in descriptions or (None,):
+    # Engines of one signature share their fills.
+    unlike: dict[str | None, Description | None] = {}
+    for known in descriptions:
+        unlike.setdefault(known.signature, known)
+    for description in unlike.values() or (None,):
         lines += plan(
             contexts, fills, usages, jobs, description, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s
         )

@@ -22,6 +22,7 @@ from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.sources import SourceWatch
 from nightfill.sleep.stopping import pause, unless
 from nightfill.state.jobs import JobKind, WorkerId
+from nightfill.state.load import NO_LOAD
 from nightfill.state.process import is_gone, this_worker
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ _ENGINES_END_WITHIN_S: Final = 15.0
 class Worker:
     """One process's background work. `run` once.
 
-    `refresh` and `upkeep` run in threads. `clock` gives Unix seconds, `steady` this host's monotonic ones.
+    `refresh` and `upkeep` run in threads. Engines in `unshared` serve nobody, so live requests
+    do not stop work there. `clock` gives Unix seconds, `steady` this host's monotonic ones.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Worker:
         upkeep: Upkeep | None = None,
         ttl_s: float = 7 * 86400.0,
         block_tokens: int = BLOCK_TOKENS,
+        unshared: frozenset[str] = frozenset(),
         worker: WorkerId | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
@@ -78,6 +81,8 @@ class Worker:
         self._settings = settings
         self._upkeep = upkeep
         self._block_tokens = block_tokens
+        self._unshared = unshared
+        self._failed_s: dict[str, float] = {}
         self._clock = clock
         self._steady = steady
         self._sleep = sleep
@@ -240,7 +245,8 @@ class Worker:
         name = self._engine_for(key.signature)
         if name is None:
             return Gone("no engine here computes its model any more")
-        gate = Gatekeeper(self._board, self._settings, stop=stop, clock=self._steady, sleep=self._sleep)
+        board = NO_LOAD if name in self._unshared else self._board
+        gate = Gatekeeper(board, self._settings, stop=stop, clock=self._steady, sleep=self._sleep)
         async with self._pool.lent(name) as engine:
             run = FillRun(
                 key,
@@ -255,13 +261,23 @@ class Worker:
                 wall=self._clock,
             )
             try:
-                return await run.run()
+                outcome = await run.run()
+                if isinstance(outcome, Gone):
+                    # Perhaps because it computes something else by now.
+                    self._descriptions[name] = await engine.describe()
+            except EngineError:
+                self._failed_s[name] = self._steady()
+                raise
+            else:
+                return outcome
             finally:
                 # The next prefix begins short again, and so its slices.
                 self._sizers[name] = replace(run.sizer, last_tokens=0)
 
     def _engine_for(self, signature: Signature) -> str | None:
-        return next((name for name, known in self._descriptions.items() if known.signature == signature), None)
+        """The one that failed longest ago, or never."""
+        able = [name for name, known in self._descriptions.items() if known.signature == signature]
+        return min(able, key=lambda name: self._failed_s.get(name, float("-inf")), default=None)
 
     async def _settle(self, held: HeldLease, outcome: Outcome) -> None:
         """Write down how it ended. When that cannot be, the lease expires and the job is leased again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +32,24 @@ class LoadBoard(Protocol):
 
     def read(self) -> Load:
         """The load now."""
+
+
+class _NoLoad:
+    """A `LoadBoard` that nobody writes to."""
+
+    def enter(self) -> None:
+        """Nothing."""
+
+    def leave(self) -> None:
+        """Nothing."""
+
+    def note_ttft(self, seconds: float) -> None:
+        """Nothing."""
+
+    def read(self) -> Load:
+        """Never any request; whoever came would not mind to wait."""
+        return Load(in_flight=0, idle_since_s=float("-inf"), ttft_s=float("inf"))
+
+
+NO_LOAD: Final = _NoLoad()
+"""The load of engines that serve nobody."""

@@ -135,18 +135,28 @@ class VllmApi:
         """Token ids of a completion's prompt."""
         return (await self._post("/tokenize", {"prompt": text}, _Tokens)).tokens
 
-    async def tokenize_chat(self, messages: Sequence[msgspec.Raw]) -> tuple[int, ...]:
-        """Token ids of the prompt that a chat request with these messages has."""
-        return (await self._post("/tokenize", {"messages": messages}, _Tokens)).tokens
+    async def tokenize_chat(
+        self, messages: msgspec.Raw | Sequence[msgspec.Raw], extra: Mapping[str, msgspec.Raw] | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of the prompt that a chat request with these messages has; `extra`: its other members (`tools`)."""
+        return (await self._post("/tokenize", {**(extra or {}), "messages": messages}, _Tokens)).tokens
 
     async def prefill(
-        self, tokens: Sequence[int], *, model: str | None = None, salt: bytes = b"", wish: Wish | None = None
+        self,
+        tokens: Sequence[int],
+        *,
+        model: str | None = None,
+        salt: bytes = b"",
+        wish: Wish | None = None,
+        behind: bool = True,
     ) -> Prefilled:
-        """Compute the KV of `tokens`, at least one, behind all other requests, and one token of an answer.
+        """Compute the KV of `tokens`, at least one, and one token of an answer; `behind` all other requests.
 
         Cancelling closes the connection: the server stops at the end of the running step and keeps what it has.
         """
-        body: dict[str, Any] = {"prompt": list(tokens), "max_tokens": 1, "temperature": 0, "priority": _BEHIND}
+        body: dict[str, Any] = {"prompt": list(tokens), "max_tokens": 1, "temperature": 0}
+        if behind:
+            body["priority"] = _BEHIND
         if model is not None:
             body["model"] = model
         if salt:

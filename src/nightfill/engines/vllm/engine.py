@@ -22,7 +22,8 @@ from nightfill.errors import EngineUnavailable, EngineUnfit
 from nightfill.kv.key import spans
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from nightfill.config import EngineSettings
     from nightfill.contexts.context import Content
@@ -35,8 +36,12 @@ _PROBE: Final = (1, 2)
 """Token ids that every vocabulary has."""
 _SLOTS: Final = 256
 """vLLM does not say how many requests it computes at the same time; this is its default."""
-_STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
+_CHAT: Final = "/v1/chat/completions"
+_STREAMABLE: Final = frozenset({_CHAT, "/v1/completions"})
 _WITHOUT_KV: Final = frozenset({"/tokenize", "/detokenize", "/v1/messages/count_tokens"})
+_RENDERED_WITH: Final = ("tools", "chat_template", "chat_template_kwargs", "add_generation_prompt")
+_RENDERED_OTHERWISE: Final = ("continue_final_message", "documents", "add_special_tokens", "tool_choice")
+"""What else becomes part of a chat's prompt, as `/tokenize` is told of it, and as it is not."""
 _OURS: Final = frozenset({"cache_salt", PARAMS})
 """Members that only we may set: they choose whose KV is used, and how."""
 
@@ -58,6 +63,9 @@ class VllmEngine:
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.name = settings.name
+        self.in_flight = 0
+        """Requests that were sent to it and have not ended."""
         self._settings = settings
         self._store = store
         self._block_tokens = block_tokens
@@ -85,7 +93,7 @@ class VllmEngine:
             return self._description
 
     async def _ask(self) -> Description:
-        name = self._settings.name
+        name = self.name
         version = await self._api.version()
         models = await self._api.models()
         wanted = self._settings.model
@@ -121,16 +129,23 @@ class VllmEngine:
         shared = common_prefix(rows)
         return shared[: whole(len(shared), self._block_tokens)]
 
-    @contextlib.asynccontextmanager
-    async def open(self, call: Call) -> AsyncIterator[VllmReply]:
+    def open(self, call: Call) -> AbstractAsyncContextManager[VllmReply]:
         """Send a request on. vLLM loads what is stored of its prompt by itself."""
+        return self.opened(call)
+
+    @contextlib.asynccontextmanager
+    async def opened(self, call: Call, wish: Wish | None = None) -> AsyncIterator[VllmReply]:
+        """`open`, with what the request wants of the store; one that is to be computed anew wants nothing of it."""
+        if not call.reuse:
+            wish = Wish(cold=True, store=False)
         streamed = call.stream and call.path in _STREAMABLE
         hides_usage = streamed and not _wants_usage(call)
+        self.in_flight += 1
         try:
-            async with self._api.stream(call.path, self._body(call, streamed), headers=call.headers) as response:
+            async with self._api.stream(call.path, self._body(call, wish, streamed), headers=call.headers) as response:
                 yield VllmReply(
                     response,
-                    engine=self._settings.name,
+                    engine=self.name,
                     streamed=streamed,
                     hides_usage=hides_usage,
                     loaded_tokens=len(call.prefix.tokens) if call.prefix is not None and call.reuse else 0,
@@ -138,20 +153,42 @@ class VllmEngine:
         except EngineUnavailable:
             self._description = None  # what comes back may be another one
             raise
+        finally:
+            self.in_flight -= 1
 
-    def _body(self, call: Call, streamed: bool) -> bytes:
+    def _body(self, call: Call, wish: Wish | None, streamed: bool) -> bytes:
         body: dict[str, object] = {name: raw for name, raw in call.body.items() if name not in _OURS}
         if self._asked_for and "model" in body:
             body["model"] = self._asked_for
         if call.path not in _WITHOUT_KV:
             if call.salt:
                 body["cache_salt"] = call.salt.hex()
-            if not call.reuse:
-                body[PARAMS] = {NAME: Wish(cold=True, store=False)}
+            if wish is not None:
+                body[PARAMS] = {NAME: wish}
         if streamed:
             options = msgspec.json.decode(call.body.get("stream_options", b"null"), type=dict[str, msgspec.Raw] | None)
             body["stream_options"] = {**(options or {}), "include_usage": True}
         return msgspec.json.encode(body)
+
+    async def prompt_tokens(self, path: str, body: Mapping[str, msgspec.Raw]) -> tuple[int, ...] | None:
+        """Token ids of the one prompt that a request has; None for several prompts, and for what is no plain text."""
+        if path == _CHAT:
+            if any(name in body for name in _RENDERED_OTHERWISE) or b"_url" in bytes(body["messages"]):
+                return None
+            return await self._api.tokenize_chat(body["messages"], {n: body[n] for n in _RENDERED_WITH if n in body})
+        try:
+            prompt = msgspec.json.decode(body["prompt"], type=str | tuple[int, ...])
+        except msgspec.ValidationError:
+            return None
+        return await self._api.tokenize(prompt) if isinstance(prompt, str) else prompt
+
+    async def prefill(self, tokens: Sequence[int], *, salt: bytes) -> None:
+        """Compute a prompt before live requests, and have its whole blocks stored; they may arrive a little later."""
+        self.in_flight += 1
+        try:
+            await self._api.prefill(tokens, salt=salt, wish=Wish(), behind=False)
+        finally:
+            self.in_flight -= 1
 
     @contextlib.asynccontextmanager
     async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
