@@ -239,9 +239,9 @@ class Table:
         self._words[at + _LENGTH] = size_bytes
         self._words[at + _LINKS] = runs[0][0] | self._links[bucket] << 32
         self._words[at + _USED] = used_us
-        self._count(_SEQUENCE, 1)
-        self._words[at + _SEQ] = self._words[_SEQUENCE]
         self._links[bucket] = index + 1
+        self._count(_SEQUENCE, 1)
+        self._words[at + _SEQ] = self._words[_SEQUENCE]  # and from here on it is there
         self._count(_BYTES, size_bytes)
         self._count(_BLOCKS, 1)
 
@@ -251,7 +251,7 @@ class Table:
         at = self._at(entry.index)
         self._words[at + _SEQ] = 0
         self._unlink(entry)
-        self._words[at + _LINKS] = self._words[_ENTRY_HEAD] << 32
+        self._words[at + _LINKS] = self._head(_ENTRY_HEAD) << 32
         self._words[_ENTRY_HEAD] = entry.index + 1
         self._give_back(entry.first, runs[-1][0] + runs[-1][1] - 1, self._geometry.slabs_for(entry.size_bytes))
         self._count(_BYTES, -entry.size_bytes)
@@ -341,9 +341,15 @@ class Table:
         return runs
 
     def _give_back(self, first: int, last: int, count: int) -> None:
-        self._links[self._first_link + last] = self._words[_FREE_HEAD]
+        self._links[self._first_link + last] = self._head(_FREE_HEAD)
         self._words[_FREE_HEAD] = first + 1
         self._count(_FREE, count)
+
+    def _head(self, word: int) -> int:
+        link = self._words[word]
+        if link > self._geometry.slabs:
+            raise BlockCorrupt(f"the arena's table leads to {link - 1} of {self._geometry.slabs} from word {word}")
+        return link
 
     def _count(self, word: int, by: int) -> None:
         value = self._words[word] + by
