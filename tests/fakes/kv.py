@@ -10,8 +10,10 @@ from nightfill.contexts.context import Signature
 from nightfill.kv import BlockKey, BlockMeta
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from nightfill.kv.roles import Policy
     from nightfill.kv.seal import Sealer
     from nightfill.kv.store import Store
     from nightfill.kv.tier import Tier
@@ -81,4 +83,10 @@ class MakeDisk(Protocol):
 
 
 class MakeStore(Protocol):
-    def __call__(self, *tiers: Tier, ttl_s: float = 3600, sealer: Sealer | None = None) -> Store: ...
+    def __call__(
+        self,
+        *tiers: Tier,
+        ttl_s: float = 3600,
+        sealer: Sealer | None = None,
+        policies: Mapping[str, Policy] | None = None,
+    ) -> Store: ...

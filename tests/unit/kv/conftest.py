@@ -17,9 +17,10 @@ from nightfill.kv.tiers.ram import RamTier
 from nightfill.kv.tiers.redis import RedisTier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from nightfill.kv.roles import Policy
     from nightfill.kv.tier import Tier
 
 
@@ -136,8 +137,13 @@ def make_tier(request: pytest.FixtureRequest, make_disk: MakeDisk) -> MakeTier:
 def make_store(buffers: Buffers, clock: FakeClock) -> Iterator[MakeStore]:
     opened: list[Store] = []
 
-    def make(*tiers: Tier, ttl_s: float = 3600, sealer: Sealer | None = None) -> Store:
-        store = Store(tiers, sealer or ChecksumSealer(buffers), ttl_s=ttl_s, clock=clock)
+    def make(
+        *tiers: Tier,
+        ttl_s: float = 3600,
+        sealer: Sealer | None = None,
+        policies: Mapping[str, Policy] | None = None,
+    ) -> Store:
+        store = Store(tiers, sealer or ChecksumSealer(buffers), ttl_s=ttl_s, clock=clock, policies=policies)
         opened.append(store)
         return store
 
