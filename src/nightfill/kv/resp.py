@@ -116,6 +116,8 @@ class Connection:
             self._socket = _connected(address, deadline_s)
         except OSError as error:
             raise TierUnavailable(f"{address}: cannot connect: {_reason(error)}") from error
+        except UnicodeError as error:
+            raise TierUnavailable(f"{address}: cannot connect: not the name of a host") from error
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
         self._log_in(deadline_s)

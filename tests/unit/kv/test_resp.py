@@ -208,6 +208,8 @@ def test_nobody_there_is_said_at_once() -> None:
         Connection(Address(host="127.0.0.1", port=port), deadline_s=soon())
     with pytest.raises(TierUnavailable, match="cannot connect: No such file"):
         Connection(Address(path="/nowhere/redis.sock"), deadline_s=soon())
+    with pytest.raises(TierUnavailable, match="cannot connect: not the name of a host"):
+        Connection(Address(host="x" * 64), deadline_s=soon())
 
 
 @pytest.mark.parametrize(
