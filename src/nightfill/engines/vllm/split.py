@@ -96,7 +96,9 @@ class SplitEngine:
         except EngineError as exc:
             _LOG.warning("not split: %s", exc)
             return None
-        return Wish(await_tokens=whole(len(tokens), self._block_tokens), await_s=self._settings.await_s, store=False)
+        return Wish(
+            await_tokens=whole(len(tokens), self._block_tokens), await_s=float(self._settings.await_s), store=False
+        )
 
     async def prefix_tokens(self, content: Content, form: Form) -> tuple[int, ...]:
         """As the decoding server."""
