@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import threading
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from nightfill.errors import KvError, TierFull, TierUnavailable
 from nightfill.kv.block import sealed_bytes
 from nightfill.kv.cipher import AesGcmSealer
 from nightfill.kv.key import Span
+from nightfill.kv.roles import Policy
 from nightfill.kv.seal import ChecksumSealer
 from nightfill.kv.store import Store
 from nightfill.kv.tiers.disk import DiskTier
@@ -207,6 +209,64 @@ def test_leading_counts_to_the_first_gap(store: Store, sample: MakeSample) -> No
     assert store.leading([]) == 0
 
 
+def test_each_tier_is_asked_once_and_only_for_what_faster_ones_lack(
+    make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [sample(number) for number in range(4)]
+    keys = [one.key for one in samples]
+    ram, disk = make_ram(name="ram"), make_disk()
+    store = make_store(ram, disk)
+    put(store, samples[1], hot=True)
+    put(store, samples[0])
+    asked: list[list[BlockKey]] = []
+    lengths = disk.lengths
+
+    def noted(keys: Sequence[BlockKey]) -> list[int | None]:
+        asked.append(list(keys))
+        return lengths(keys)
+
+    monkeypatch.setattr(disk, "lengths", noted)
+    assert store.lengths([*keys, keys[0]]) == [12288, 12288, None, None, 12288]
+    assert store.leading([Span(key, 0, 1) for key in keys]) == 2
+    assert asked == [[keys[0], keys[2], keys[3]]] * 2
+    assert store.has_many([keys[1]]) == [True]
+    assert len(asked) == 2
+    assert store.lengths([]) == []
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 15, 17, 10_000, 1 << 20])
+def test_a_payload_is_put_in_place(store: Store, sample: MakeSample, nbytes: int) -> None:
+    one = sample(1, nbytes)
+    put(store, one)
+    for _ in range(2):
+        memory = bytearray(nbytes)
+        assert store.get_into(one.key, memoryview(memory), salt=SALT) == one.meta
+        assert memory == one.payload
+    assert (of(store, "disk").hits, of(store, "ram").hits) == (1, 1)
+
+
+def test_many_payloads_are_put_in_place(store: Store, sample: MakeSample, root: Path) -> None:
+    samples = [sample(number, 5000) for number in range(6)]
+    put(store, *samples[:5])
+    stored = bytearray(file_of(root, samples[2]).read_bytes())
+    stored[5000] ^= 1
+    file_of(root, samples[2]).write_bytes(stored)
+    memory = memoryview(bytearray(6 * 5000))
+    outs = [memory[5000 * n : 5000 * (n + 1)] for n in range(6)]
+    found = store.get_many_into([one.key for one in samples], outs, salt=SALT)
+    assert found == [one.meta if one.number not in {2, 5} else None for one in samples]
+    assert all(outs[n] == samples[n].payload for n in (0, 1, 3, 4))
+    assert of(store, "disk").corrupt == 1
+
+
+def test_a_payload_of_another_length_is_a_miss_and_stays(store: Store, sample: MakeSample) -> None:
+    one = sample(1, 5000)
+    put(store, one)
+    assert store.get_into(one.key, memoryview(bytearray(4999)), salt=SALT) is None
+    assert (of(store, "disk").misses, of(store, "disk").corrupt) == (1, 0)
+    assert holds(store.get(one.key, salt=SALT), one)
+
+
 @pytest.mark.parametrize("at", [0, 50, 4085, 4096, 12000])
 def test_a_flipped_byte_on_disk_is_a_miss_and_goes(
     store: Store, sample: MakeSample, root: Path, at: int, caplog: pytest.LogCaptureFixture
@@ -366,6 +426,60 @@ def test_a_prefix_that_is_being_stored_does_not_push_out_its_own_beginning(
     assert (store.has(a.key), store.has(b.key), store.has(c.key)) == (False, True, True)
 
 
+def test_what_is_worth_more_stays_longer_in_every_tier(
+    make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample, clock: FakeClock
+) -> None:
+    a, b, c = (sample(number, 4096) for number in range(3))
+    store = make_store(make_ram(name="ram", max_bytes=2 * 8192), make_disk(max_bytes=2 * 8192))
+    store.retain({a.key: 2.0, b.key: 1.0, c.key: 3.0})
+    for one in (a, b, c):
+        put(store, one, hot=True)
+        clock.advance(1)
+    assert store.has_many([a.key, b.key, c.key]) == [True, False, True]
+    assert of(store, "ram").blocks == 2
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+def test_a_value_out_of_range_is_refused(store: Store, sample: MakeSample, value: float) -> None:
+    with pytest.raises(ValueError, match="value"):
+        store.retain({sample(1).key: value})
+
+
+def test_two_fills_that_do_not_fit_together_do_not_push_each_other_out(
+    make_store: MakeStore, make_disk: MakeDisk, sample: MakeSample, clock: FakeClock
+) -> None:
+    ready, other, dearer = ([sample(10 * n + k, 4096) for k in range(3)] for n in range(3))
+    store = make_store(make_disk(max_bytes=4 * 8192))
+    store.retain({one.key: 1.0 for one in ready})
+    put(store, *ready)
+    clock.advance(100)
+    with store.hold([one.key for one in other], value=1.0):
+        put(store, other[0])
+        with pytest.raises(TierFull):
+            put(store, other[1])
+    assert all(store.has(one.key) for one in ready)
+    with store.hold([one.key for one in dearer], value=1.5):
+        put(store, *dearer)
+    assert [store.has(one.key) for one in (*ready, other[0])] == [False, False, True, False]
+    passing = sample(99, 4096)
+    store.retain({one.key: 1.0 for one in (*ready, *dearer)})
+    with pytest.raises(TierFull):
+        put(store, passing)
+
+
+def test_a_promotion_makes_room_among_what_is_worth_as_much(
+    make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample
+) -> None:
+    a, b = sample(1, 4096), sample(2, 4096)
+    store = make_store(make_ram(max_bytes=8192, name="ram"), make_disk())
+    store.retain({a.key: 1.0, b.key: 1.0})
+    put(store, a, b)
+    for one in (a, b):
+        store.get(one.key, salt=SALT)
+        assert holds(store.get(one.key, salt=SALT), one)
+    assert of(store, "ram").hits == 2
+
+
 def test_a_promotion_into_a_ram_full_of_pins_is_no_error(
     make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample
 ) -> None:
@@ -440,6 +554,54 @@ def test_a_sweep_takes_what_nobody_used_for_its_time_to_live(
     assert store.sweep() == 1
     assert [store.has(one.key) for one in (a, b)] == [False, True]
     assert (of(store, "ram").expired, of(store, "disk").expired) == (1, 1)
+
+
+def test_each_tier_may_have_a_time_to_live_of_its_own(
+    make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample, clock: FakeClock, tmp_path: Path
+) -> None:
+    ram, short, long = make_ram(name="ram"), make_disk(name="short"), make_disk(name="long", root=tmp_path / "long")
+    policies = {"ram": Policy(ttl_s=10), "short": Policy(ttl_s=100)}
+    store = make_store(ram, short, long, ttl_s=1000, policies=policies)
+    put(store, sample(1), hot=True)
+    held = []
+    for age_s in (5, 50, 500, 5000):
+        clock.advance(age_s)
+        store.sweep()
+        held.append([tier.length(sample(1).key) is not None for tier in (ram, short, long)])
+    assert held == [[True] * 3, [False, True, True], [False, False, True], [False] * 3]
+
+
+def test_a_sweep_keeps_what_only_a_tier_below_has(
+    make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample, clock: FakeClock, tmp_path: Path
+) -> None:
+    ram, home, below = make_ram(name="ram"), make_disk(max_bytes=8192), make_disk(name="below", root=tmp_path / "b")
+    store = make_store(ram, home, below, policies={"below": Policy(back=True)})
+    put(store, sample(1, 4096), hot=True)
+    clock.advance(1)
+    put(store, sample(2, 4096))
+    store.sweep()
+    assert [tier.length(sample(1).key) is not None for tier in (ram, home, below)] == [True, False, True]
+    assert store.drop([sample(1).key]) == 1
+    assert not store.has(sample(1).key)
+
+
+def test_a_store_whose_folder_is_deleted_misses_and_makes_it_again(
+    make_store: MakeStore, make_disk: MakeDisk, sample: MakeSample, root: Path, sealer: Sealer
+) -> None:
+    samples = [sample(number) for number in range(3)]
+    store = make_store(make_disk(), sealer=sealer)
+    put(store, *samples)
+    shutil.rmtree(root)
+    assert store.leading([Span(one.key, 0, 1) for one in samples]) == 0
+    assert store.get_many([one.key for one in samples], salt=SALT) == [None] * 3
+    assert store.sweep(keep=set()) == store.drop([samples[0].key]) == 0
+    assert store.reseal([SALT]).finished
+    assert (of(store, "disk").blocks, of(store, "disk").errors) == (0, 0)
+    put(store, samples[1])
+    shutil.rmtree(root)
+    put(store, samples[2])
+    assert holds(store.get(samples[2].key, salt=SALT), samples[2])
+    assert of(store, "disk").blocks == 1
 
 
 def test_a_sweep_takes_what_nobody_keeps_after_a_grace(store: Store, sample: MakeSample, clock: FakeClock) -> None:
