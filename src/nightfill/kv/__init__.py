@@ -86,6 +86,11 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
                 open_redis_tier(wanted, name=name, param=f"kv.tiers.{place}.url", buffers=buffers, clock=clock)
             )
             continue
+        if wanted.kind == "s3":
+            from nightfill.kv.tiers.s3 import open_s3_tier  # needs the extra `s3`
+
+            tiers.append(open_s3_tier(wanted, name=name, param=f"kv.tiers.{place}.url", buffers=buffers, clock=clock))
+            continue
         folder = _folder(wanted, data_dir=data_dir, param=f"kv.tiers.{place}.path")
         if folder in folders:
             raise BadSetting(f"kv.tiers: two tiers in {folder}", param=f"kv.tiers.{place}.path")

@@ -7,14 +7,17 @@ import pytest
 
 from fakes.kv import MASTER, FakeClock, MakeDisk, MakeSample, MakeStore, MakeTier, Sample
 from fakes.redis_server import RedisServer
+from fakes.s3_server import ACCESS_KEY, BUCKET, SECRET, S3Server
 from nightfill.kv.buffer import Buffers
 from nightfill.kv.cipher import AesGcmSealer
+from nightfill.kv.objects import Address
 from nightfill.kv.seal import ChecksumSealer, Sealer
 from nightfill.kv.store import Store
 from nightfill.kv.tiers.arena import ArenaTier
 from nightfill.kv.tiers.disk import DiskTier
 from nightfill.kv.tiers.ram import RamTier
 from nightfill.kv.tiers.redis import RedisTier
+from nightfill.kv.tiers.s3 import S3Tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -121,7 +124,32 @@ def make_redis(redis_server: RedisServer, buffers: Buffers, clock: FakeClock) ->
         tier.close()
 
 
-@pytest.fixture(params=["ram", "arena", "disk", "disk without O_DIRECT", "redis"])
+@pytest.fixture
+def s3_server(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """An empty bucket, and the right credentials in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    server = S3Server(clock)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def make_s3(s3_server: S3Server, buffers: Buffers, clock: FakeClock) -> Iterator[MakeTier]:
+    opened: list[S3Tier] = []
+
+    def make(*, max_bytes: int = 1 << 30, name: str = "s3") -> S3Tier:
+        address = Address(bucket=BUCKET, prefix="pre/fix", endpoint=s3_server.endpoint, region="eu-test-1")
+        tier = S3Tier(address, name=name, max_bytes=max_bytes, buffers=buffers, clock=clock)
+        opened.append(tier)
+        return tier
+
+    yield make
+    for tier in opened:
+        tier.close()
+
+
+@pytest.fixture(params=["ram", "arena", "disk", "disk without O_DIRECT", "redis", "s3"])
 def make_tier(request: pytest.FixtureRequest, make_disk: MakeDisk) -> MakeTier:
     def make(*, max_bytes: int = 1 << 30, name: str = "tier") -> Tier:
         if not request.param.startswith("disk"):
