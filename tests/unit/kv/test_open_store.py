@@ -102,3 +102,77 @@ def test_a_missing_or_short_key_file_is_refused(tmp_path: Path, content: bytes |
 def test_without_a_key_file_openssl_is_not_loaded() -> None:
     code = "import sys, nightfill.kv; sys.exit('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_replaced_key_file_opens_what_the_old_one_sealed(tmp_path: Path, sample: MakeSample) -> None:
+    first = KvSettings(key_file=key_file(tmp_path), tiers=(tier(),))
+    store = open_store(first, data_dir=tmp_path)
+    store.put(sample(1).key, [b"x"], sample(1).meta, salt=SALT)
+    store.close()
+    text = open_text_sealer(first).seal_text(b"text")
+    new = tmp_path / "new.key"
+    new.write_bytes(bytes(32))
+    new.chmod(0o600)
+    second = KvSettings(key_file=str(new), old_key_files=(first.key_file,), tiers=(tier(),))
+    store = open_store(second, data_dir=tmp_path)
+    try:
+        assert store.get(sample(1).key, salt=SALT) is not None
+    finally:
+        store.close()
+    assert store.report().tiers[0].resealed == 1
+    assert open_text_sealer(second).open_text(text) == b"text"
+    third = open_store(KvSettings(key_file=str(new), tiers=(tier(),)), data_dir=tmp_path)
+    try:
+        assert third.get(sample(1).key, salt=SALT) is not None
+    finally:
+        third.close()
+
+
+def test_old_key_files_without_a_current_one_are_refused(tmp_path: Path) -> None:
+    settings = KvSettings(old_key_files=(key_file(tmp_path),), tiers=(tier(),))
+    for opened in (lambda: open_store(settings, data_dir=tmp_path), lambda: open_text_sealer(settings)):
+        with pytest.raises(BadSetting) as caught:
+            opened()
+        assert caught.value.param == "kv.old_key_files"
+
+
+def test_an_old_key_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    settings = KvSettings(key_file=key_file(tmp_path), old_key_files=(str(tmp_path / "none"),), tiers=(tier(),))
+    with pytest.raises(BadSetting, match="none") as caught:
+        open_store(settings, data_dir=tmp_path)
+    assert caught.value.param == "kv.old_key_files"
+
+
+def test_a_first_tier_that_is_written_back_to_is_refused(tmp_path: Path) -> None:
+    back = TierSettings(kind="disk", max_bytes=ByteSize(1 << 20), write="back")
+    with pytest.raises(BadSetting, match="none is above"):
+        open_store(KvSettings(tiers=(back,)), data_dir=tmp_path)
+
+
+def test_policy_caps_and_budget_come_from_the_settings(tmp_path: Path, sample: MakeSample) -> None:
+    block = ByteSize(3 * 4096)
+    settings = KvSettings(
+        tiers=(
+            TierSettings(kind="disk", path="a", max_bytes=block, min_free_bytes=ByteSize(0)),
+            TierSettings(
+                kind="disk",
+                path="b",
+                max_bytes=ByteSize(1 << 30),
+                min_free_bytes=ByteSize(0),
+                write="back",
+                tenant_max_bytes=ByteSize(2 * block),
+                write_bytes_per_day=ByteSize(3 * block),
+            ),
+        )
+    )
+    store = open_store(settings, data_dir=tmp_path)
+    try:
+        for number in range(6):
+            one = sample(number)
+            store.put(one.key, [one.payload], one.meta, salt=SALT)
+        above, below = store.report().tiers
+        assert (above.blocks, below.blocks, below.demoted) == (1, 2, 3), "capped per tenant"
+        assert above.undemoted == 2
+        assert "write budget" in (below.last_error or "")
+    finally:
+        store.close()
