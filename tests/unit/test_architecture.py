@@ -155,6 +155,11 @@ def declared() -> set[str]:
         project["project"]["dependencies"],
         *project["project"]["optional-dependencies"].values(),
         *project["dependency-groups"].values(),
+        [
+            line
+            for line in (ROOT / "requirements-vllm.txt").read_text(encoding="utf-8").splitlines()
+            if line[:1].isalpha()
+        ],
     ]
     return {normalised(requirement) for requirements in lists for requirement in requirements}
 

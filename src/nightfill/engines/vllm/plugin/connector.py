@@ -49,6 +49,7 @@ class NightfillConnector(OffloadingConnector):
         if role != KVConnectorRole.SCHEDULER:
             return
         self._tier = self._find_tier()
+        self._forget_name_of_host_memory()
         try:
             check_server(vllm_config, self._tier.settings)
             cache = self._tier.data_dir / "weights.json"
@@ -67,6 +68,15 @@ class NightfillConnector(OffloadingConnector):
             self.shutdown()
             raise ValueError(f"secondary_tiers: {len(found)} of type NightfillTier are set, exactly one is needed")
         return found[0]
+
+    def _forget_name_of_host_memory(self) -> None:
+        """Unlink the file behind vLLM's host memory, which would survive a server that is killed.
+
+        Workers are up before the scheduler: one that finds the file made is the last to need its name.
+        """
+        region = self.scheduler.manager.primary_tier._mmap_region
+        if not region._creator:
+            Path(region.mmap_path).unlink(missing_ok=True)
 
     @override
     def on_new_request(self, request: Request) -> None:
