@@ -65,6 +65,9 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
         earlier = sum(tier.kind == wanted.kind for tier in tiers)
         name = wanted.kind if earlier == 0 else f"{wanted.kind}-{earlier + 1}"
         if wanted.kind == "ram" and wanted.shared:
+            if wanted.tenant_max_bytes:
+                param = f"kv.tiers.{place}.tenant_max_bytes"
+                raise BadSetting(f"{param}: a shared ram tier keeps no cap per tenant", param=param)
             tiers.append(
                 ArenaTier(data_dir=data_dir, name=name, max_bytes=wanted.max_bytes, buffers=buffers, clock=clock)
             )

@@ -14,7 +14,7 @@ import pytest
 from fakes import arena_worker
 from fakes.arena_worker import KEYS, check, content
 from nightfill.config import ByteSize, KvSettings, TierSettings
-from nightfill.errors import BlockCorrupt, KvError, TierFull, TierUnavailable
+from nightfill.errors import BadSetting, BlockCorrupt, KvError, TierFull, TierUnavailable
 from nightfill.kv import open_store
 from nightfill.kv.tiers import arena as arena_module
 from nightfill.kv.tiers import arena_file
@@ -432,3 +432,10 @@ def test_the_store_opens_one_arena_per_data_folder(tmp_path: Path) -> None:
         two.close()
     finally:
         path.unlink(missing_ok=True)
+
+
+def test_a_cap_per_tenant_is_refused(tmp_path: Path) -> None:
+    wanted = TierSettings(kind="ram", shared=True, max_bytes=ByteSize(MAX_BYTES), tenant_max_bytes=ByteSize(MAX_BYTES))
+    with pytest.raises(BadSetting) as failure:
+        open_store(KvSettings(tiers=(wanted,)), data_dir=tmp_path)
+    assert failure.value.param == "kv.tiers.0.tenant_max_bytes"
