@@ -90,7 +90,11 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
             )
             continue
         if wanted.kind == "s3":
-            from nightfill.kv.tiers.s3 import open_s3_tier  # needs the extra `s3`
+            try:
+                from nightfill.kv.tiers.s3 import open_s3_tier
+            except ImportError as error:
+                param = f"kv.tiers.{place}.kind"
+                raise BadSetting(f"{param}: s3 needs obstore: pip install 'nightfill[s3]'", param=param) from error
 
             tiers.append(open_s3_tier(wanted, name=name, param=f"kv.tiers.{place}.url", buffers=buffers, clock=clock))
             continue

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -310,3 +311,10 @@ def test_the_store_opens_a_bucket_from_settings(tmp_path: Path, s3_server: S3Ser
         assert s3_server.requests == 1
     finally:
         store.close()
+
+
+def test_without_obstore_the_setting_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nightfill.kv.tiers.s3", None)
+    wanted = TierSettings(kind="s3", url=f"s3://{BUCKET}/kv", max_bytes=ByteSize(1 << 20))
+    with pytest.raises(BadSetting, match=r"nightfill\[s3\]"):
+        open_store(KvSettings(tiers=(wanted,)), data_dir=tmp_path)
