@@ -29,3 +29,15 @@ def unshared(fill: Fill, others: Iterable[Fill], *, block_tokens: int = BLOCK_TO
         if other.key != fill.key and (other.key.tenant, other.key.signature) == (fill.key.tenant, fill.key.signature):
             keys -= keys_of(other, block_tokens=block_tokens)
     return frozenset(keys)
+
+
+def values_of(worth: Iterable[tuple[Fill, float]], *, block_tokens: int = BLOCK_TOKENS) -> dict[BlockKey, float]:
+    """What each block is worth, for `Store.retain`: as much as the dearest of the fills that share it.
+
+    Name the fills that are under way too: their blocks may then take the place of cheaper ones.
+    """
+    values: dict[BlockKey, float] = {}
+    for fill, value in worth:
+        for key in keys_of(fill, block_tokens=block_tokens):
+            values[key] = max(value, values.get(key, 0.0))
+    return values

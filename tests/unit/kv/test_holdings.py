@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nightfill.contexts.context import Fill, FillKey, FillState, Fingerprint, Form, Signature, Tenant
-from nightfill.kv.holdings import keys_of, unshared
+from nightfill.kv.holdings import keys_of, unshared, values_of
 from nightfill.kv.key import salt_of, snapshot_key, spans
 
 T, SIGNATURE = Tenant("t"), Signature("ab" * 32)
@@ -46,3 +46,11 @@ def test_a_fill_shares_nothing_with_itself_or_another_tenant() -> None:
     stranger = fill(1, 2, 3, 4, tenant=Tenant("u"))
     assert unshared(one, [one, replace(one, stored_tokens=0), stranger], block_tokens=2) == keys(one)
     assert not keys(one) & keys(stranger)
+
+
+def test_a_block_is_worth_what_the_dearest_fill_that_shares_it_is() -> None:
+    one, two = fill(1, 2, 3, 4, mark="a"), fill(1, 2, 9, 9, mark="b")
+    values = values_of([(one, 1.0), (two, 3.0)], block_tokens=2)
+    assert set(values) == keys(one) | keys(two)
+    assert {key for key, value in values.items() if value == 3.0} == keys(two)
+    assert {values[key] for key in keys_of(one, block_tokens=2) - keys(two)} == {1.0}

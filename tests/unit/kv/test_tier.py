@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nightfill.errors import TierFull
+from nightfill.kv.tier import Evictor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from fakes.kv import FakeClock, MakeSample, MakeTier
+    from nightfill.kv.eviction import Record
     from nightfill.kv.tier import Tier
 
 
@@ -213,6 +215,56 @@ def test_threads_never_see_a_mixture(
     assert not wrong
     usage = tier.usage()
     assert usage.bytes == sum(record.size_bytes for record in tier.records()) <= 5 * 8 * 4096
+
+
+@pytest.fixture(params=["ram", "disk", "redis"])
+def evictor(request: pytest.FixtureRequest) -> Tier:
+    """Three pages large."""
+    make: MakeTier = request.getfixturevalue(f"make_{request.param}")
+    return make(max_bytes=3 * 4096, name="tier")
+
+
+def test_an_evictor_lets_go_first_of_what_is_worth_least(
+    evictor: Tier, clock: FakeClock, sample: MakeSample, page: Callable[[int], memoryview]
+) -> None:
+    assert isinstance(evictor, Evictor)
+    for number in (1, 2, 3):
+        evictor.write(sample(number).key, page(1))
+        clock.advance(100)
+    evictor.retain({sample(1).key: 2.0, sample(2).key: 1.0, sample(3).key: 3.0}, guarded=False)
+    evictor.write(sample(4).key, page(1))
+    assert evictor.lengths([sample(n).key for n in (1, 2, 3, 4)]) == [4096, None, 4096, 4096]
+    evictor.retain({sample(n).key: 1.0 for n in (1, 3, 4, 5)}, guarded=True)
+    with pytest.raises(TierFull):
+        evictor.write(sample(5).key, page(1))
+    evictor.retain({}, guarded=True)
+    evictor.write(sample(5).key, page(1))
+    assert evictor.length(sample(1).key) is None
+
+
+def test_an_evictor_offers_what_it_lets_go_while_it_can_be_read(
+    evictor: Tier, clock: FakeClock, sample: MakeSample, page: Callable[[int], memoryview]
+) -> None:
+    assert isinstance(evictor, Evictor)
+    offered: dict[bytes, bytes | None] = {}
+
+    def spill(records: Sequence[Record]) -> None:
+        evictor.usage()  # no lock may be held here
+        for record in records:
+            found = evictor.read(record.key)
+            offered[record.key] = None if found is None else bytes(found)
+
+    evictor.spill_to(spill)
+    pages = {sample(number).key: page(1) for number in (1, 2, 3)}
+    for key, one in pages.items():
+        evictor.write(key, one)
+        clock.advance(100)
+    evictor.write(sample(3).key, pages[sample(3).key])
+    evictor.drop(sample(3).key)
+    assert offered == {}
+    evictor.write(sample(4).key, page(2))
+    assert offered == {sample(1).key: bytes(pages[sample(1).key])}
+    assert evictor.lengths([sample(n).key for n in (1, 2, 4)]) == [None, 4096, 8192]
 
 
 def test_closing_twice_is_closing(tier: Tier) -> None:

@@ -8,7 +8,7 @@ date cannot be set, and so a second object is written on use, at most once a day
 date is refused by S3). *How exact the cap is*: the bucket is listed before the first write, and every `refresh_every_s`
 from then on; what other processes wrote since is not known and may exceed the cap for so long.
 
-*Pins* are this process's own; another process evicts by its own pins.
+*Pins and values* are this process's own; another process evicts by its own.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import BadSetting, BlockCorrupt, KvError, TierFull, TierUnavailable
 from nightfill.kv.buffer import ALIGNMENT
-from nightfill.kv.eviction import Record, shortfall, victims
+from nightfill.kv.eviction import Record, Retention, room_for, shortfall
 from nightfill.kv.index import Index
 from nightfill.kv.key import BlockKey
 from nightfill.kv.objects import Objects, parse_address
 from nightfill.kv.tier import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nightfill.config import TierSettings
     from nightfill.kv.buffer import Buffers
     from nightfill.kv.objects import Address
+    from nightfill.kv.tier import Spill
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +85,8 @@ class S3Tier:
         """Keys that were read here and may be missing from the index, which is only made for those who write."""
         self._changed: set[BlockKey] | None = None
         """Keys that we changed while a listing is under way, of which it may have seen either state."""
-        self._pinned: frozenset[BlockKey] = frozenset()
+        self._retention = Retention()
+        self._spill: Spill | None = None
         self._reserved_bytes = 0
         self._evicted = 0
         self._listed_at_s = float("-inf")
@@ -152,7 +155,16 @@ class S3Tier:
     def pin(self, keys: frozenset[BlockKey]) -> None:
         """See `Tier`."""
         with self._lock:
-            self._pinned = keys
+            self._retention = replace(self._retention, pinned=keys)
+
+    def retain(self, values: Mapping[BlockKey, float], *, guarded: bool) -> None:
+        """See `Evictor`."""
+        with self._lock:
+            self._retention = replace(self._retention, values=values, guarded=guarded)
+
+    def spill_to(self, spill: Spill) -> None:
+        """See `Evictor`."""
+        self._spill = spill
 
     def records(self) -> tuple[Record, ...]:
         """See `Tier`. Lists the bucket."""
@@ -181,29 +193,46 @@ class S3Tier:
         """Make room for `size` bytes and hold it. Raises TierFull."""
         if size > self._max_bytes:
             raise TierFull(f"{self.name}: a block of {size} bytes is over the cap of {self._max_bytes}")
+        incoming = Record(key, size, self._clock())
+        spilled: set[BlockKey] = set()
+        for _ in range(_ROUNDS):
+            leaving = self._make_room(incoming, spilled)
+            if leaving is None:
+                return
+            if self._spill is not None:
+                self._spill(leaving)
+            spilled.update(record.key for record in leaving)
+        raise TierFull(f"{self.name}: others use what would have to go for {size} bytes")
+
+    def _make_room(self, incoming: Record, spilled: set[BlockKey]) -> Sequence[Record] | None:
+        """Hold room, evicting what is in `spilled`; None. Or what is to be spilled before that can be."""
         with self._room:
             if time.monotonic() >= self._listed_at_s + self._refresh_every_s:
                 self._list()
             for _ in range(_ROUNDS):
                 with self._lock:
-                    old = self._index.get(key)
+                    old = self._index.get(incoming.key)
                     need = shortfall(
-                        incoming_bytes=size,
+                        incoming_bytes=incoming.size_bytes,
                         used_bytes=self._index.total_bytes - (old.size_bytes if old else 0) + self._reserved_bytes,
                         max_bytes=self._max_bytes,
                     )
+                    chosen = room_for(incoming, self._index, short_bytes=need, retention=self._retention)
                     if need <= 0:
-                        self._reserved_bytes += size
-                        return
-                    others = (record for record in self._index if record.key != key)
-                    chosen = victims(others, need_bytes=need, pinned=self._pinned)
+                        self._reserved_bytes += incoming.size_bytes
+                        return None
                 if chosen is None:
                     break
+                leaving = [record for record in chosen if record.key not in spilled]
+                if leaving and self._spill is not None:
+                    return leaving
                 for record in chosen:
                     gone = self._delete(record.key)
                     with self._lock:
                         self._evicted += gone
-        raise TierFull(f"{self.name}: no room for {size} bytes under a cap of {self._max_bytes}, and nothing may go")
+        raise TierFull(
+            f"{self.name}: no room for {incoming.size_bytes} bytes under a cap of {self._max_bytes}, and nothing may go"
+        )
 
     def _delete(self, key: BlockKey) -> bool:
         with self._stripe(key):
