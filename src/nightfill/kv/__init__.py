@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from nightfill.config import KvSettings, TierSettings
     from nightfill.kv.tier import Tier
+    from nightfill.kv.tiers.redis import RedisTier
+    from nightfill.kv.tiers.s3 import S3Tier
 
 __all__ = [
     "BLOCK_TOKENS",
@@ -82,21 +84,8 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
                 )
             )
             continue
-        if wanted.kind == "redis":
-            from nightfill.kv.tiers.redis import open_redis_tier  # few need it, and sockets take a while to import
-
-            tiers.append(
-                open_redis_tier(wanted, name=name, param=f"kv.tiers.{place}.url", buffers=buffers, clock=clock)
-            )
-            continue
-        if wanted.kind == "s3":
-            try:
-                from nightfill.kv.tiers.s3 import open_s3_tier
-            except ImportError as error:
-                param = f"kv.tiers.{place}.kind"
-                raise BadSetting(f"{param}: s3 needs obstore: pip install 'nightfill[s3]'", param=param) from error
-
-            tiers.append(open_s3_tier(wanted, name=name, param=f"kv.tiers.{place}.url", buffers=buffers, clock=clock))
+        if wanted.kind in {"redis", "s3"}:
+            tiers.append(_remote(wanted, name=name, place=place, buffers=buffers, clock=clock))
             continue
         folder = _folder(wanted, data_dir=data_dir, param=f"kv.tiers.{place}.path")
         if folder in folders:
@@ -159,6 +148,23 @@ def _refuse_old_keys(settings: KvSettings) -> None:
             "kv.old_key_files: there is no kv.key_file to seal anew under; for no more encryption, clear the store",
             param="kv.old_key_files",
         )
+
+
+def _remote(
+    wanted: TierSettings, *, name: str, place: int, buffers: Buffers, clock: Callable[[], float]
+) -> RedisTier | S3Tier:
+    """A tier on a server; imported here, since few need one."""
+    url = f"kv.tiers.{place}.url"
+    if wanted.kind == "redis":
+        from nightfill.kv.tiers.redis import open_redis_tier
+
+        return open_redis_tier(wanted, name=name, param=url, buffers=buffers, clock=clock)
+    try:
+        from nightfill.kv.tiers.s3 import open_s3_tier
+    except ImportError as error:
+        kind = f"kv.tiers.{place}.kind"
+        raise BadSetting(f"{kind}: s3 needs obstore: pip install 'nightfill[s3]'", param=kind) from error
+    return open_s3_tier(wanted, name=name, param=url, buffers=buffers, clock=clock)
 
 
 def _folder(wanted: TierSettings, *, data_dir: Path, param: str) -> Path:
