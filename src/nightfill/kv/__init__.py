@@ -11,10 +11,11 @@ from nightfill.kv.block import Block, BlockMeta
 from nightfill.kv.buffer import Buffers
 from nightfill.kv.key import BLOCK_TOKENS, BlockKey, Span, salt_of, snapshot_key, spans
 from nightfill.kv.report import StoreReport, TierReport
-from nightfill.kv.roles import Policy
+from nightfill.kv.roles import Policy, Roles
 from nightfill.kv.rotation import Resealed
 from nightfill.kv.seal import ChecksumSealer, PlainTexts, Sealer, TextSealer
 from nightfill.kv.store import Store
+from nightfill.kv.tier import Evictor
 from nightfill.kv.tiers.arena import ArenaTier
 from nightfill.kv.tiers.disk import DiskTier
 from nightfill.kv.tiers.ram import RamTier
@@ -108,6 +109,7 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
         tier.name: Policy(back=wanted.write == "back", ttl_s=wanted.ttl_s)
         for tier, wanted in zip(tiers, settings.tiers, strict=True)
     }
+    _require_evictors(Roles(tiers, ttl_s=settings.ttl_s, policies=policies))
     return Store(tiers, sealer, ttl_s=settings.ttl_s, clock=clock, policies=policies)
 
 
@@ -131,6 +133,18 @@ def _sealer(settings: KvSettings, buffers: Buffers) -> Sealer:
 
     master, *old = _masters(settings)
     return AesGcmSealer(master, buffers, old=old)
+
+
+def _require_evictors(roles: Roles) -> None:
+    """Raises BadSetting where blocks that a tier is to hand down would be lost. Copies in a cache may be."""
+    for place, tier in enumerate(roles.tiers):
+        if tier in roles.keepers and roles.backs_below(tier) and not isinstance(tier, Evictor):
+            param = f"kv.tiers.{place}.shared"
+            raise BadSetting(
+                f"{param}: a shared ram tier does not hand down what it evicts, so the tiers below cannot all be "
+                "written 'back'",
+                param=param,
+            )
 
 
 def _masters(settings: KvSettings) -> list[bytes]:

@@ -10,6 +10,8 @@ from fakes.kv import MASTER, SALT, MakeSample
 from nightfill.config import ByteSize, KvSettings, TierSettings
 from nightfill.errors import BadSetting, BlockCorrupt
 from nightfill.kv import open_store, open_text_sealer
+from nightfill.kv.tiers.arena import SHARED_MEMORY
+from nightfill.kv.tiers.arena_file import arena_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,6 +149,18 @@ def test_a_first_tier_that_is_written_back_to_is_refused(tmp_path: Path) -> None
     back = TierSettings(kind="disk", max_bytes=ByteSize(1 << 20), write="back")
     with pytest.raises(BadSetting, match="none is above"):
         open_store(KvSettings(tiers=(back,)), data_dir=tmp_path)
+
+
+def test_a_shared_ram_that_would_lose_what_it_evicts_is_refused(tmp_path: Path) -> None:
+    arena = TierSettings(kind="ram", max_bytes=ByteSize(1 << 20), shared=True)
+    back = TierSettings(kind="disk", max_bytes=ByteSize(1 << 20), path="back", write="back")
+    try:
+        with pytest.raises(BadSetting, match="hand down") as caught:
+            open_store(KvSettings(tiers=(arena, back)), data_dir=tmp_path)
+        assert caught.value.param == "kv.tiers.0.shared"
+        open_store(KvSettings(tiers=(arena, tier(), back)), data_dir=tmp_path).close()
+    finally:
+        arena_path(SHARED_MEMORY, tmp_path, 1 << 20).unlink(missing_ok=True)
 
 
 def test_policy_caps_and_budget_come_from_the_settings(tmp_path: Path, sample: MakeSample) -> None:

@@ -217,9 +217,9 @@ def test_threads_never_see_a_mixture(
     assert usage.bytes == sum(record.size_bytes for record in tier.records()) <= 5 * 8 * 4096
 
 
-@pytest.fixture(params=["ram", "disk", "redis"])
+@pytest.fixture(params=["ram", "disk", "redis", "s3"])
 def evictor(request: pytest.FixtureRequest) -> Tier:
-    """Three pages large."""
+    """Three pages large; each kind that hands down what it lets go."""
     make: MakeTier = request.getfixturevalue(f"make_{request.param}")
     return make(max_bytes=3 * 4096, name="tier")
 
