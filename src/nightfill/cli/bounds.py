@@ -86,18 +86,18 @@ def _check_engine(engine: EngineSettings, index: int) -> None:
             raise _bad(f"engines.{index}.model", engine.model, "must be a path of a GGUF file, or demo:SIZE")
         for name in ("url", "api_key", "roles"):
             if getattr(engine, name):
-                raise _bad(f"engines.{index}.{name}", getattr(engine, name), "is for kind: vllm only")
+                raise _unshown(f"engines.{index}.{name}", "is for kind: vllm only")
     elif not engine.url.startswith(("http://", "https://")):
-        raise _bad(f"engines.{index}.url", engine.url, "must be the http:// or https:// address of a vLLM server")
+        raise _unshown(f"engines.{index}.url", "must be the http:// or https:// address of a vLLM server")
 
 
 def _check_tier(tier: TierSettings, index: int) -> None:
     """What a tier needs depends on its kind."""
     schemes = {"redis": ("redis://", "rediss://", "unix://"), "s3": ("s3://",)}.get(tier.kind, ())
     if schemes and not tier.url.startswith(schemes):
-        raise _bad(f"kv.tiers.{index}.url", tier.url, f"must begin with {' or '.join(schemes)}")
+        raise _unshown(f"kv.tiers.{index}.url", f"must begin with {' or '.join(schemes)}")
     if not schemes and tier.url:
-        raise _bad(f"kv.tiers.{index}.url", tier.url, "is for tiers of kind redis or s3 only")
+        raise _unshown(f"kv.tiers.{index}.url", "is for tiers of kind redis or s3 only")
     if index == 0 and tier.write == "back":
         raise _bad("kv.tiers.0.write", "back", "must be through: nothing is above the first tier")
 
@@ -120,3 +120,8 @@ def _walk(record: msgspec.Struct, path: str, pattern: str) -> None:
 
 def _bad(key: str, value: object, allowed: str) -> BadSetting:
     return BadSetting(f"setting {key} = {value!r}: {allowed}", param=key)
+
+
+def _unshown(key: str, allowed: str) -> BadSetting:
+    """For values that may hold a secret, as addresses do."""
+    return BadSetting(f"setting {key}: {allowed}", param=key)

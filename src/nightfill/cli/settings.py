@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PREFIX: Final = "NIGHTFILL_"
-_APART: Final = frozenset({"NIGHTFILL_CONFIG"})
+_APART: Final = frozenset({"NIGHTFILL_CONFIG", "NIGHTFILL_VLLM_PYTHON"})
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_ITEMS: Final = 64
-_UNSHOWN: Final = "api_keys"
+_UNSHOWN: Final = ("api_key", "url")
+"""Parts of keys whose values may be or hold a secret."""
 
 
 def load_settings(
@@ -231,7 +232,7 @@ def _allowed(what: str, path: str) -> str:
 
 
 def _value_at(raw: Any, path: str) -> str:
-    if _UNSHOWN in path:
+    if any(part in path for part in _UNSHOWN):
         return ""
     for key in path.split("."):
         try:
