@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-LOGPROBS = {"logprobs": True, "top_logprobs": 20, "max_tokens": 1}
+LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 20, "max_tokens": 1}
 KEYS = {"one": "key-of-one", "two": "key-of-two"}
 
 

@@ -79,6 +79,10 @@ class House:
     engines: list[FakeFillEngine] = field(default_factory=list)
     sources: dict[ContextName, Content] = field(default_factory=dict)
     upkeep: Upkeep | None = None
+    names: tuple[str, ...] = ("local",)
+    """Of the engines, all of them made by `make_engine`."""
+    unshared: frozenset[str] = frozenset()
+    """Engines that serve nobody."""
     make_engine: Callable[[House], FakeFillEngine] = lambda house: FakeFillEngine(store=house.store, log=house.log)
 
     async def start_engine(self) -> FakeFillEngine:
@@ -97,7 +101,8 @@ class House:
         )
 
     def worker(self, name: str = "w1") -> Worker:
-        pool = EnginePool({"local": self.start_engine}, idle_stop_s={"local": 120.0}, clock=now_s)
+        idle_stop_s = dict.fromkeys(self.names, 120.0)
+        pool = EnginePool(dict.fromkeys(self.names, self.start_engine), idle_stop_s=idle_stop_s, clock=now_s)
         return Worker(
             self.state,
             self.board,
@@ -105,6 +110,7 @@ class House:
             self.settings,
             refresh=lambda context: self.sources.get(context.name),
             upkeep=self.upkeep,
+            unshared=self.unshared,
             worker=WorkerId(name),
             clock=lambda: WALL_S + now_s(),
             steady=now_s,

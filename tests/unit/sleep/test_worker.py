@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -467,3 +468,38 @@ async def test_whatever_dies_and_whenever_every_context_is_ready_at_last(
                 assert h.store.stored[fill.tokens, salt_of(T)] == len(fill.tokens)
         assert len(await h.state.book.fills()) == 3
         assert await h.state.jobs.holders() == []
+
+
+@virtual
+async def test_live_requests_do_not_stop_work_on_an_engine_that_serves_nobody(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.unshared = frozenset({"local"})
+        context = await h.put(TEXT)
+        h.board.enter()
+        async with h.working():
+            await fill_in(h, key_of(context))
+        assert h.engines[0].frozen_times == 0
+
+
+@virtual
+async def test_a_fill_that_failed_on_one_engine_goes_to_the_next_one_that_computes_the_same(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.names = ("one", "two")
+        h.make_engine = engines(first=lambda engine: setattr(engine, "dies_after", 500))
+        context = await h.put(TEXT)
+        async with h.working():
+            await fill_in(h, key_of(context))
+        assert len(h.engines) == 2, "the one that died is not started again for it"
+        assert h.engines[0].dead
+
+
+@virtual
+async def test_an_engine_that_became_another_one_is_filled_for_as_that(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        context = await h.put(TEXT)
+        other = Signature("cd" * 32)
+        async with h.working():
+            await fill_in(h, key_of(context))
+            h.engines[0]._description = replace(h.engines[0]._description, signature=other)
+            newer = await h.put(TEXT + "more")
+            await fill_in(h, replace(key_of(newer), signature=other))
