@@ -75,6 +75,7 @@ def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
         wanted,
         store=rooms.store,
         block_tokens=rooms.settings.kv.block_tokens,
+        plugin=rooms.settings.kv_backend == "nightfill",
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
     )

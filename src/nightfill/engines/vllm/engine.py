@@ -13,6 +13,7 @@ from nightfill.contexts import Front
 from nightfill.contexts.context import Form, Signature
 from nightfill.engines.difference import common_prefix, unlike_chats, unlike_prompts
 from nightfill.engines.engine import Description, Reuse
+from nightfill.engines.signature import signature_of
 from nightfill.engines.vllm.api import VllmApi
 from nightfill.engines.vllm.checks import fitting
 from nightfill.engines.vllm.fill import VllmFill, whole
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from nightfill.config import EngineSettings
     from nightfill.contexts.context import Content
     from nightfill.engines.engine import Call, Prefix, PrefixFill
+    from nightfill.engines.vllm.api import Model
     from nightfill.kv.store import Store
 
 DESCRIBED_S: Final = 30.0
@@ -59,11 +61,14 @@ class VllmEngine:
         *,
         store: Store,
         block_tokens: int,
+        plugin: bool = True,
         first_byte_timeout_s: float = 900.0,
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`plugin`: our plug-in must be inside. Without it the server keeps KV its own way, and nothing can be filled."""
         self.name = settings.name
+        self._plugin = plugin
         self.in_flight = 0
         """Requests that were sent to it and have not ended."""
         self._settings = settings
@@ -101,16 +106,26 @@ class VllmEngine:
         if model is None:
             raise EngineUnfit(f"does not serve {wanted!r}: --served-model-name must name it", engine=name)
         self._asked_for = model.id
+        if not self._plugin:
+            own = {"engine": "vllm", "name": name, "version": version, "model": model.id}
+            return self._described_as(model, version, signature_of(own), kv_bytes_per_token=0, reuse=Reuse.NONE)
         probe = await self._api.prefill(_PROBE, model=model.id, wish=Wish(report=True, store=False))
         report = fitting(version, probe, block_tokens=self._block_tokens, engine=name)
+        return self._described_as(
+            model, version, Signature(report.signature), kv_bytes_per_token=report.kv_bytes_per_token, reuse=Reuse.TRIM
+        )
+
+    def _described_as(
+        self, model: Model, version: str, signature: Signature, *, kv_bytes_per_token: int, reuse: Reuse
+    ) -> Description:
         return Description(
-            engine=name,
+            engine=self.name,
             model=self._settings.served_model_name or model.id,
-            signature=Signature(report.signature),
+            signature=signature,
             context_length=model.max_model_len or 0,
-            kv_bytes_per_token=report.kv_bytes_per_token,
+            kv_bytes_per_token=kv_bytes_per_token,
             slots=_SLOTS,
-            reuse=Reuse.TRIM,
+            reuse=reuse,
             embeddings=False,
             version=f"vLLM {version}",
         )

@@ -70,6 +70,18 @@ async def test_a_server_without_the_plug_in_is_refused(store: Store) -> None:
             await engine.describe()
 
 
+async def test_a_server_that_keeps_kv_its_own_way_serves_and_is_not_filled(store: Store) -> None:
+    async with FakeVllm(store=None).running() as server:
+        wanted = EngineSettings(name="v1", kind="vllm", url=server.url)
+        engine = VllmEngine(wanted, store=store, block_tokens=BLOCK, plugin=False)
+        said = await engine.describe()
+        assert (said.model, said.reuse) == ("demo", Reuse.NONE)
+        async with engine.open(call()) as reply:
+            assert reply.status == 200
+            await read(reply)
+        await engine.aclose()
+
+
 async def test_a_server_without_the_model_is_refused(server: FakeVllm, store: Store) -> None:
     async with other(server, store, model="elsewhere") as engine:
         with pytest.raises(EngineUnfit, match="does not serve 'elsewhere'"):
