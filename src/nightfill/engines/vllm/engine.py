@@ -66,7 +66,7 @@ class VllmEngine:
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`plugin`: our plug-in must be inside. Without it the server keeps KV its own way, and nothing can be filled."""
+        """`plugin`: ours must be inside. Without it the server keeps KV its own way, and nothing can be filled."""
         self.name = settings.name
         self._plugin = plugin
         self.in_flight = 0
