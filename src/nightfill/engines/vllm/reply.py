@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -108,3 +109,7 @@ class VllmReply:
     def _note(self, counts: _Counts) -> None:
         if counts.usage is not None:
             self.tokens = _tokens(counts.usage)
+            if self.tokens.prompt is not None and self.tokens.prompt <= self.loaded_tokens:
+                # vLLM must compute something of a prompt that it holds whole, and computes a block of its own cache,
+                # whose length it does not say: such a request neither keeps the promise nor breaks it.
+                self.tokens = replace(self.tokens, reused=None)

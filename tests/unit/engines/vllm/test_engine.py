@@ -162,6 +162,16 @@ async def test_a_filled_prefix_is_promised_and_its_reuse_told(engine: VllmEngine
     assert reply.tokens.prompt == len(tokens)
 
 
+async def test_a_prompt_that_is_the_prefix_and_no_more_proves_nothing(engine: VllmEngine) -> None:
+    tokens = tuple(range(64))
+    asked = call(path="/v1/completions", prompt=tokens)
+    prefix = Prefix(tokens=tokens, salt=SALT)
+    for _ in range(2):
+        async with engine.open(Call(path=asked.path, body=asked.body, stream=False, salt=SALT, prefix=prefix)) as reply:
+            await read(reply)
+    assert (reply.tokens.prompt, reply.tokens.reused) == (64, None)
+
+
 async def test_token_counts_that_the_client_did_not_ask_for_are_read_and_not_passed_on(
     engine: VllmEngine, server: FakeVllm
 ) -> None:
