@@ -164,10 +164,11 @@ async def test_a_filled_prefix_is_promised_and_its_reuse_told(engine: VllmEngine
 
 async def test_a_prompt_that_is_the_prefix_and_no_more_proves_nothing(engine: VllmEngine) -> None:
     tokens = tuple(range(64))
-    asked = call(path="/v1/completions", prompt=tokens)
+    body = {"prompt": msgspec.Raw(msgspec.json.encode(tokens))}
     prefix = Prefix(tokens=tokens, salt=SALT)
     for _ in range(2):
-        async with engine.open(Call(path=asked.path, body=asked.body, stream=False, salt=SALT, prefix=prefix)) as reply:
+        asked = Call(path="/v1/completions", body=body, stream=False, salt=SALT, prefix=prefix)
+        async with engine.open(asked) as reply:
             await read(reply)
     assert (reply.tokens.prompt, reply.tokens.reused) == (64, None)
 
