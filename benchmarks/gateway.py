@@ -148,6 +148,7 @@ class HttpReply:
     response: StreamResponse
     restore_s: float = 0.0
     queued_s: float = 0.0
+    weighed: None = None
     loaded_tokens: int = 0
     tokens: Tokens = field(default_factory=Tokens)
 

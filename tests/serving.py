@@ -187,6 +187,9 @@ class Serve:
         self.config.write_text(json.dumps(settings or {}), encoding="utf-8")
         self.mark = uuid.uuid4().hex
         self.environment = {**clean_environment(home), _MARK: self.mark}
+        if "restore" not in (settings or {}).get("kv", {}):
+            # The smallest models compute a short context about as quickly as they load it.
+            self.environment["NIGHTFILL_KV__RESTORE"] = "always"
         self.where: dict[str, Any] = {}
         self._arguments = ("--model", model, "--port", "0", "--json", *arguments)
         self._process: subprocess.Popen[str] | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nightfill.contexts.context import Content, Form, Messages, Signature, Text
-from nightfill.engines.engine import Call, Description, Prefix, PrefixFill, Reuse, Slice, Tokens
+from nightfill.engines.engine import Call, Description, Prefix, PrefixFill, Reuse, Slice, Tokens, Weighed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -38,6 +38,7 @@ class FakeReply:
     content_type: str = "text/event-stream"
     restore_s: float = 0.0
     queued_s: float = 0.0
+    weighed: Weighed | None = None
     loaded_tokens: int = 0
     tokens: Tokens = field(default_factory=Tokens)
 
@@ -68,6 +69,8 @@ class FakeEngine:
     """Raised by `open`."""
     loaded: int | None = None
     """Tokens that a request's prefix loads; None for all."""
+    weighed: Weighed | None = None
+    """How it decided to load a request's prefix or not."""
     reused: int | None = None
     """What it says early that it reused; None for nothing said."""
     prompt_tokens: int = 9
@@ -122,6 +125,7 @@ class FakeEngine:
             content_type="text/event-stream" if call.stream and self.status == 200 else "application/json",
             loaded_tokens=promised if self.loaded is None else min(self.loaded, promised),
             tokens=Tokens(reused=self.reused),
+            weighed=self.weighed,
         )
         self.running += 1
         try:

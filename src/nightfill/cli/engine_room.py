@@ -62,6 +62,7 @@ async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> 
         process=process,
         store=rooms.store,
         block_tokens=rooms.settings.kv.block_tokens,
+        restore=rooms.settings.kv.restore,
         max_waiting=gateway.max_in_flight,
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,

@@ -96,6 +96,17 @@ class Tokens:
     output: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """Whether a stored prefix is loaded or computed again, and what either was expected to take."""
+
+    load: bool
+    restore_s: float | None
+    """Seconds that loading takes; None while that is unknown."""
+    recompute_s: float | None
+    """Seconds that computing takes; None while that is unknown."""
+
+
 class Reply(Protocol):
     """An engine's answer under way. Its status and headers are there; its body is still to come."""
 
@@ -110,6 +121,12 @@ class Reply(Protocol):
     @property
     def restore_s(self) -> float:
         """Seconds spent on loading the prefix before the engine was asked; 0 if it was there."""
+
+    @property
+    def weighed(self) -> Weighed | None:
+        """How it was decided to load the prefix or not; None where there was nothing to decide, or somebody else does,
+        as a vLLM server does itself.
+        """
 
     @property
     def queued_s(self) -> float:

@@ -23,7 +23,7 @@ from nightfill.state.access import Access
 
 if TYPE_CHECKING:
     from nightfill.contexts import Tenant
-    from nightfill.engines.engine import Description
+    from nightfill.engines.engine import Description, Weighed
     from nightfill.gateway.exchange import Exchange, Header
     from nightfill.gateway.fleet import Fleet, Member
     from nightfill.gateway.journal import Journal
@@ -147,6 +147,8 @@ class Inference:
                 broken=verdict.broken,
                 restore_s=trip.restore_s,
             )
+            if trip.weighed is not None:
+                metrics.restore_decision(loaded=trip.weighed.load)
         self._journal.note(
             Access(
                 at_s=arrived_s,
@@ -184,11 +186,13 @@ class Inference:
 def _judge(plan: Plan, trip: Trip) -> Verdict:
     """What the request proves. Only an engine that went to work on it and answered well proves anything."""
     answered = trip.first_s > 0 and 200 <= trip.status < 300
+    # What was computed again by choice was not promised.
+    chosen = trip.weighed is None or trip.weighed.load
     return judge(
         planned=plan.planned_tokens if answered else 0,
         promised=trip.loaded_tokens if answered and plan.fill is not None else 0,
         reused=trip.tokens.reused,
-        claimed_ready=plan.claimed_ready and answered,
+        claimed_ready=plan.claimed_ready and answered and chosen,
     )
 
 
@@ -207,11 +211,22 @@ def _head(exchange: Exchange, plan: Plan, trip: Trip) -> list[Header]:
             % (overhead_ms, 1000 * trip.queued_s, 1000 * trip.restore_s),
         ),
     ]
+    if plan.fill is not None and trip.weighed is not None:
+        head.append((b"x-nightfill-restore", _shown(trip.weighed)))
     if trip.tokens.reused is not None:
         head.append((b"x-nightfill-reused-tokens", b"%d" % trip.tokens.reused))
     if plan.context is not None and plan.fingerprint is not None:
         head.append((b"x-nightfill-context", f"{plan.context}@{plan.fingerprint[:12]}".encode()))
     return head
+
+
+def _shown(weighed: Weighed) -> bytes:
+    """`restored; restore-ms=12.3; recompute-ms=340.0`; an estimate that is not known yet is left out."""
+    parts = ["restored" if weighed.load else "recomputed"]
+    for name, seconds in (("restore", weighed.restore_s), ("recompute", weighed.recompute_s)):
+        if seconds is not None:
+            parts.append(f"{name}-ms={1000 * seconds:.1f}")
+    return "; ".join(parts).encode()
 
 
 def model_of(description: Description) -> dict[str, object]:

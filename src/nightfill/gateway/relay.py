@@ -17,7 +17,7 @@ from nightfill.gateway.refusal import event_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from nightfill.engines.engine import Call, Engine, Reply
+    from nightfill.engines.engine import Call, Engine, Reply, Weighed
     from nightfill.gateway.exchange import Exchange, Header
 
 _CONTENT: Final = re.compile(rb'"(?:content|text|reasoning_content|arguments|name|delta)"\s*:\s*"[^"]')
@@ -43,6 +43,7 @@ class Trip:
     status: int = 0
     loaded_tokens: int = 0
     restore_s: float = 0.0
+    weighed: Weighed | None = None
     queued_s: float = 0.0
     tokens: Tokens = field(default_factory=Tokens)
     error: NightfillError | None = None
@@ -54,6 +55,7 @@ class Trip:
         self.status = reply.status
         self.loaded_tokens = reply.loaded_tokens
         self.restore_s, self.queued_s = reply.restore_s, reply.queued_s
+        self.weighed = reply.weighed
         self.tokens = reply.tokens
 
 

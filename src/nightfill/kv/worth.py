@@ -15,6 +15,10 @@ WEIGHT: Final = 0.2
 """Of the newest observation."""
 SMALL_BYTES: Final = 1 << 20
 """A load of fewer bytes tells of the latency alone."""
+LOAD_ANYWAY_AFTER: Final = 16
+"""So many requests in a row were computed since loading looked slower; one is loaded, or nobody would ever notice that
+loading has become quick again.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

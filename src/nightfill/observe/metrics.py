@@ -124,6 +124,11 @@ class Metrics:
         self._output = self._counter("output_tokens", "Generated tokens, as engines reported them.")
         self._promises = self._counter("promises", "Requests for which a filled prefix was promised.")
         self._broken = self._counter("broken_promises", "Promises that were not kept.")
+        self._decisions = self._counter(
+            "restore_decisions",
+            "Stored prefixes that were loaded, or computed again as that is quicker.",
+            ("decision",),
+        )
         self._left = self._counter("clients_left", "Clients that hung up before their answer was complete.")
         self._failed_open = self._counter("failed_open", "Requests served without the state, which had failed.")
         self._dropped = self._counter("access_rows_dropped", "Rows of the access log that could not be written.")
@@ -179,6 +184,10 @@ class Metrics:
             self._broken.inc()
         if restore_s > 0:
             self._restore.observe(restore_s)
+
+    def restore_decision(self, *, loaded: bool) -> None:
+        """A stored prefix was loaded, or computed again by choice."""
+        self._decisions.labels("restored" if loaded else "recomputed").inc()
 
     def tokens(self, *, prompt: int, reused: int, output: int) -> None:
         """What an engine reported at the end of an answer."""

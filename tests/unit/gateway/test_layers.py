@@ -24,7 +24,7 @@ from nightfill.contexts import (
     fingerprint_of,
 )
 from nightfill.contexts.context import TextSource
-from nightfill.engines.engine import Reuse
+from nightfill.engines.engine import Reuse, Weighed
 from nightfill.kv.key import salt_of
 
 if TYPE_CHECKING:
@@ -236,3 +236,26 @@ async def test_a_context_cannot_go_in_front_where_there_is_no_place_for_it(house
             async with client.post(path, json=ask, headers={"x-nightfill-context": "repo"}) as reply:
                 assert reply.status == 400
     assert house.engine.calls == []
+
+
+async def test_a_prefix_that_is_computed_again_by_choice_is_no_broken_promise(house: House) -> None:
+    row = await fill(house, await add(house))
+    house.engine.loaded, house.engine.reused = 0, 0
+    house.engine.weighed = Weighed(load=False, restore_s=0.5, recompute_s=0.0123)
+    async with house.client() as client:
+        async with client.post("/v1/chat/completions", json=NAMED) as reply:
+            assert reply.headers["x-nightfill-layer"] == "cold"
+            assert reply.headers["x-nightfill-restore"] == "recomputed; restore-ms=500.0; recompute-ms=12.3"
+        house.engine.loaded, house.engine.reused = None, 99
+        house.engine.weighed = Weighed(load=True, restore_s=None, recompute_s=None)
+        async with client.post("/v1/chat/completions", json=NAMED) as reply:
+            assert (reply.headers["x-nightfill-layer"], reply.headers["x-nightfill-restore"]) == ("fill", "restored")
+        house.engine.weighed = None
+        async with client.post("/v1/chat/completions", json=NAMED) as reply:
+            assert "x-nightfill-restore" not in reply.headers
+    after = await house.book.fill(row.key)
+    assert after is not None
+    assert after.state is FillState.READY
+    assert house.value("nightfill_broken_promises_total") == 0
+    assert house.value("nightfill_restore_decisions_total", decision="recomputed") == 1
+    assert house.value("nightfill_restore_decisions_total", decision="restored") == 1

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,7 @@ from nightfill.engines.llama.api import LlamaApi
 from nightfill.engines.llama.fill import LlamaFill, slice_end
 from nightfill.engines.llama.probe import probe
 from nightfill.engines.llama.reply import LlamaReply
+from nightfill.engines.llama.restores import Restores
 from nightfill.engines.llama.slots import SlotTable
 from nightfill.engines.llama.transfer import Transfer
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
     from nightfill.contexts.context import Content
-    from nightfill.engines.engine import Call, Prefix, PrefixFill
+    from nightfill.engines.engine import Call, Prefix, PrefixFill, Weighed
     from nightfill.engines.llama.model import LlamaModel
     from nightfill.engines.llama.probe import Probed
     from nightfill.engines.llama.process import LlamaProcess
@@ -65,6 +66,7 @@ class LlamaEngine:
         process: LlamaProcess,
         store: Store,
         block_tokens: int,
+        restore: Literal["measured", "always"] = "measured",
         max_waiting: int = 64,
         first_byte_timeout_s: float = 900.0,
         idle_timeout_s: float = 300.0,
@@ -85,6 +87,7 @@ class LlamaEngine:
             block_tokens=block_tokens,
             pool=self._pool,
         )
+        self._restores = Restores(always=restore == "always")
         self._slots = SlotTable(model.slots, max_waiting=max_waiting, clock=time.monotonic)
         self._description: Description | None = None
         self._describing = asyncio.Lock()
@@ -157,11 +160,17 @@ class LlamaEngine:
             queued_s = time.perf_counter() - arrived_s
             held = slot.holds(spans) if description.reuse is not Reuse.EXACT else 0
             restore_s = 0.0
-            if prefix and restores and held < len(prefix.tokens):
-                # The slot's own content goes with the restore, whatever comes of it.
-                slot.forget(slot.generation)
-                loaded = await self._transfer.load(slot.id, prefix)
-                held, restore_s = loaded.tokens, loaded.seconds
+            weighed: Weighed | None = None
+            if prefix and restores and (missing := len(prefix.tokens) - held) > 0:
+                size = len(prefix.tokens) * description.kv_bytes_per_token
+                weighed = self._restores.weigh(load_bytes=size, missing_tokens=missing)
+                if weighed.load:
+                    # The slot's own content goes with the restore, whatever comes of it.
+                    slot.forget(slot.generation)
+                    loaded = await self._transfer.load(slot.id, prefix)
+                    held, restore_s = loaded.tokens, loaded.seconds
+                    self._restores.loaded(nbytes=loaded.bytes, seconds=loaded.seconds)
+            computes = not restores or (weighed is not None and not weighed.load)
             slot.spans = tuple(span for span in spans if span.stop <= held)
             slot.text = call.affinity
             joined = not call.stream and call.path in _STREAMABLE
@@ -177,15 +186,18 @@ class LlamaEngine:
                 loaded_tokens=held,
                 restore_s=restore_s,
                 queued_s=queued_s,
+                weighed=weighed,
             )
             try:
                 async with self._api.stream(call.path, body, headers=call.headers) as response:
                     await reply.begin(response)
                     yield reply
             finally:
+                tokens, seconds = reply.prefill
+                self._restores.computed(tokens=tokens, seconds=seconds)
                 if not reply.kept():
                     slot.forget(slot.generation)
-                elif not restores and reply.tokens.output is not None:
+                elif computes and reply.tokens.output is not None:
                     slot.spans = spans  # computed by the request itself, if it was not there
                 if copies > 1:
                     # Each copy took a slot of llama.cpp's choice.

@@ -16,6 +16,7 @@ from nightfill.errors import EngineUnavailable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from nightfill.engines.engine import Weighed
     from nightfill.engines.upstream import StreamResponse
 
 _PROGRESS: Final = b'"prompt_progress"'
@@ -47,6 +48,7 @@ class _Usage(msgspec.Struct):
 class _Timings(msgspec.Struct):
     cache_n: int | None = None
     prompt_n: int | None = None
+    prompt_ms: float | None = None
     predicted_n: int | None = None
 
 
@@ -87,6 +89,13 @@ def counts_of(body: bytes) -> Tokens | None:
     return None
 
 
+def _timings_of(body: bytes) -> _Timings | None:
+    try:
+        return _counts.decode(body).timings
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
 def error_status(payload: bytes) -> int:
     """HTTP status of an error that llama.cpp reported inside a stream; 500 where it names none."""
     try:
@@ -116,6 +125,7 @@ class LlamaReply:
         restore_s: float,
         queued_s: float,
         copies: int = 1,
+        weighed: Weighed | None = None,
     ) -> None:
         """`streamed`: llama.cpp was asked for a stream; `joined`: its events become one answer, for a client that was
         not; `copies`: answers to each prompt.
@@ -128,6 +138,7 @@ class LlamaReply:
         self._wants_progress = wants_progress
         self.loaded_tokens = loaded_tokens
         self.restore_s = restore_s
+        self.weighed = weighed
         self.queued_s = queued_s
         self.status = 0
         self.content_type = "application/json"
@@ -238,12 +249,22 @@ class LlamaReply:
     @property
     def tokens(self) -> Tokens:
         """What is known by now."""
-        tail = b"".join(self._pieces)
-        bodies = payloads(tail) if self._streamed else [tail]
-        for body in reversed(bodies):
+        for body in reversed(self._bodies()):
             if (found := counts_of(body)) is not None:
                 return found
         return Tokens(prompt=self._prompt, reused=self._reused)
+
+    @property
+    def prefill(self) -> tuple[int, float]:
+        """Tokens of the prompt that were computed, and the seconds it took; (0, 0.0) where the engine did not say."""
+        for body in reversed(self._bodies()):
+            if (timings := _timings_of(body)) is not None and timings.prompt_n and timings.prompt_ms:
+                return timings.prompt_n, timings.prompt_ms / 1000
+        return 0, 0.0
+
+    def _bodies(self) -> list[bytes]:
+        tail = b"".join(self._pieces)
+        return payloads(tail) if self._streamed else [tail]
 
     def kept(self) -> bool:
         """Whether the slot still has the prefix that this request was given."""

@@ -70,6 +70,8 @@ class VllmReply:
         self.loaded_tokens = loaded_tokens
         self.restore_s = 0.0
         """vLLM loads beside other work, and does not tell how long it took."""
+        self.weighed = None
+        """Its plug-in decides, inside the server."""
         self.queued_s = 0.0
         self.tokens = Tokens()
 

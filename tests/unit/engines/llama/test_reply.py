@@ -154,3 +154,14 @@ def test_counts_of_what_is_not_json_are_none() -> None:
 )
 def test_an_error_s_status_is_one_of_http(payload: bytes, status: int) -> None:
     assert error_status(payload) == status
+
+
+async def test_how_quickly_the_prompt_was_computed_is_read_in_passing() -> None:
+    timings = {"cache_n": 10, "prompt_n": 400, "prompt_ms": 200.0, "predicted_n": 2}
+    reply = await replied(*ANSWER[:3], event({"choices": [], "usage": USAGE, "timings": timings}), DONE)
+    assert reply.prefill == (0, 0.0)
+    assert [chunk async for chunk in reply.chunks()]
+    assert reply.prefill == (400, 0.2)
+    silent = await replied(*ANSWER)
+    assert [chunk async for chunk in silent.chunks()]
+    assert silent.prefill == (0, 0.0)

@@ -20,11 +20,11 @@ from typing_extensions import override
 from vllm.v1.kv_offload.base import LookupResult, Medium, OffloadPolicy, RequestOffloadingContext
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
+from nightfill.engines.vllm.lookups import Lookups
 from nightfill.engines.vllm.plugin.checks import read_settings
 from nightfill.engines.vllm.plugin.metrics import StoreStats, definitions
 from nightfill.errors import BadSetting, KvError
 from nightfill.kv import BlockMeta, open_store
-from nightfill.kv.worth import Rates, worth_loading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,14 +40,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger(__name__)
 
-LOOK_AGAIN_S: Final = 0.005
-"""Between two look-ups of a request that waits for blocks which somebody is about to store."""
-LOAD_ANYWAY_AFTER: Final = 16
-"""So many requests in a row were computed since loading looked slower; one is loaded, or nobody would ever notice that
-it no longer is.
-"""
-_LOOK_INLINE_S: Final = 0.001
-"""So long the scheduler's thread waits for a look-up at most; a later step takes the result else."""
 _STATS_EVERY_S: Final = 1.0
 _DRAIN_S: Final = 60.0
 
@@ -77,6 +69,12 @@ class NightfillTier(SecondaryTierManager):
         self.kv_shape = (config.parallel.world_size, config.cache.blocks_per_chunk, config.worker_kv_bytes_per_block)
         """Of a stored block: ranks, blocks of the engine's, bytes of each."""
         self.store = open_store(_below_host_memory(self.settings.kv), data_dir=self.data_dir)
+        self.lookups = Lookups(
+            self.store.leading,
+            block_tokens=self.block_tokens,
+            block_bytes=self.block_bytes,
+            always=self.settings.kv.restore == "always",
+        )
         self._rows = primary_kv_view.cast("B")
         self._stride = primary_kv_view.strides[0] if primary_kv_view.strides else 0
         self._signature: Signature | None = None
@@ -85,12 +83,10 @@ class NightfillTier(SecondaryTierManager):
         self._done: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
         self._running: set[Future[JobResult]] = set()
         self._lock = threading.Lock()
-        self._rates = Rates()
-        self._recomputed = 0
         self._stats = StoreStats()
         self._counting: Future[StoreReport] | None = None
         self._counted_s = 0.0
-        self._lookers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightfill-look")
+        self._counter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightfill-count")
         self._loaders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightfill-load")
         self._storers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightfill-store")
 
@@ -104,9 +100,7 @@ class NightfillTier(SecondaryTierManager):
         """A request that vLLM is about to see; its look-up begins."""
         self._asked[asked.request_id] = asked
         if asked.spans and not asked.wish.cold:
-            self._look(asked)
-            wait([asked.looking] if asked.looking else [], timeout=_LOOK_INLINE_S)
-            self._settle(asked)
+            self.lookups.begin(asked)
 
     def asked(self, request_id: str) -> Asked | None:
         """What is known of a request that vLLM still has."""
@@ -123,73 +117,19 @@ class NightfillTier(SecondaryTierManager):
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._asked.pop(req_context.req_id, None)
 
-    # --- look-up ---
-
     @override
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         asked = self._asked.get(req_context.req_id)
         if asked is None or not asked.spans:
             return LookupResult.MISS
         began_s = time.monotonic()
-        self._settle(asked)
+        self.lookups.settle(asked)
         asked.lookup_s += time.monotonic() - began_s
         if asked.found is None:
             return LookupResult.RETRY
         place = self._place(key, req_context)
         hit = place is not None and place < asked.usable and place not in asked.failed
         return LookupResult.HIT if hit else LookupResult.MISS
-
-    def _look(self, asked: Asked) -> None:
-        asked.looked_s = time.monotonic()
-        asked.looking = self._lookers.submit(self.store.leading, asked.spans)
-
-    def _settle(self, asked: Asked) -> None:
-        """Take the result of a look-up that is done; begin another while what is awaited is not there."""
-        if asked.found is not None:
-            return
-        now_s = time.monotonic()
-        if asked.looking is None:
-            if now_s - asked.looked_s >= LOOK_AGAIN_S:
-                self._look(asked)
-            return
-        if not asked.looking.done():
-            return
-        found = asked.looking.result()
-        asked.looking = None
-        awaited = min(asked.wish.await_tokens // self.block_tokens, len(asked.spans))
-        if found < awaited and now_s - asked.arrived_s < asked.wish.await_s:
-            return
-        asked.found = asked.usable = found
-
-    def decide(self, asked: Asked, *, cached_tokens: int) -> None:
-        """Weigh loading what was found, beyond what the engine has, against computing it. Once per request."""
-        self._settle(asked)
-        if asked.found is None or asked.decided:
-            return
-        asked.decided = True
-        tokens = asked.found * self.block_tokens - cached_tokens
-        if tokens <= 0:
-            asked.decision = "restore" if asked.found else asked.decision
-            return
-        with self._lock:
-            rates = self._rates
-        estimate = worth_loading(tokens, tokens * self.block_bytes // self.block_tokens, rates)
-        asked.restore_s, asked.recompute_s = estimate.restore_s or 0.0, estimate.recompute_s or 0.0
-        restore = estimate.restore or self.settings.kv.restore == "always"
-        if not restore and self._recomputed >= LOAD_ANYWAY_AFTER:
-            restore = True
-        self._recomputed = 0 if restore else self._recomputed + 1
-        asked.decision = "restore" if restore else "recompute"
-        asked.usable = asked.found if restore else 0
-
-    def observe(
-        self, *, load_bytes: int = 0, load_s: float = 0.0, prefill_tokens: int = 0, prefill_s: float = 0.0
-    ) -> None:
-        """Learn how quick loading and computing are here. From any thread."""
-        with self._lock:
-            self._rates = self._rates.after(
-                load_bytes=load_bytes, load_s=load_s, prefill_tokens=prefill_tokens, prefill_s=prefill_s
-            )
 
     def _place(self, key: OffloadKey, req_context: ReqContext) -> int | None:
         """Which of the prompt's blocks a chunk is."""
@@ -210,7 +150,7 @@ class NightfillTier(SecondaryTierManager):
         if self._counting is None:
             if now_s - self._counted_s >= _STATS_EVERY_S:
                 self._counted_s = now_s
-                self._counting = self._lookers.submit(self.store.report)
+                self._counting = self._counter.submit(self.store.report)
             return None
         if not self._counting.done():
             return None
@@ -273,7 +213,8 @@ class NightfillTier(SecondaryTierManager):
         with self._lock:
             running = set(self._running)
         wait(running, timeout=_DRAIN_S)
-        for pool in (self._lookers, self._loaders, self._storers):
+        self.lookups.close()
+        for pool in (self._counter, self._loaders, self._storers):
             pool.shutdown(wait=True, cancel_futures=True)
         self._rows.release()
         self.store.close()
@@ -331,7 +272,7 @@ class NightfillTier(SecondaryTierManager):
             else:
                 asked.failed.add(place)
         moved = len(loaded) * self.block_bytes
-        self.observe(load_bytes=moved, load_s=time.monotonic() - began_s)
+        self.lookups.observe(load_bytes=moved, load_s=time.monotonic() - began_s)
         return JobResult(job_id, success=len(loaded) == len(todo), successful_keys=loaded, transfer_bytes=moved)
 
     def _fits(self, meta: BlockMeta, place: int) -> bool:
