@@ -47,6 +47,8 @@ class FakeVllm:
     """While it is there and not set, requests wait before they compute."""
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
+    rates: dict[str, float] = field(default_factory=dict)
+    """What its reports say of loads and prefill."""
     dies_after: int | None = None
     """Events of a stream after which the connection breaks."""
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -167,6 +169,7 @@ class FakeVllm:
         if self.tells_cached:
             usage["prompt_tokens_details"] = {"cached_tokens": cached + loaded}
         report = Report(
+            **self.rates,
             signature=self.signature,
             salt=salt or "0" * 64,
             block_tokens=self.block_tokens,

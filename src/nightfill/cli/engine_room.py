@@ -77,6 +77,7 @@ def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
         store=rooms.store,
         block_tokens=rooms.settings.kv.block_tokens,
         plugin=rooms.settings.kv_backend == "nightfill",
+        always_restore=rooms.settings.kv.restore == "always",
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
     )

@@ -13,6 +13,7 @@ from nightfill.engines.sse import EventSplitter, payloads
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from nightfill.engines.engine import Weighed
     from nightfill.engines.upstream import StreamResponse
 
 _USAGE: Final = b'"usage"'
@@ -58,7 +59,14 @@ class VllmReply:
     """Implements `engines.engine.Reply`."""
 
     def __init__(
-        self, response: StreamResponse, *, engine: str, streamed: bool, hides_usage: bool, loaded_tokens: int
+        self,
+        response: StreamResponse,
+        *,
+        engine: str,
+        streamed: bool,
+        hides_usage: bool,
+        loaded_tokens: int,
+        weighed: Weighed | None = None,
     ) -> None:
         """`hides_usage`: the last event, with the counts alone, was asked for by us and not by the client."""
         self._response = response
@@ -70,8 +78,7 @@ class VllmReply:
         self.loaded_tokens = loaded_tokens
         self.restore_s = 0.0
         """vLLM loads beside other work, and does not tell how long it took."""
-        self.weighed = None
-        """Its plug-in decides, inside the server."""
+        self.weighed = weighed
         self.queued_s = 0.0
         self.tokens = Tokens()
 

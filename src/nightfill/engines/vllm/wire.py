@@ -32,6 +32,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Pass over all caches, and compute the whole prompt."""
     store: bool = True
     """Store the KV of the prompt's whole blocks."""
+    load: bool | None = None
+    """Load what is stored, or compute it; None lets the server decide by the rates that it measured."""
     await_tokens: int = 0
     """Wait until so many tokens of the prompt, from the front, are stored: somebody is about to store them."""
     await_s: float = 0.0
@@ -60,5 +62,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Expected seconds to load what was found."""
     recompute_s: float = 0.0
     """Expected seconds to compute it."""
+    bytes_per_s: float | None = None
+    """Bandwidth of loads on this server so far; None while there was none."""
+    latency_s: float | None = None
+    """Of a load, before its bytes flow."""
+    tokens_per_s: float | None = None
+    """Speed of its prefill so far."""
     lookup_s: float = 0.0
     """Seconds of the scheduler's thread that looking up took."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -160,6 +161,24 @@ async def test_a_filled_prefix_is_promised_and_its_reuse_told(engine: VllmEngine
         await read(reply)
     assert reply.tokens.reused == 96
     assert reply.tokens.prompt == len(tokens)
+
+
+@pytest.mark.parametrize("loads_quickly", [True, False])
+async def test_what_is_promised_is_what_the_server_is_asked_to_do(
+    store: Store, server: FakeVllm, loads_quickly: bool
+) -> None:
+    server.rates = {"bytes_per_s": 1e9 if loads_quickly else 1e3, "tokens_per_s": 10_000.0}
+    async with other(server, store) as engine:
+        await engine.describe()
+        with_prefix = dataclasses.replace(call(), prefix=Prefix(tokens=tuple(range(96)), salt=SALT))
+        async with engine.open(with_prefix) as reply:
+            await read(reply)
+        assert reply.weighed is not None
+        assert reply.weighed.load is loads_quickly
+        assert reply.weighed.recompute_s == pytest.approx(96 / 10_000)
+        assert reply.weighed.restore_s == pytest.approx(96 * 100 / server.rates["bytes_per_s"])
+        assert reply.loaded_tokens == (96 if loads_quickly else 0)
+        assert server.requests[-1][1]["kv_transfer_params"]["nightfill"]["load"] is loads_quickly
 
 
 async def test_a_prompt_that_is_the_prefix_and_no_more_proves_nothing(engine: VllmEngine) -> None:

@@ -143,7 +143,7 @@ class NightfillConnector(OffloadingConnector):
         if asked.loading:
             return None, False
         began_s = time.monotonic()
-        self._tier.decide(asked, cached_tokens=num_computed_tokens)
+        self._tier.lookups.decide(asked, cached_tokens=num_computed_tokens)
         matched: int | None
         matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
         asked.lookup_s += time.monotonic() - began_s
@@ -160,7 +160,7 @@ class NightfillConnector(OffloadingConnector):
     @override
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         tokens, seconds = self._steps.ends(time.monotonic())
-        self._tier.observe(prefill_tokens=tokens, prefill_s=seconds)
+        self._tier.lookups.observe(prefill_tokens=tokens, prefill_s=seconds)
         super().update_connector_output(connector_output)
 
     @override
@@ -186,7 +186,7 @@ class NightfillConnector(OffloadingConnector):
         asked = self._tier.asked(request.request_id)
         if asked is None or not asked.wish.report:
             return params
-        tier = self._tier
+        tier, rates = self._tier, self._tier.lookups.rates
         report = Report(
             signature=self._signature,
             salt=asked.salt.hex(),
@@ -198,6 +198,9 @@ class NightfillConnector(OffloadingConnector):
             decision=asked.decision,
             restore_s=asked.restore_s,
             recompute_s=asked.recompute_s,
+            bytes_per_s=rates.bytes_per_s,
+            latency_s=rates.latency_s,
+            tokens_per_s=rates.tokens_per_s,
             lookup_s=asked.lookup_s,
         )
         return {**(params or {}), NAME: msgspec.to_builtins(report)}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nightfill.engines.engine import Weighed
-from nightfill.engines.llama.restores import LEAST_TOKENS, Restores
+from nightfill.engines.restores import LEAST_TOKENS, Restores
 from nightfill.kv.worth import LOAD_ANYWAY_AFTER
 
 MB = 1_000_000

@@ -35,6 +35,10 @@ class Restores:
         """A load of so many bytes took so long: reading, verifying, the slot file, and the engine's taking it in."""
         self._rates = self._rates.after(load_bytes=nbytes, load_s=seconds)
 
+    def told(self, rates: Rates) -> None:
+        """The rates as the engine itself measured them."""
+        self._rates = rates
+
     def computed(self, *, tokens: int, seconds: float) -> None:
         """Computing so much of a prompt took so long."""
         if tokens >= LEAST_TOKENS:
