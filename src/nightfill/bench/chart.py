@@ -1,4 +1,6 @@
-"""The distribution of time to first token as a picture. Sole importer of matplotlib (extra `chart`)."""
+"""Pictures: how times to first token are distributed, how fast tiers move blocks.
+
+Sole importer of matplotlib (extra `chart`)."""
 
 from __future__ import annotations
 
@@ -50,6 +52,10 @@ def draw(arms: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitl
     _axis(axes, shown)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
     axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, format="png")
     except OSError as exc:
@@ -95,3 +101,53 @@ def _axis(axes: Any, shown: Mapping[str, Sequence[float]]) -> None:
 
 def _label(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def draw_tiers(tiers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write a PNG: per tier a bar for load and one for save, and a mark where the raw device is, by one thread.
+
+    `tiers` is what `bench.tiers.tier_json` gives, by name, at least one. Rates are on a logarithmic axis. Raises
+    BadSetting when matplotlib is missing or `path` cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    figure = Figure(figsize=(9, 1.6 + 1.1 * len(tiers)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for row, one in enumerate(tiers.values()):
+        for offset, colour, ours, raw, ratio in (
+            (-0.19, _COLOURS[1], "load_bps", "raw_bps", "load_ratio"),
+            (0.19, _COLOURS[0], "save_bps", "raw_save_bps", "save_ratio"),
+        ):
+            at, word = row + offset, ours.removesuffix("_bps")
+            axes.barh(at, one[ours], height=0.34, color=colour, label=word if row == 0 else None, zorder=3)
+            told = f"  {_rate(one[ours])}"
+            if one[raw] is not None:
+                axes.plot([one[raw]] * 2, [at - 0.18, at + 0.18], color=_INK, linewidth=2.2, zorder=4)
+                told += f", {one[ratio]:.2f} of raw"
+            axes.text(max(one[ours], one[raw] or 0), at, told, va="center", fontsize=8.5, color=_INK)
+    rates = [one[key] for one in tiers.values() for key in ("load_bps", "save_bps", "raw_bps", "raw_save_bps")]
+    known = [rate for rate in rates if rate]
+    axes.set_xscale("log")
+    axes.set_xlim(min(known) / 3, max(known) * 6)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _rate(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(tiers)), list(tiers), fontsize=10)
+    axes.set_ylim(len(tiers) - 0.45, -0.55)
+    block_bytes = next(iter(tiers.values()))["block_bytes"]
+    axes.set_xlabel(
+        f"blocks of {block_bytes:,} bytes moved by one thread (logarithmic); line: the raw device", fontsize=9
+    )
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8, zorder=0)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def _rate(bps: float) -> str:
+    return f"{bps / 1e9:.3g} GB/s" if bps >= 1e8 else f"{bps / 1e6:.3g} MB/s"

@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from nightfill import __version__
+from nightfill.cli.bench_kv import kv
 from nightfill.errors import BadInput, BadSetting
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ class _Outcome:
     samples: dict[str, list[Sample]]
 
 
-@click.command()
-@click.option("--url", required=True, help="Address of the server, such as http://127.0.0.1:8700.")
+@click.group(invoke_without_command=True, no_args_is_help=False)
+@click.option("--url", help="Address of the server, such as http://127.0.0.1:8700.  [required]")
 @click.option("--context", default="", help="Name of a context that the (nightfill) server has.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="Text to send whole with each query instead.")
 @click.option("--queries", type=click.IntRange(1, 1_000_000), default=100, show_default=True, help="Filled queries.")
@@ -78,9 +79,12 @@ class _Outcome:
 )
 @click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), help="Draw the distribution into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line instead of the table.")
+@click.pass_context
 def bench(
+    ctx: click.Context,
+    /,
     *,
-    url: str,
+    url: str | None,
     context: str,
     prompt_file: Path | None,
     queries: int,
@@ -104,8 +108,10 @@ def bench(
     OpenAI-compatible server give a --prompt-file: the cold queries then start with a random line, so that the
     server's own prefix cache is of no use to them.
 
-    Ends with status 1 when any query failed.
+    Ends with status 1 when any query failed. `nightfill bench kv` measures the tiers of the KV store instead.
     """
+    if ctx.invoked_subcommand:
+        return
     from nightfill.bench import QUESTIONS, ClosedLoop, OpenLoop, Prices, compare, read_questions, to_json
     from nightfill.bench.chart import require_matplotlib
     from nightfill.bench.client import Target
@@ -154,6 +160,9 @@ def bench(
     if report.failed:
         click.echo(f"{report.failed} of {plan.queries + plan.cold_queries} queries failed", err=True)
         sys.exit(1)
+
+
+bench.add_command(kv)
 
 
 async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> _Outcome:
@@ -249,7 +258,9 @@ def _setting(plan: _Plan, model: str, context: str) -> Setting:
     )
 
 
-def _checked_url(url: str) -> str:
+def _checked_url(url: str | None) -> str:
+    if url is None:
+        raise click.MissingParameter(param_hint="'--url'", param_type="option")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise BadSetting(f"--url {url!r} is not an address such as http://127.0.0.1:8700", param="url")

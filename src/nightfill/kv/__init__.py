@@ -39,6 +39,7 @@ __all__ = [
     "StoreReport",
     "TextSealer",
     "TierReport",
+    "open_sealer",
     "open_store",
     "open_text_sealer",
     "salt_of",
@@ -61,7 +62,7 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
             param="kv.tiers.0.write",
         )
     buffers = Buffers()
-    sealer = _sealer(settings, buffers)
+    sealer = open_sealer(settings, buffers)
     tiers: list[Tier] = []
     folders: set[Path] = set()
     for place, wanted in enumerate(settings.tiers):
@@ -124,7 +125,8 @@ def open_text_sealer(settings: KvSettings) -> TextSealer:
     return EncryptedTexts(master, old=old)
 
 
-def _sealer(settings: KvSettings, buffers: Buffers) -> Sealer:
+def open_sealer(settings: KvSettings, buffers: Buffers) -> Sealer:
+    """What seals blocks under these settings. Raises BadSetting."""
     if not settings.key_file:
         _refuse_old_keys(settings)
         return ChecksumSealer(buffers)

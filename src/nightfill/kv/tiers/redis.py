@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -40,6 +41,9 @@ _log = logging.getLogger(__name__)
 TOUCH_EVERY_S: Final = 60.0
 NAME: Final = b"nf:{kv}"
 """Begins all our keys; the braces keep them on one node of a cluster."""
+ASK_EVERY_S: Final = 1.0
+_ROOMY: Final = 32
+"""A cap so many blocks away is not reached by surprise."""
 _STAMPS: Final = 1 << 16
 """Blocks of which we remember when we last touched them."""
 _CANDIDATES: Final = 128
@@ -54,7 +58,8 @@ class RedisTier:
     """A `Tier` on a server. Comes up also where the server is out of reach, and fails at once while it is gone.
 
     `timeout_s` bounds each round trip, and `connections` how many run side by side. `clock` is this host's, in which
-    `records` are given; `server_clock` replaces the server's own, for tests.
+    `records` are given; `server_clock` replaces the server's own, for tests. `namespace` begins all keys, has one hash
+    tag and nothing that is special in a pattern.
     """
 
     kind: Final = "redis"
@@ -71,10 +76,11 @@ class RedisTier:
         buffers: Buffers,
         clock: Callable[[], float],
         server_clock: Callable[[], float] | None = None,
+        namespace: bytes = NAME,
     ) -> None:
         self.name: Final = name
         self._pool = Pool(address, name=name, connections=connections, timeout_s=timeout_s)
-        self._index = RedisIndex(self._pool, name=NAME, clock=server_clock)
+        self._index = RedisIndex(self._pool, name=namespace, clock=server_clock)
         self._max_bytes = max_bytes
         self._buffers = buffers
         self._clock = clock
@@ -85,6 +91,9 @@ class RedisTier:
         self._spill: Spill | None = None
         self._evicted = 0
         self._known = (0, 0)
+        self._slack_bytes = 0
+        """Left below the cap after our last write."""
+        self._ask_at_s = 0.0
         self._scanning = threading.Lock()
 
     def read(self, key: BlockKey) -> memoryview | None:
@@ -109,9 +118,12 @@ class RedisTier:
                 f"{self.name}: a block of {size} bytes is over the cap of {self._max_bytes}, or over the "
                 f"{MAX_VALUE_BYTES} bytes that a server takes for one value: smaller blocks fit (`kv.block_tokens`)"
             )
-        self._make_room(key, size)
+        if not self._is_roomy(size):
+            self._make_room(key, size)
         try:
             over_bytes = self._index.commit(key, sealed, max_bytes=self._max_bytes)
+            with self._lock:
+                self._slack_bytes = -over_bytes
             if over_bytes > 0:
                 # Somebody else filled the room that we made.
                 self._make_room(key, size)
@@ -207,6 +219,19 @@ class RedisTier:
             raise BlockCorrupt(f"{self.name}: a block has {nbytes} bytes, which cannot be right")
         return self._buffers.take(nbytes)
 
+    def _is_roomy(self, size: int) -> bool:
+        """Whether there was plenty of room a moment ago, so that a write need not ask first.
+
+        What it then finds filled by others it makes room for afterwards, as always. The index is looked after when it
+        asks.
+        """
+        now_s = time.monotonic()
+        with self._lock:
+            if self._slack_bytes >= _ROOMY * size and now_s < self._ask_at_s:
+                return True
+            self._ask_at_s = now_s + ASK_EVERY_S
+            return False
+
     def _make_room(self, key: BlockKey, size: int) -> None:
         """Evict until `size` bytes of `key` fit. Raises TierFull."""
         candidates: list[Record] = []
@@ -276,7 +301,13 @@ class RedisTier:
 
 
 def open_redis_tier(
-    wanted: TierSettings, *, name: str, param: str, buffers: Buffers, clock: Callable[[], float]
+    wanted: TierSettings,
+    *,
+    name: str,
+    param: str,
+    buffers: Buffers,
+    clock: Callable[[], float],
+    namespace: bytes = NAME,
 ) -> RedisTier:
     """The tier that settings describe; asks no server yet. Raises BadSetting, which names `param` for a bad URL."""
     if wanted.tenant_max_bytes:
@@ -290,4 +321,5 @@ def open_redis_tier(
         timeout_s=wanted.timeout_s,
         buffers=buffers,
         clock=clock,
+        namespace=namespace,
     )
