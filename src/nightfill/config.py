@@ -165,6 +165,10 @@ class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """How often contexts are looked at for what to fill."""
     check_sources_every_s: Duration = Duration(10)
     """How often files, folders and git revisions are compared with their contexts."""
+    audit_share: float = 0.01
+    """Of the requests that a fill served, so many (0 to 1) have that fill compared, when idle, with what the engine
+    computes; one whose KV is wrong is not used any more, and filled again.
+    """
     freeze: bool = True
     """Stop the filling child (SIGSTOP) the moment a live request comes, instead of at the slice's end."""
 

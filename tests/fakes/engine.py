@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nightfill.contexts.context import Content, Form, Messages, Signature, Text
-from nightfill.engines.engine import Call, Description, Prefix, PrefixFill, Reuse, Slice, Tokens, Weighed
+from nightfill.engines.engine import Call, Description, Prefix, PrefixFill, Reuse, Sampler, Slice, Tokens, Weighed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -140,6 +140,9 @@ class FakeEngine:
     async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
         yield FakeFill(tokens=len(prefix.tokens))
 
+    def sampler(self, prefix: Prefix) -> contextlib.AbstractAsyncContextManager[Sampler]:
+        raise NotImplementedError
+
     def freeze(self) -> None:
         pass
 
@@ -168,6 +171,9 @@ class FakeFill:
     async def resume(self) -> int:
         self.reached = self.kept
         return self.kept
+
+    async def discard(self) -> None:
+        self.reached = self.kept = 0
 
     async def extend(self, upto: int) -> Slice:
         computed, self.reached = max(0, upto - self.reached), max(upto, self.reached)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from fakes.virtual_time import now_s
 from nightfill.contexts.context import Messages, Signature
-from nightfill.engines.engine import Description, Reuse, Slice
+from nightfill.engines.engine import Description, Reuse, Sampled, Slice, Way
 from nightfill.errors import EngineUnavailable, TierFull
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from nightfill.contexts.context import Content, Form
     from nightfill.engines.engine import Call, Prefix, Reply
@@ -27,6 +27,8 @@ class FillStore:
 
     stored: dict[tuple[tuple[int, ...], bytes], int] = field(default_factory=dict)
     full: bool = False
+    wrong: set[tuple[tuple[int, ...], bytes]] = field(default_factory=set)
+    """Prefixes whose stored KV is not what an engine would compute."""
 
 
 @dataclass
@@ -39,6 +41,9 @@ class FillLog:
     keeps: list[int] = field(default_factory=list)
     fills: int = 0
     open_fills: int = 0
+    discards: int = 0
+    ways: list[Way] = field(default_factory=list)
+    """Of samples that came to their end."""
 
 
 class FakeFill:
@@ -51,6 +56,12 @@ class FakeFill:
         self._engine.check()
         self._reached = self._engine.store.stored.get(self._name, 0)
         return self._reached
+
+    async def discard(self) -> None:
+        self._engine.check()
+        self._engine.store.stored.pop(self._name, None)
+        self._engine.store.wrong.discard(self._name)
+        self._engine.log.discards += 1
 
     async def extend(self, upto: int) -> Slice:
         assert upto <= len(self._name[0])
@@ -75,6 +86,27 @@ class FakeFill:
         return self._engine.proven(self._engine.store.stored.get(self._name, 0))
 
 
+class FakeSampler:
+    """Continues by rule; `rounds` is how far computing a prefix otherwise is off, wrong KV is off by much more."""
+
+    def __init__(self, engine: FakeFillEngine, prefix: Prefix) -> None:
+        self._engine = engine
+        self._name = (tuple(prefix.tokens), prefix.salt)
+
+    async def sample(self, tail: Sequence[int], way: Way, *, max_tokens: int) -> Sampled:
+        store, tokens = self._engine.store, len(self._name[0])
+        await self._engine.compute(len(tail) if way is Way.STORED else tokens)
+        off = {Way.OWN: 0.0, Way.STORED: self._engine.loads_off}.get(way, self._engine.rounds)
+        if way is Way.STORED and self._name in store.wrong:
+            off = 0.7
+        self._engine.log.ways.append(way)
+        return Sampled(
+            tokens=tuple(range(max_tokens)),
+            tops=tuple({token: -0.5 + off, 1000 + token: -3.0} for token in range(max_tokens)),
+            reused={Way.STORED: store.stored.get(self._name, 0), Way.COLD: 0}.get(way, tokens),
+        )
+
+
 class FakeFillEngine:
     """Computes `speed_tps` tokens per virtual second, in batches; `dies_after` tokens it is dead until replaced."""
 
@@ -93,7 +125,10 @@ class FakeFillEngine:
         dies_after: int | None = None,
         proves: bool = True,
         start_s: float = 0.5,
+        rounds: float = 0.01,
+        loads_off: float = 0.0,
     ) -> None:
+        self.rounds, self.loads_off = rounds, loads_off
         self.store = store or FillStore()
         self.log = log or FillLog()
         self.speed_tps, self.batch_tokens, self.save_s, self.start_s = speed_tps, batch_tokens, save_s, start_s
@@ -171,6 +206,12 @@ class FakeFillEngine:
             yield FakeFill(self, prefix)
         finally:
             self.log.open_fills -= 1
+
+    @contextlib.asynccontextmanager
+    async def sampler(self, prefix: Prefix) -> AsyncIterator[FakeSampler]:
+        self.check()
+        assert self.log.open_fills == 0, "not while a fill is under way"
+        yield FakeSampler(self, prefix)
 
     def freeze(self) -> None:
         if self._freezes and self._running.is_set():

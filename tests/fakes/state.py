@@ -221,6 +221,7 @@ class FakeQueue:
 
     down: bool = False
     rows: dict[JobId, Job] = field(default_factory=dict)
+    counted: dict[tuple[JobKind, str], int] = field(default_factory=dict)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def _up(self) -> None:
@@ -275,8 +276,15 @@ class FakeQueue:
     ) -> Lease:
         raise NotImplementedError
 
-    async def complete(self, lease: Lease) -> None:
+    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "") -> None:
         raise NotImplementedError
+
+    async def count(self, kind: JobKind, outcome: str) -> None:
+        self.counted[kind, outcome] = self.counted.get((kind, outcome), 0) + 1
+
+    async def outcomes(self, kind: JobKind) -> dict[str, int]:
+        self._up()
+        return {outcome: count for (one, outcome), count in self.counted.items() if one is kind}
 
     async def release(self, lease: Lease) -> None:
         raise NotImplementedError

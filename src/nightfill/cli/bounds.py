@@ -46,6 +46,7 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "sleep.retry_cap_s": (0.01, 30 * 86400),
     "sleep.plan_every_s": (0.05, 86400),
     "sleep.check_sources_every_s": (0.05, 30 * 86400),
+    "sleep.audit_share": (0, 1),
     "split.min_tokens": (1, 1 << 24),
     "split.prefill_timeout_s": (0.01, 86400),
     "split.await_s": (0, 3600),

@@ -315,7 +315,8 @@ async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextN
             jobs = blocks = 0
             if found.current not in {other.current for other in await book.contexts(tenant)}:
                 target = f"{tenant}/{found.current}/"
-                jobs = await rooms.state.jobs.cancel_target(kind=JobKind.FILL, target_prefix=target)
+                for kind in JobKind:
+                    jobs += await rooms.state.jobs.cancel_target(kind=kind, target_prefix=target)
                 for one in fills:
                     blocks += await forget_fill(rooms, one)
             removed.append({"name": found.name, "jobs_cancelled": jobs, "blocks_dropped": blocks})

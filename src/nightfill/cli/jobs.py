@@ -35,11 +35,8 @@ def list_jobs(options: Options, /, everything: bool, as_json: bool) -> None:
     elif not found:
         click.echo("no jobs" if everything else "no jobs wait or run; --all shows finished ones")
     else:
-        rows = [
-            [job.id, job.label, job.state, _progress(job), job.failures, show_ago(job.updated_at_s), job.error]
-            for job in found
-        ]
-        echo_table(["ID", "CONTEXT", "STATE", "TOKENS", "FAILURES", "CHANGED", "ERROR"], rows)
+        rows = [_row(job) for job in found]
+        echo_table(["ID", "KIND", "CONTEXT", "STATE", "TOKENS", "FAILURES", "CHANGED", "NOTE"], rows)
 
 
 @jobs.command()
@@ -122,6 +119,11 @@ async def _changed(workspace: Workspace, job_id: int, verb: str) -> Job:
             )
             raise BadInput(f"job {job_id} is {before.state}: {wanted}", param="ID")
         return await state.jobs.get(JobId(job_id)) or before
+
+
+def _row(job: Job) -> list[object]:
+    note, changed = job.error or job.note, show_ago(job.updated_at_s)
+    return [job.id, job.kind, job.label, job.state, _progress(job), job.failures, changed, note]
 
 
 def _progress(job: Job) -> str:

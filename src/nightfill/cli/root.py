@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "context": ("nightfill.cli.context:context", "Add, list, fill and remove contexts."),
     "jobs": ("nightfill.cli.jobs:jobs", "Look at background work; retry or cancel it."),
     "plan": ("nightfill.cli.plan:plan", "Say what would be filled next, and why."),
+    "verify": ("nightfill.cli.verify:verify", "Compare what is stored with what the engines compute."),
     "bench": ("nightfill.cli.bench:bench", "Measure the time to first token, with a fill and without."),
     "vllm-args": ("nightfill.cli.vllm_args:vllm_args", "Print the command line that starts a vLLM server."),
     "doctor": ("nightfill.cli.doctor:doctor", "Check this machine, and say what to do."),

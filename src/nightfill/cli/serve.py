@@ -124,6 +124,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     metrics=metrics,
                     forget=lambda fill: forget_fill(rooms, fill),
                     plan=lambda tenant: plan_shown(rooms, tenant),
+                    audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
                 )
             )
             if local is not None:

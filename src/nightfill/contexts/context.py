@@ -134,6 +134,10 @@ class FillKey:
         )
 
 
+DRIFTED: Final = "drifted"
+"""How the reason of a fill begins whose KV was found to be wrong."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fill:
     """The KV of one version under one signature, as the book has it. `ready` is a claim; each request proves it."""
@@ -150,3 +154,8 @@ class Fill:
     """Engine seconds spent so far on computing what is stored."""
     reason: str = ""
     """Why it is stale or evicted."""
+
+    @property
+    def drifted(self) -> bool:
+        """In quarantine: what is stored of it is wrong, and must neither be used nor be continued."""
+        return self.state is FillState.STALE and self.reason.startswith(DRIFTED)

@@ -160,11 +160,48 @@ class Slice:
     """Engine time that it took, pauses not counted."""
 
 
+class Way(enum.StrEnum):
+    """Where the KV of a sampled prefix comes from."""
+
+    STORED = "stored"
+    """Loaded from the store, past whatever the engine holds."""
+    OWN = "own"
+    """Computed by the engine before, in one piece: a hit of its own prefix cache."""
+    AGAIN = "again"
+    """As `OWN`, computed another time in two pieces: a machine may round otherwise then."""
+    COLD = "cold"
+    """Computed with what follows it, past all caches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """A greedy continuation."""
+
+    tokens: tuple[int, ...]
+    tops: tuple[Mapping[int, float], ...]
+    """Log-probabilities of the likeliest tokens at each place, the one taken among them."""
+    reused: int
+    """Tokens of the prompt that were not computed; with `Way.STORED`, those that came from the store."""
+
+
+class Sampler(Protocol):
+    """Asks an engine for continuations of one prefix. One task at a time uses it."""
+
+    async def sample(self, tail: Sequence[int], way: Way, *, max_tokens: int) -> Sampled:
+        """Continue the prefix and `tail`, at least one token and a few at most. Cancelling stops it within a batch."""
+
+
 class PrefixFill(Protocol):
     """The fill of one prefix under way on one engine. One task at a time uses it."""
 
     async def resume(self) -> int:
         """Load what the store has of the prefix; the number of tokens that need not be computed."""
+
+    async def discard(self) -> None:
+        """Drop what the store and this engine have of the prefix: it is not what the engine would compute.
+
+        Raises KvError when a tier could not be asked.
+        """
 
     async def extend(self, upto: int) -> Slice:
         """Compute the KV of the first `upto` tokens. Cancelling stops it within one batch and keeps what is done."""
@@ -205,6 +242,9 @@ class Engine(Protocol):
 
     def fill(self, prefix: Prefix) -> AbstractAsyncContextManager[PrefixFill]:
         """Begin to fill `prefix.tokens`. One fill at a time per engine; leaving the context frees the engine's copy."""
+
+    def sampler(self, prefix: Prefix) -> AbstractAsyncContextManager[Sampler]:
+        """Begin to compare KV of `prefix` from several origins. Not while a fill is under way on the engine."""
 
     def freeze(self) -> None:
         """Take the processor away from background work at once, without losing anything. Idempotent; a no-op where the

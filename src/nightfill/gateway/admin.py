@@ -105,6 +105,10 @@ class Admin:
         failing = sum(job.failures > 0 for job in jobs if job.state is not JobState.DEAD)
         return {state.value: counts[state] for state in states}, failing
 
+    async def audit_counts(self) -> dict[str, int]:
+        """How often fills were compared with what engines compute, by outcome; of all tenants."""
+        return await self._queue.outcomes(JobKind.VERIFY)
+
     async def answer(self, exchange: Exchange, admission: Admission) -> None:
         """Serve one request. Raises NightfillError while nothing was sent."""
         tenant = admission.tenant(exchange.headers)
@@ -199,7 +203,8 @@ class Admin:
         kept = {other.current for other in await self._book.contexts(tenant)}
         jobs = 0
         if context.current not in kept:
-            jobs = await self._queue.cancel_target(kind=JobKind.FILL, target_prefix=f"{tenant}/{context.current}/")
+            for kind in JobKind:
+                jobs += await self._queue.cancel_target(kind=kind, target_prefix=f"{tenant}/{context.current}/")
             if self._forget is not None:
                 for fill in before:
                     await self._forget(fill)

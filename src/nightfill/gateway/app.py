@@ -122,6 +122,7 @@ class Gateway:
             try:
                 counts, failing = await self._admin.job_counts()
                 self._metrics.jobs(counts, failing=failing)
+                self._metrics.audits(await self._admin.audit_counts())
             except StateError as exc:
                 _LOG.warning("jobs could not be counted: %s", exc)
             text = await asyncio.to_thread(self._metrics.render)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nightfill.gateway.admin import Admin
 from nightfill.gateway.admission import Admission
 from nightfill.gateway.app import Gateway
+from nightfill.gateway.audit import Audits
 from nightfill.gateway.fleet import Fleet
 from nightfill.gateway.inference import Inference
 from nightfill.gateway.journal import Journal
@@ -42,10 +43,12 @@ async def serving(
     metrics: Metrics,
     forget: Forget | None = None,
     plan: Planner | None = None,
+    audit_share: float = 0.0,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
     forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
+    audit_share: of the requests that a fill served, so many have it looked over.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
@@ -58,6 +61,7 @@ async def serving(
         board=board,
         journal=journal,
         metrics=metrics,
+        audits=Audits(queue, share=audit_share),
         limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
     )
     admin = Admin(book=book, queue=queue, limits=contexts, describe=inference.descriptions, forget=forget, plan=plan)

@@ -24,6 +24,7 @@ from nightfill.state.access import Access
 if TYPE_CHECKING:
     from nightfill.contexts import Tenant
     from nightfill.engines.engine import Description, Weighed
+    from nightfill.gateway.audit import Audits
     from nightfill.gateway.exchange import Exchange, Header
     from nightfill.gateway.fleet import Fleet, Member
     from nightfill.gateway.journal import Journal
@@ -50,6 +51,7 @@ class Inference:
         journal: Journal,
         metrics: Metrics,
         limits: Limits,
+        audits: Audits | None = None,
     ) -> None:
         self._fleet = fleet
         self._layers = layers
@@ -58,6 +60,7 @@ class Inference:
         self._journal = journal
         self._metrics = metrics
         self._limits = limits
+        self._audits = audits
         self._running: set[Relay] = set()
 
     async def descriptions(self) -> list[Description]:
@@ -172,6 +175,8 @@ class Inference:
         )
         if verdict.broken:
             await self._mark_stale(plan, trip, verdict)
+        elif self._audits is not None:
+            await self._audits.consider(plan, verdict)
 
     async def _mark_stale(self, plan: Plan, trip: Trip, verdict: Verdict) -> None:
         assert plan.fill is not None

@@ -78,16 +78,19 @@ class Layers:
         try:
             if found is None and ask.form is not None:
                 found = await self._recognised(tenant, ask)
-            fill = None
+            fill, reuse = None, ask.reuse
             # What was filled was filled under the tenant's salt.
             if found is not None and ask.reuse and ask.cache_salt is None:
                 assert ask.form is not None
                 fill = await self._usable(
                     FillKey(tenant=tenant, fingerprint=found[1], form=ask.form, signature=engine.signature)
                 )
+                if fill is not None and fill.drifted:
+                    # Its KV was wrong in the store, and may be so in an engine that has loaded it.
+                    fill, reuse = None, False
         except StateError as exc:
             self._on_failure(exc)
-            fill = None
+            fill, reuse = None, ask.reuse
         salt = salt_of(tenant)
         call = Call(
             path=ask.path,
@@ -95,7 +98,7 @@ class Layers:
             stream=ask.stream,
             prefix=Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt) if fill is not None else None,
             salt=salt if ask.cache_salt is None else _own_salt(salt, ask.cache_salt),
-            reuse=ask.reuse,
+            reuse=reuse,
             affinity=_affinity(ask.form, members),
             headers=headers,
         )
@@ -119,7 +122,9 @@ class Layers:
 
     async def _usable(self, key: FillKey) -> Fill | None:
         fill = await self._library.fill(key)
-        if fill is None or fill.state not in (FillState.READY, FillState.FILLING) or fill.stored_tokens <= 0:
+        if fill is None or fill.drifted:
+            return fill
+        if fill.state not in (FillState.READY, FillState.FILLING) or fill.stored_tokens <= 0:
             return None
         return fill
 

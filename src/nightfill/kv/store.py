@@ -203,6 +203,18 @@ class Store:
             raise failure
         return len(dropped)
 
+    def forget(self, keys: Iterable[BlockKey]) -> None:
+        """Drop copies from caches alone, so that the next read goes to where the blocks are kept. Never raises KvError."""
+        doomed = tuple(keys)
+        with self._deletions.of(doomed):
+            for tier in self._roles.caches:
+                for key in doomed:
+                    try:
+                        tier.drop(key)
+                    except KvError as error:
+                        self._tally.failed(tier, error)
+                        break
+
     def sweep(self, keep: Collection[BlockKey] | None = None, *, grace_s: float = GRACE_S) -> int:
         """Delete what is expired, and if `keep` is given, what is not in it and unused for `grace_s`; how many.
 

@@ -139,6 +139,8 @@ class Metrics:
         self._failing = Gauge(
             "nightfill_jobs_failing", "Unfinished jobs whose last attempts failed; tried again.", registry=self.registry
         )
+        self._audits: Mapping[str, int] = {}
+        self.watch(self._audited)
         build = Gauge("nightfill_build_info", "Always 1.", ("version", "python"), registry=self.registry)
         build.labels(nightfill.__version__, platform.python_version()).set(1)
 
@@ -222,6 +224,20 @@ class Metrics:
         self._failing.set(failing)
         for state, count in counts.items():
             self._jobs.labels(state).set(count)
+
+    def audits(self, counts: Mapping[str, int]) -> None:
+        """How often stored KV was compared with what an engine computes, by outcome; the state counts them."""
+        self._audits = counts
+
+    def _audited(self) -> Iterable[Sample]:
+        for outcome, count in self._audits.items():
+            yield Sample(
+                name="audits_total",
+                help="Fills that were compared with what an engine computes; drift is wrong KV.",
+                value=count,
+                kind="counter",
+                labels={"outcome": outcome},
+            )
 
     def watch(self, source: Callable[[], Iterable[Sample]]) -> None:
         """Read `source` at each scrape, from another thread than the loop's."""

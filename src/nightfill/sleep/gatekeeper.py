@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from nightfill.config import SleepSettings
-    from nightfill.engines.engine import Engine, Slice
+    from nightfill.engines.engine import Engine
     from nightfill.state.load import LoadBoard
 
 T = TypeVar("T")
@@ -77,14 +77,15 @@ class Gatekeeper:
         """The result of `work`, or None when the worker is to stop first; `work` is cancelled then."""
         return await unless(self._stop, work)
 
-    async def run(self, engine: Engine, work: Coroutine[Any, Any, Slice]) -> tuple[Slice | None, float]:
-        """Run one slice, frozen or ended when the gate closes, and ended when the worker is to stop.
+    async def run(self, engine: Engine, work: Coroutine[Any, Any, T]) -> tuple[T | None, float]:
+        """Run one slice, or what else an engine does behind live requests. It is frozen or ended when the gate closes,
+        and ended when the worker is to stop.
 
-        The slice, or None when it was cut short (the engine keeps what it did); and the seconds that it stood frozen.
+        Its result, or None when it was cut short (the engine keeps what it did); and the seconds that it stood frozen.
         """
         pauses = _Pauses()
         failure: BaseException | None = None
-        task: asyncio.Task[Slice] | None = None
+        task: asyncio.Task[T] | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(work, name="slice")
@@ -97,7 +98,7 @@ class Gatekeeper:
         assert task is not None
         return (None if task.cancelled() else task.result()), pauses.frozen_s
 
-    async def _watch(self, engine: Engine, task: asyncio.Task[Slice], pauses: _Pauses) -> None:
+    async def _watch(self, engine: Engine, task: asyncio.Task[T], pauses: _Pauses) -> None:
         frozen_since_s: float | None = None
         try:
             while not self._stop.is_set():

@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from nightfill.errors import LeaseLost, StateUnavailable
+from nightfill.errors import LeaseLost, NightfillError, StateUnavailable
+from nightfill.sleep.stopping import first_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from nightfill.state.jobs import Job, JobQueue, Lease
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 RENEWALS_PER_LEASE: Final = 3
 PROGRESS_EVERY_S: Final = 1.0
 """How often progress is written down, for those who watch."""
+
+
+async def while_held(held: HeldLease, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, the lease being renewed meanwhile. Raises LeaseLost, and what `work` raises of ours."""
+    failure: BaseException | None = None
+    task: asyncio.Task[T] | None = None
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(work, name="job")
+            beat = tasks.create_task(held.beat(), name="lease")
+            task.add_done_callback(lambda _: beat.cancel())
+    except* NightfillError as group:
+        failure = first_of(group)
+    if failure is not None:
+        raise failure
+    assert task is not None
+    return task.result()
 
 
 class HeldLease:

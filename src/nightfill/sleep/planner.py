@@ -57,7 +57,8 @@ async def plan_lines(
     """The plan for each engine, from what the state holds now; changes nothing, and needs no running engine."""
     contexts = await state.book.contexts()
     fills = await state.book.fills()
-    jobs = await state.jobs.jobs(states=OPEN_STATES, limit=_MOST_JOBS)
+    found = await state.jobs.jobs(states=OPEN_STATES, limit=_MOST_JOBS)
+    jobs = [job for job in found if job.kind is JobKind.FILL]
     usages = {(c.tenant, c.name): await state.access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
     lines: list[PlanLine] = []
     # Engines of one signature share their fills.

@@ -17,6 +17,8 @@ class JobKind(enum.StrEnum):
     """What a job does."""
 
     FILL = "fill"
+    VERIFY = "verify"
+    """Compare what a fill stored with what the engine computes."""
 
 
 class JobState(enum.StrEnum):
@@ -37,7 +39,7 @@ class Job:
     id: JobId
     kind: JobKind
     target: str
-    """What it works on; for a fill the text of a `FillKey`. At most one unfinished job per (kind, target)."""
+    """What it works on; the text of a `FillKey`. At most one unfinished job per (kind, target)."""
     tenant: str
     label: str
     """What people call it: the context's name."""
@@ -58,6 +60,8 @@ class Job:
     error: str
     created_at_s: float
     updated_at_s: float
+    note: str = ""
+    """What came of it, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +103,14 @@ class JobQueue(Protocol):
         `kept_tokens` are those that outlive the worker; more than ever before forgives earlier failures and losses.
         """
 
-    async def complete(self, lease: Lease) -> None:
-        """Mark done."""
+    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "") -> None:
+        """Mark done; `outcome`, one word of a few, is counted, and `note` kept with the job."""
+
+    async def count(self, kind: JobKind, outcome: str) -> None:
+        """Count an outcome of such work that was done without a job."""
+
+    async def outcomes(self, kind: JobKind) -> dict[str, int]:
+        """How often each outcome was counted, ever."""
 
     async def release(self, lease: Lease) -> None:
         """Hand the job back unharmed, to be leased again at once: a shutdown, not a failure."""

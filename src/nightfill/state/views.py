@@ -77,6 +77,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "total_tokens": job.total_tokens,
         "worker": job.worker,
         "error": job.error,
+        "note": job.note,
         "created_at": job.created_at_s,
         "updated_at": job.updated_at_s,
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from nightfill.engines.engine import Sampled
 from nightfill.engines.sse import EventSplitter, payloads
 from nightfill.engines.upstream import Upstream
 from nightfill.errors import EngineError, EngineRefused, EngineUnavailable
@@ -26,6 +27,8 @@ _CALL_S: Final = 30.0
 _SLOT_S: Final = 120.0
 """Saving, restoring and erasing wait for the slot, and for the batch being computed."""
 _MESSAGE_CHARS: Final = 300
+_TOPS: Final = 10
+"""Log-probabilities at each place of a sample."""
 
 T = TypeVar("T")
 
@@ -117,6 +120,26 @@ class _Progress(msgspec.Struct):
 class _Timings(msgspec.Struct):
     cache_n: int
     prompt_n: int
+
+
+class _Likely(msgspec.Struct):
+    id: int
+    logprob: float
+
+
+class _Chosen(msgspec.Struct):
+    id: int
+    logprob: float
+    top_logprobs: list[_Likely] = []
+
+
+class _Word(msgspec.Struct):
+    """One event of a streamed completion."""
+
+    completion_probabilities: list[_Chosen] = []
+    timings: _Timings | None = None
+    stop: bool = False
+    error: _ErrorBody | None = None
 
 
 class _Step(msgspec.Struct):
@@ -259,6 +282,39 @@ class LlamaApi:
                         return Prefilled(cached=done.cache_n, computed=done.prompt_n, seconds=seconds)
         raise EngineUnavailable("ended a prefill before it was done", engine=self._upstream.engine)
 
+    async def sample(self, tokens: Sequence[int], *, slot: int, max_tokens: int) -> Sampled:
+        """Continue `tokens` greedily in a slot, from where its content agrees with them. Cancelling as `prefill`."""
+        body = {
+            "prompt": tokens,
+            "id_slot": self._checked_slot(slot),
+            "n_predict": max_tokens,
+            "temperature": 0,
+            "n_probs": _TOPS,
+            "ignore_eos": True,
+            "cache_prompt": True,
+            "stream": True,
+            "return_progress": True,
+            "response_fields": ["timings", "stop"],
+        }
+        chosen: list[_Chosen] = []
+        splitter = EventSplitter(engine=self._upstream.engine)
+        async with self.stream("/completion", msgspec.json.encode(body)) as stream:
+            if stream.status != 200:
+                raise self._refusal(stream.status, b"".join([chunk async for chunk in stream.chunks()]))
+            async for chunk in stream.chunks():
+                for payload in payloads(splitter.feed(chunk)):
+                    word = self._decoded(payload, _Word)
+                    if word.error is not None:
+                        raise self._refused(word.error, word.error.code)
+                    chosen += word.completion_probabilities
+                    if word.stop and word.timings is not None:
+                        return Sampled(
+                            tokens=tuple(one.id for one in chosen),
+                            tops=tuple(_tops(one) for one in chosen),
+                            reused=word.timings.cache_n,
+                        )
+        raise EngineUnavailable("ended an answer before it was complete", engine=self._upstream.engine)
+
     def stream(
         self,
         path: str,
@@ -320,6 +376,10 @@ class LlamaApi:
 
     def _refused(self, reason: _ErrorBody, status: int) -> EngineRefused:
         return EngineRefused(without_quotes(reason.message), engine=self._upstream.engine, status=status)
+
+
+def _tops(chosen: _Chosen) -> dict[int, float]:
+    return {chosen.id: chosen.logprob} | {likely.id: likely.logprob for likely in chosen.top_logprobs}
 
 
 def without_quotes(message: str) -> str:

@@ -20,15 +20,16 @@ from nightfill.engines.llama.api import LlamaApi
 from nightfill.engines.llama.fill import LlamaFill, slice_end
 from nightfill.engines.llama.probe import probe
 from nightfill.engines.llama.reply import LlamaReply
-from nightfill.engines.llama.restores import Restores
+from nightfill.engines.llama.sampler import LlamaSampler
 from nightfill.engines.llama.slots import SlotTable
 from nightfill.engines.llama.transfer import Transfer
+from nightfill.engines.restores import Restores
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
     from nightfill.contexts.context import Content
-    from nightfill.engines.engine import Call, Prefix, PrefixFill, Weighed
+    from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
     from nightfill.engines.llama.model import LlamaModel
     from nightfill.engines.llama.probe import Probed
     from nightfill.engines.llama.process import LlamaProcess
@@ -238,6 +239,22 @@ class LlamaEngine:
             try:
                 batch_tokens = self._model.settings.batch_tokens
                 yield LlamaFill(prefix, api=self._api, transfer=self._transfer, batch_tokens=batch_tokens)
+            finally:
+                self.thaw()
+
+    @contextlib.asynccontextmanager
+    async def sampler(self, prefix: Prefix) -> AsyncIterator[Sampler]:
+        """Compare in slot 0; waits for a fill to end."""
+        description = await self.describe()
+        async with self._filling:
+            try:
+                yield LlamaSampler(
+                    prefix,
+                    api=self._api,
+                    transfer=self._transfer,
+                    batch_tokens=self._model.settings.batch_tokens,
+                    trims=description.reuse is Reuse.TRIM,
+                )
             finally:
                 self.thaw()
 

@@ -54,6 +54,12 @@ class LlamaFill:
         self._reached = loaded.tokens if loaded else 0
         return self._reached
 
+    async def discard(self) -> None:
+        """Drop the prefix's blocks from all tiers, and what the slot holds."""
+        self._reached = 0
+        await self._transfer.drop(self._prefix)
+        await self._api.slot_erase(SLOT)
+
     async def extend(self, upto: int) -> Slice:
         """Compute the KV of the first `upto` tokens, or a few more; see `slice_end`."""
         tokens = self._prefix.tokens

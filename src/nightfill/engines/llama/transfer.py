@@ -159,6 +159,14 @@ class Transfer:
             return self._longest_snapshot(prefix)
         return 0
 
+    async def drop(self, prefix: Prefix) -> int:
+        """Drop what the store has of `prefix`, whole or in part; how many blocks. Raises KvError."""
+        keys = [span.key for span in self.spans(prefix)]
+        if not self.plain:
+            cut = snapshot_keys(prefix.tokens, signature=self._signature, salt=prefix.salt, every=self.block_tokens)
+            keys += [key for _, key in cut]
+        return await self._in_thread(self._store.drop, keys)
+
     def part(self, prefix: Prefix, tokens: int) -> Prefix:
         """The first `tokens` tokens of `prefix`."""
         return prefix if tokens == len(prefix.tokens) else type(prefix)(tokens=prefix.tokens[:tokens], salt=prefix.salt)

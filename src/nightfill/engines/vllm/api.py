@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
+from nightfill.engines.engine import Sampled
 from nightfill.engines.upstream import Upstream
 from nightfill.engines.vllm.wire import NAME, PARAMS, Report, Wish
 from nightfill.errors import EngineError, EngineRefused
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _JSON: Final = {"Content-Type": "application/json"}
 _CALL_S: Final = 30.0
 _MESSAGE_CHARS: Final = 300
+_TOPS: Final = 10
+"""Log-probabilities at each place of a sample; vLLM gives up to 20 unless told otherwise."""
+_ID_MARK: Final = "token_id:"
 _BEHIND: Final = 10
 """Priority of background work; requests that say nothing have 0, and lower ones come first. A server without
 `--scheduling-policy priority` passes it over.
@@ -60,6 +64,21 @@ class _Usage(msgspec.Struct):
 
 
 class _Completion(msgspec.Struct):
+    usage: _Usage
+    kv_transfer_params: dict[str, msgspec.Raw] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    top_logprobs: list[dict[str, float]]
+
+
+class _Choice(msgspec.Struct):
+    token_ids: tuple[int, ...]
+    logprobs: _Logprobs
+
+
+class _SampledCompletion(msgspec.Struct):
+    choices: list[_Choice]
     usage: _Usage
     kv_transfer_params: dict[str, msgspec.Raw] | None = None
 
@@ -175,6 +194,40 @@ class VllmApi:
             seconds=seconds,
         )
 
+    async def sample(
+        self, tokens: Sequence[int], *, model: str, salt: bytes, wish: Wish, max_tokens: int
+    ) -> tuple[Sampled, Report | None]:
+        """Continue `tokens` greedily, behind all other requests; `reused` is 0 where the server does not tell."""
+        body = {
+            "model": model,
+            "prompt": list(tokens),
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "logprobs": _TOPS,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "priority": _BEHIND,
+            "cache_salt": salt.hex(),
+            PARAMS: {NAME: wish},
+        }
+        done = await self._post("/v1/completions", body, _SampledCompletion, timeout_s=self._first_byte_timeout_s)
+        details, raw = done.usage.prompt_tokens_details, (done.kv_transfer_params or {}).get(NAME)
+        choice = done.choices[0]
+        sampled = Sampled(
+            tokens=choice.token_ids,
+            tops=tuple(_by_id(tops) for tops in choice.logprobs.top_logprobs),
+            reused=(details.cached_tokens or 0) if details is not None else 0,
+        )
+        return sampled, self._decoded(raw, Report) if raw is not None else None
+
+    async def reset_caches(self) -> bool:
+        """Have it forget its prefix cache and its host memory; False where it does not offer that, as is usual."""
+        response = await self._upstream.request(
+            "POST", "/reset_prefix_cache?reset_external=true", body=b"", headers=_JSON, timeout_s=_CALL_S
+        )
+        return response.status == 200
+
     def stream(
         self, path: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[StreamResponse]:
@@ -213,3 +266,7 @@ class VllmApi:
             first = reason.message.split("\n", 1)[0][:_MESSAGE_CHARS]
             raise EngineRefused(first, engine=self._engine, status=response.status)
         return response
+
+
+def _by_id(tops: Mapping[str, float]) -> dict[int, float]:
+    return {int(name.removeprefix(_ID_MARK)): value for name, value in tops.items()}

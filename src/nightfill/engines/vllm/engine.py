@@ -13,14 +13,17 @@ from nightfill.contexts import Front
 from nightfill.contexts.context import Form, Signature
 from nightfill.engines.difference import common_prefix, unlike_chats, unlike_prompts
 from nightfill.engines.engine import Description, Reuse
+from nightfill.engines.restores import Restores
 from nightfill.engines.signature import signature_of
 from nightfill.engines.vllm.api import VllmApi
 from nightfill.engines.vllm.checks import fitting
 from nightfill.engines.vllm.fill import VllmFill, whole
 from nightfill.engines.vllm.reply import VllmReply
+from nightfill.engines.vllm.sampler import VllmSampler
 from nightfill.engines.vllm.wire import NAME, PARAMS, Wish
 from nightfill.errors import EngineUnavailable, EngineUnfit
 from nightfill.kv.key import spans
+from nightfill.kv.worth import Rates
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
     from nightfill.config import EngineSettings
     from nightfill.contexts.context import Content
-    from nightfill.engines.engine import Call, Prefix, PrefixFill
+    from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
     from nightfill.engines.vllm.api import Model
     from nightfill.kv.store import Store
 
@@ -62,6 +65,7 @@ class VllmEngine:
         store: Store,
         block_tokens: int,
         plugin: bool = True,
+        always_restore: bool = False,
         first_byte_timeout_s: float = 900.0,
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
@@ -87,6 +91,7 @@ class VllmEngine:
         self._described_at_s = 0.0
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
+        self._restores = Restores(always=always_restore)
 
     async def describe(self) -> Description:
         """What it runs. Does not wait for a server that is not up. Raises EngineUnfit besides."""
@@ -111,6 +116,9 @@ class VllmEngine:
             return self._described_as(model, version, signature_of(own), kv_bytes_per_token=0, reuse=Reuse.NONE)
         probe = await self._api.prefill(_PROBE, model=model.id, wish=Wish(report=True, store=False))
         report = fitting(version, probe, block_tokens=self._block_tokens, engine=name)
+        self._restores.told(
+            Rates(bytes_per_s=report.bytes_per_s, latency_s=report.latency_s, tokens_per_s=report.tokens_per_s)
+        )
         return self._described_as(
             model, version, Signature(report.signature), kv_bytes_per_token=report.kv_bytes_per_token, reuse=Reuse.TRIM
         )
@@ -151,8 +159,14 @@ class VllmEngine:
     @contextlib.asynccontextmanager
     async def opened(self, call: Call, wish: Wish | None = None) -> AsyncIterator[VllmReply]:
         """`open`, with what the request wants of the store; one that is to be computed anew wants nothing of it."""
+        weighed: Weighed | None = None
         if not call.reuse:
             wish = Wish(cold=True, store=False)
+        elif call.prefix is not None:
+            # Decided here, so that what is promised is what the server is asked to do.
+            weighed = self._weigh(call.prefix)
+            wish = msgspec.structs.replace(wish or Wish(store=False), load=weighed.load)
+        promised = len(call.prefix.tokens) if call.prefix is not None and weighed is not None and weighed.load else 0
         streamed = call.stream and call.path in _STREAMABLE
         hides_usage = streamed and not _wants_usage(call)
         self.in_flight += 1
@@ -163,13 +177,20 @@ class VllmEngine:
                     engine=self.name,
                     streamed=streamed,
                     hides_usage=hides_usage,
-                    loaded_tokens=len(call.prefix.tokens) if call.prefix is not None and call.reuse else 0,
+                    loaded_tokens=promised,
+                    weighed=weighed,
                 )
         except EngineUnavailable:
             self._description = None  # what comes back may be another one
             raise
         finally:
             self.in_flight -= 1
+
+    def _weigh(self, prefix: Prefix) -> Weighed:
+        """Loading what is stored of a prefix against computing it, by the rates that the server measured."""
+        tokens = len(prefix.tokens)
+        per_token = self._description.kv_bytes_per_token if self._description is not None else 0
+        return self._restores.weigh(load_bytes=tokens * per_token, missing_tokens=tokens)
 
     def _body(self, call: Call, wish: Wish | None, streamed: bool) -> bytes:
         body: dict[str, object] = {name: raw for name, raw in call.body.items() if name not in _OURS}
@@ -214,6 +235,13 @@ class VllmEngine:
                 prefix.tokens, signature=description.signature, salt=prefix.salt, block_tokens=self._block_tokens
             )
             yield VllmFill(prefix, api=self._api, store=self._store, spans=cut)
+
+    @contextlib.asynccontextmanager
+    async def sampler(self, prefix: Prefix) -> AsyncIterator[Sampler]:
+        """Compare on the server; waits for a fill to end."""
+        await self.describe()
+        async with self._filling:
+            yield VllmSampler(prefix, api=self._api, model=self._asked_for, block_tokens=self._block_tokens)
 
     @property
     def freezes(self) -> bool:

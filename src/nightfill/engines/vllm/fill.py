@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nightfill.kv.key import Span
     from nightfill.kv.store import Store
 
+_LOG: Final = logging.getLogger(__name__)
 ARRIVE_S: Final = 30.0
 """So long no further block may come before those that were computed count as lost."""
 _LOOK_S: Final = (0.005, 0.1)
@@ -63,6 +65,16 @@ class VllmFill:
         """How many tokens the store has of the prefix, from the front. The engine loads them with the next slice."""
         self._reached = await self._stored()
         return self._reached
+
+    async def discard(self) -> None:
+        """Drop the blocks from all tiers, and have the server forget its copies if it offers that."""
+        self._reached = 0
+        await asyncio.to_thread(self._store.drop, [span.key for span in self._spans])
+        if not await self._api.reset_caches():
+            _LOG.warning(
+                "a vLLM server may still hold KV that was wrong in the store: start it again, or with "
+                "VLLM_SERVER_DEV_MODE=1, so that it can be told to forget"
+            )
 
     async def extend(self, upto: int) -> Slice:
         """Compute the KV of the first `upto` tokens, or a few more: see `slice_end`. What is computed is stored soon

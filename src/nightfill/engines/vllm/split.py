@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from nightfill.config import SplitSettings
     from nightfill.contexts.context import Content, Form
-    from nightfill.engines.engine import Call, Description, Prefix, PrefixFill
+    from nightfill.engines.engine import Call, Description, Prefix, PrefixFill, Sampler
     from nightfill.engines.vllm.engine import VllmEngine
     from nightfill.engines.vllm.reply import VllmReply
     from nightfill.kv.store import Store
@@ -111,6 +111,10 @@ class SplitEngine:
     def fill(self, prefix: Prefix) -> AbstractAsyncContextManager[PrefixFill]:
         """Fill on the decoding server."""
         return self._decode.fill(prefix)
+
+    def sampler(self, prefix: Prefix) -> AbstractAsyncContextManager[Sampler]:
+        """Compare on the decoding server."""
+        return self._decode.sampler(prefix)
 
     @property
     def freezes(self) -> bool:

@@ -111,9 +111,19 @@ class SqliteJobs:
 
         return await self._db.write(act)
 
-    async def complete(self, lease: Lease) -> None:
+    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "") -> None:
         """See `JobQueue`."""
-        await self._finish(lease, "state = 'done', error = '', done_tokens = max(done_tokens, total_tokens)")
+        changes = "state = 'done', error = '', note = :note, done_tokens = max(done_tokens, total_tokens)"
+        await self._finish(lease, changes, outcome=outcome, note=note[:2000])
+
+    async def count(self, kind: JobKind, outcome: str) -> None:
+        """See `JobQueue`."""
+        await self._db.write(lambda connection: _count(connection, kind, outcome))
+
+    async def outcomes(self, kind: JobKind) -> dict[str, int]:
+        """See `JobQueue`."""
+        rows = self._db.read("SELECT outcome, count FROM job_outcomes WHERE kind = ? ORDER BY outcome", kind)
+        return {row["outcome"]: row["count"] for row in rows}
 
     async def release(self, lease: Lease) -> None:
         """See `JobQueue`."""
@@ -243,7 +253,7 @@ class SqliteJobs:
                 self._values(lease),
             )
 
-    async def _finish(self, lease: Lease, changes: str, **values: object) -> None:
+    async def _finish(self, lease: Lease, changes: str, *, outcome: str = "", **values: object) -> None:
         def act(connection: sqlite3.Connection) -> None:
             changed = connection.execute(
                 f"UPDATE jobs SET {changes}, updated_at_s = :now_s, {_FREE} WHERE {_HELD}",  # noqa: S608 - constants
@@ -251,6 +261,8 @@ class SqliteJobs:
             ).rowcount
             if not changed:
                 raise LeaseLost(f"job {lease.job.id} ({lease.job.label}): the lease of {lease.worker} is over")
+            if outcome:
+                _count(connection, lease.job.kind, outcome)
 
         await self._db.write(act)
 
@@ -290,7 +302,15 @@ class SqliteJobs:
             error=row["error"],
             created_at_s=row["created_at_s"],
             updated_at_s=row["updated_at_s"],
+            note=row["note"],
         )
+
+
+def _count(connection: sqlite3.Connection, kind: JobKind, outcome: str) -> None:
+    connection.execute(
+        "INSERT INTO job_outcomes VALUES (?, ?, 1) ON CONFLICT (kind, outcome) DO UPDATE SET count = count + 1",
+        (kind, outcome),
+    )
 
 
 def _silenced() -> str:

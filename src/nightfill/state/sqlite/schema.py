@@ -114,6 +114,16 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
             seen_at_s REAL NOT NULL
         ) STRICT, WITHOUT ROWID""",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+        # Apart from the jobs, which are pruned: what is counted here never gets less.
+        """CREATE TABLE job_outcomes (
+            kind TEXT NOT NULL,
+            outcome TEXT NOT NULL,
+            count INTEGER NOT NULL,
+            PRIMARY KEY (kind, outcome)
+        ) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 
