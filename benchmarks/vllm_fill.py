@@ -7,7 +7,8 @@ with the same number of tokens. Between two loads of a context the server's own 
     python benchmarks/vllm_fill.py [--size medium] [--tokens 6932] [--contexts 3] [--rounds 5]
 
 The last line is one JSON object: medians in seconds, `kv_bytes` of one context, `disk_read_bps` and `redis_read_bps`
-of its bytes by plain reads in the same run, `reused_tokens` the least over all loads, `bound_s` what the disk may take:
+of its bytes by plain reads in the same run, `reused_tokens` the least over all loads, `lookup_s` what looking one up
+takes of the scheduler's thread, `bound_s` what the disk may take:
 1.5 times hot and the bytes at the raw device's speed.
 """
 
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from _vllm import First, VllmServer, disk, fill, flags_for, kv_of, model, prompt, ttft_s, warm_up
+from _vllm import First, VllmServer, ask, disk, fill, flags_for, kv_of, model, prompt, ttft_s, warm_up
 from nightfill.bench import commit, this_machine
 from nightfill.config import ByteSize, TierSettings
 from nightfill.engines.vllm.wire import Wish
@@ -97,6 +98,8 @@ def _measure(options: argparse.Namespace, folder: Path, redis: Path) -> dict[str
             for one in ids:
                 loads[name].append(ttft_s(other, one, _QUIET))
             drop_caches_of(other)
+        if name == "disk":
+            looks = [ask(other, one, Wish(fresh=True, store=False), max_tokens=1)[1].lookup_s for one in ids * 3]
         other.stop()
 
     files = sorted((folder / "kv").rglob("*.kv"))
@@ -122,6 +125,7 @@ def _measure(options: argparse.Namespace, folder: Path, redis: Path) -> dict[str
         "disk_within_bound": median["disk"] <= bound_s,
         "disk_over_cold": median["disk"] / median["cold"],
         "redis_over_cold": median["redis"] / median["cold"],
+        "lookup_s": statistics.median(looks),
         "kv_bytes": kv_bytes,
         "disk_read_bps": raw_disk,
         "redis_read_bps": raw_redis,

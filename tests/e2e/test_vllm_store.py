@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from nightfill.engines.vllm.wire import Wish
+from nightfill.kv import open_store
 from vllm_store import BLOCK, ask, block_files, disk, fill, flags_for, keys, kv_of, poison, prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nightfill.config import KvSettings
     from vllm_server import VllmServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -75,9 +77,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(shared_vllm: Callable[..., VllmServer], folder: Path) -> VllmServer:
-    flags = flags_for(kv_of(disk(folder / "kv")), data_dir=folder)
-    return shared_vllm(*flags, environment={"VLLM_SERVER_DEV_MODE": "1"})
+def kv(folder: Path) -> KvSettings:
+    """Encrypted, for a change."""
+    key_file = folder / "kv.key"
+    key_file.write_text("0f" * 32, encoding="utf-8")
+    key_file.chmod(0o600)
+    return kv_of(disk(folder / "kv"), key_file=str(key_file))
+
+
+@pytest.fixture(scope="module")
+def server(shared_vllm: Callable[..., VllmServer], folder: Path, kv: KvSettings) -> VllmServer:
+    return shared_vllm(*flags_for(kv, data_dir=folder), environment={"VLLM_SERVER_DEV_MODE": "1"})
 
 
 def test_without_a_wish_prompts_are_not_stored(server: VllmServer, folder: Path) -> None:
@@ -88,8 +98,7 @@ def test_without_a_wish_prompts_are_not_stored(server: VllmServer, folder: Path)
     assert block_files(folder) == before
 
 
-def test_other_salts_share_nothing(server: VllmServer, folder: Path) -> None:
-    kv = kv_of(disk(folder / "kv"))
+def test_other_salts_share_nothing(server: VllmServer, folder: Path, kv: KvSettings) -> None:
     ids = prompt(20, WHOLE)
     ours = fill(server, kv, ids)
     before = set(block_files(folder))
@@ -101,9 +110,11 @@ def test_other_salts_share_nothing(server: VllmServer, folder: Path) -> None:
     assert len(set(block_files(folder)) - before) == 2 * (WHOLE // BLOCK)
 
 
-def test_a_prompt_that_is_a_prefix_of_what_is_stored_is_loaded_too(server: VllmServer, folder: Path) -> None:
+def test_a_prompt_that_is_a_prefix_of_what_is_stored_is_loaded_too(
+    server: VllmServer, folder: Path, kv: KvSettings
+) -> None:
     ids = prompt(30, WHOLE)
-    fill(server, kv_of(disk(folder / "kv")), ids)
+    fill(server, kv, ids)
     short, report = ask(server, ids[: 2 * BLOCK + 7], Wish(fresh=True, store=False))
     assert (report.found, report.loaded) == (2 * BLOCK, 2 * BLOCK)
     branch, report = ask(server, [*ids[:BLOCK], *prompt(31, 300)], Wish(fresh=True, store=False))
@@ -111,16 +122,16 @@ def test_a_prompt_that_is_a_prefix_of_what_is_stored_is_loaded_too(server: VllmS
     assert short.tokens
 
 
-def test_a_cold_request_passes_over_all_caches(server: VllmServer, folder: Path) -> None:
+def test_a_cold_request_passes_over_all_caches(server: VllmServer, folder: Path, kv: KvSettings) -> None:
     ids = prompt(40, WHOLE + TAIL)
-    fill(server, kv_of(disk(folder / "kv")), ids)
+    fill(server, kv, ids)
     cold, report = ask(server, ids, Wish(cold=True, store=False))
     assert (cold.cached_tokens, report.cached, report.loaded) == (0, 0, 0)
 
 
-def test_resetting_vllm_leaves_the_shared_store_alone(server: VllmServer, folder: Path) -> None:
+def test_resetting_vllm_leaves_the_shared_store_alone(server: VllmServer, folder: Path, kv: KvSettings) -> None:
     ids = prompt(50, WHOLE + TAIL)
-    fill(server, kv_of(disk(folder / "kv")), ids)
+    fill(server, kv, ids)
     for path in ("/reset_prefix_cache?reset_external=true", "/pause", "/resume", "/sleep?level=1", "/wake_up"):
         answer = server.request("POST", path)
         assert answer.status == 200, (path, answer.body)
@@ -128,9 +139,9 @@ def test_resetting_vllm_leaves_the_shared_store_alone(server: VllmServer, folder
     assert (report.cached, report.loaded, done.cached_tokens) == (0, WHOLE, WHOLE)
 
 
-def test_looking_up_costs_next_to_nothing(server: VllmServer, folder: Path) -> None:
+def test_looking_up_costs_next_to_nothing(server: VllmServer, folder: Path, kv: KvSettings) -> None:
     ids = prompt(60, 7000)
-    fill(server, kv_of(disk(folder / "kv")), ids)
+    fill(server, kv, ids)
     reports = [ask(server, ids, Wish(fresh=True, store=False), max_tokens=1)[1] for _ in range(5)]
     assert all(report.loaded == 27 * BLOCK for report in reports)
     assert min(report.lookup_s for report in reports) < 0.02, "a slip of a power of ten would show"
@@ -139,3 +150,17 @@ def test_looking_up_costs_next_to_nothing(server: VllmServer, folder: Path) -> N
 def test_the_stores_counters_are_among_vllms_metrics(server: VllmServer) -> None:
     ask(server, prompt(61, 300), Wish(store=False))
     assert server.metric("nightfill_kv_hits_total", tier="disk") > 0
+
+
+def test_what_lies_on_disk_is_encrypted(server: VllmServer, folder: Path, kv: KvSettings) -> None:
+    ids = prompt(70, BLOCK)
+    report = fill(server, kv, ids)
+    (file,) = [file for file in block_files(folder) if file.stem == keys(ids, report)[0].hex()]
+    in_the_clear = open_store(kv_of(disk(folder / "kv")), data_dir=folder)
+    try:
+        assert in_the_clear.get(keys(ids, report)[0], salt=bytes.fromhex(report.salt)) is None
+    finally:
+        in_the_clear.close()
+    sample = file.read_bytes()[8192 : 8192 + 65536]
+    assert len(set(sample)) == 256
+    assert max(sample.count(byte) for byte in set(sample)) < 2 * len(sample) / 256, "as even as noise"
