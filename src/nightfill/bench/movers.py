@@ -93,38 +93,42 @@ class Memory:
         """Nothing is to be let go of."""
 
 
-class RawFile:
-    """`pwritev` and `preadv` in place, on one file of `count` blocks that is open all the time.
+class RawFiles:
+    """One `pwritev` into a new file of `folder` per block, one `preadv` of it, with O_DIRECT where `direct`."""
 
-    With O_DIRECT where `direct`; so the file system has nothing to do but to say where the bytes lie.
-    """
-
-    def __init__(self, path: Path, source: memoryview, *, count: int, direct: bool) -> None:
+    def __init__(self, folder: Path, source: memoryview, *, direct: bool) -> None:
+        self._folder = folder
+        self._flags = os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
         self._nbytes = len(source)
         self._source = touched(self._nbytes)
         self._source[:] = source
         self._room = Room(self._nbytes)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | _direct(direct), 0o600)
-        try:
-            os.posix_fallocate(self._fd, 0, self._nbytes * count)
-        except BaseException:
-            os.close(self._fd)
-            raise
 
     def save(self, index: int) -> None:
         """See `Mover`."""
-        self._require(os.pwritev(self._fd, [self._source], index * self._nbytes))
+        fd = os.open(self._path(index), os.O_WRONLY | os.O_CREAT | os.O_EXCL | self._flags, 0o600)
+        try:
+            self._require(os.pwritev(fd, [self._source], 0))
+        finally:
+            os.close(fd)
 
     def load(self, index: int) -> None:
         """See `Mover`."""
-        self._require(os.preadv(self._fd, [self._room.mine()], index * self._nbytes))
+        fd = os.open(self._path(index), os.O_RDONLY | self._flags)
+        try:
+            self._require(os.preadv(fd, [self._room.mine()], 0))
+        finally:
+            os.close(fd)
 
     def forget(self, index: int) -> None:
-        """See `Mover`. The file keeps its place."""
+        """See `Mover`."""
+        self._path(index).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Nothing is to be let go of."""
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"{index}.raw"
 
     def _require(self, moved: int) -> None:
         if moved != self._nbytes:
@@ -243,7 +247,3 @@ def _require_ok(reply: bytes) -> None:
 
 def _address(view: memoryview) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(view))
-
-
-def _direct(direct: bool) -> int:
-    return os.O_DIRECT if direct else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final, Protocol
 
-from nightfill.bench.movers import Memory, Mover, RawFile, RawRedis, RedisServer, Room
+from nightfill.bench.movers import Memory, Mover, RawFiles, RawRedis, RedisServer, Room
 from nightfill.contexts.context import Signature
 from nightfill.errors import BlockCorrupt, TierUnavailable
 from nightfill.kv import BlockMeta, spans
@@ -106,8 +106,8 @@ def raw_mover(
     if wanted.kind == "ram":
         return Memory(sealed, count=count), "memcpy"
     if trial.folder is not None:
-        name = "preadv and pwritev in place" + (", O_DIRECT" if trial.direct else "")
-        return RawFile(trial.folder / "raw", sealed, count=count, direct=trial.direct), name
+        name = "preadv and pwritev, a file per block" + (", O_DIRECT" if trial.direct else "")
+        return RawFiles(trial.folder, sealed, direct=trial.direct), name
     if (at := trial.server) is not None:
         server = RedisServer(
             host=at.host, port=at.port, path=at.path, tls=at.tls, db=at.db, user=at.user, password=at.password
