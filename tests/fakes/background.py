@@ -29,9 +29,10 @@ from nightfill.state.load import Load
 from nightfill.state.sqlite import SqliteState, open_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
+    from nightfill.contexts.context import Fill
     from nightfill.sleep.upkeep import Upkeep
 
 T = Tenant("default")
@@ -65,6 +66,33 @@ class FakeBoard:
 
     def read(self) -> Load:
         return Load(in_flight=self.in_flight, idle_since_s=self.idle_since_s, ttft_s=self.ttft_s)
+
+
+class FakeUpkeep:
+    """Counts as the test says, and remembers what it was told."""
+
+    def __init__(self, count: Callable[[Sequence[Fill]], Mapping[FillKey, int]]) -> None:
+        self._count = count
+        self.worth: dict[FillKey, float] = {}
+        self.steps_left = 0
+        self.renewed: list[tuple[float, frozenset[bytes]]] = []
+        """When, and with which salts."""
+
+    def retain(self, worth: Sequence[tuple[Fill, float]]) -> None:
+        self.worth = {fill.key: value for fill, value in worth}
+
+    def hold(self, fill: Fill, *, value: float) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
+        return self._count(fills)
+
+    def renew_due(self) -> bool:
+        return self.steps_left > 0
+
+    def renew(self, salts: Collection[bytes]) -> None:
+        self.steps_left -= 1
+        self.renewed.append((now_s(), frozenset(salts)))
 
 
 @dataclass

@@ -9,17 +9,21 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.cli.views import plan_view
+from nightfill.contexts import DEFAULT_TENANT, parse_tenant
+from nightfill.contexts.context import FillState
 from nightfill.errors import EngineError, StateError
 from nightfill.kv.holdings import keys_of, unshared
+from nightfill.kv.key import salt_of
 from nightfill.observe.metrics import Sample
 from nightfill.sleep.description import description_of
 from nightfill.sleep.planner import plan_lines
+from nightfill.sleep.upkeep import StoreUpkeep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 
     from nightfill.cli.rooms import Rooms
-    from nightfill.contexts.context import Fill, Tenant
+    from nightfill.contexts.context import Fill, FillKey, Tenant
     from nightfill.engines.llama.engine import LlamaEngine
     from nightfill.kv.key import BlockKey
     from nightfill.kv.report import StoreReport
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
+_COUNT_BUCKET_EVERY_S: Final = 600.0
 
 
 @contextlib.asynccontextmanager
@@ -42,6 +47,21 @@ async def running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterato
                 _LOG.error("%s failed", name, exc_info=failure)
 
 
+def store_upkeep(rooms: Rooms) -> StoreUpkeep:
+    """What the worker does for the store."""
+    settings = rooms.settings
+    tenants = {DEFAULT_TENANT, *map(parse_tenant, settings.gateway.api_keys)}
+    # Each count asks a bucket for a listing of all that lies in it, and that costs money.
+    bucket = any(tier.kind == "s3" for tier in settings.kv.tiers)
+    return StoreUpkeep(
+        rooms.store,
+        block_tokens=settings.kv.block_tokens,
+        rotating=bool(settings.kv.old_key_files),
+        salts=[salt_of(tenant) for tenant in tenants],
+        count_every_s=_COUNT_BUCKET_EVERY_S if bucket else 0.0,
+    )
+
+
 async def forget_fill(rooms: Rooms, fill: Fill) -> int:
     """Drop the bytes of a fill that no context needs any more, from all tiers; the number of blocks dropped."""
     others = await rooms.state.book.fills(fill.key.tenant)
@@ -50,20 +70,34 @@ async def forget_fill(rooms: Rooms, fill: Fill) -> int:
 
 
 async def forget_deleted(rooms: Rooms, engine: LlamaEngine, stop: asyncio.Event) -> None:
-    """Until `stop`: what no fill in the book names any more leaves the engine's memory too, whoever deleted it."""
+    """Until `stop`: what no fill in the book names any more leaves the engine's memory too, whoever deleted it.
+
+    So does what is no longer ready, or was filled again: our copies may be of what was wrong with it.
+    """
     seen = -1
+    ready: dict[FillKey, Fill] = {}
+    old: frozenset[BlockKey] = frozenset()
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_EVERY_S):
                 await stop.wait()
         try:
             changes = rooms.state.book.changes()
-            if changes != seen and (held := engine.held):
+            if changes != seen:
                 fills = await rooms.state.book.fills()
-                gone = held - await asyncio.to_thread(_named, fills, rooms.settings.kv.block_tokens)
-                if gone and not await engine.forget(gone):
+                now = {fill.key: fill for fill in fills if fill.state is FillState.READY}
+                other = [
+                    fill for key, fill in ready.items() if key not in now or now[key].filled_at_s != fill.filled_at_s
+                ]
+                ready = now
+                old |= await asyncio.to_thread(_named, other, rooms.settings.kv.block_tokens)
+                await asyncio.to_thread(rooms.store.forget, old)
+                gone = old
+                if held := engine.held:
+                    gone |= held - await asyncio.to_thread(_named, fills, rooms.settings.kv.block_tokens)
+                if not gone.isdisjoint(held) and not await engine.forget(gone):
                     continue
-            seen = changes
+            seen, old = changes, frozenset()
         except (StateError, EngineError) as exc:
             _LOG.warning("what was deleted may still be in the engine's memory: %s", exc)
 

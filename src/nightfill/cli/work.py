@@ -49,9 +49,10 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     """Work until SIGTERM, SIGINT, or the end of the file descriptor."""
     from nightfill.cli.engine_room import engines_for, make_filler
     from nightfill.cli.rooms import open_rooms
+    from nightfill.cli.upkeep import store_upkeep
     from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
-    from nightfill.sleep import EnginePool, Worker, upkeep_of
+    from nightfill.sleep import EnginePool, Worker
     from nightfill.state.board import MmapLoadBoard
 
     settings = workspace.settings
@@ -78,7 +79,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
             pool,
             settings.sleep,
             refresh=refresher(settings.contexts),
-            upkeep=upkeep_of(rooms.store, block_tokens=settings.kv.block_tokens),
+            upkeep=store_upkeep(rooms),
             ttl_s=settings.kv.ttl_s,
             block_tokens=settings.kv.block_tokens,
             unshared=frozenset(one.name for one in wanted if set(one.roles) == {"fill"}),

@@ -4,7 +4,7 @@ from nightfill.sleep.description import description_of, note_of
 from nightfill.sleep.plan import PlanLine, Verdict, plan
 from nightfill.sleep.planner import Planner, plan_lines
 from nightfill.sleep.pool import EnginePool
-from nightfill.sleep.upkeep import upkeep_of
+from nightfill.sleep.upkeep import StoreUpkeep
 from nightfill.sleep.warm import Warmer, warming
 from nightfill.sleep.worker import Worker
 
@@ -12,6 +12,7 @@ __all__ = [
     "EnginePool",
     "PlanLine",
     "Planner",
+    "StoreUpkeep",
     "Verdict",
     "Warmer",
     "Worker",
@@ -19,6 +20,5 @@ __all__ = [
     "note_of",
     "plan",
     "plan_lines",
-    "upkeep_of",
     "warming",
 ]

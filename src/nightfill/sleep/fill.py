@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ from nightfill.sleep.stopping import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from contextlib import AbstractContextManager
 
     from nightfill.config import SleepSettings
     from nightfill.engines.engine import Engine, PrefixFill, Slice
@@ -65,7 +67,7 @@ class _StopAsked(NightfillError):
 
 
 class FillRun:
-    """Runs one fill job on one engine. Used once."""
+    """Runs one fill job on one engine. Used once. Stores while inside `holding` of the fill, stored tokens unknown."""
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class FillRun:
         sizer: SliceSizer,
         settings: SleepSettings,
         block_tokens: int = BLOCK_TOKENS,
+        holding: Callable[[Fill], AbstractContextManager[None]] = lambda _: nullcontext(),
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -88,6 +91,7 @@ class FillRun:
         self._gate = gate
         self._settings = settings
         self._block_tokens = block_tokens
+        self._holding = holding
         self._clock = clock
         self._wall = wall
         self._tokens: tuple[int, ...] = ()
@@ -140,11 +144,15 @@ class FillRun:
             return Failure(FailureKind.IMPOSSIBLE, too_long(total, description.context_length))
         await self._enter()
         prefix = Prefix(tokens=self._tokens, salt=salt_of(self._key.tenant))
-        async with self._engine.fill(prefix) as fill:
-            return await self._fill(fill)
+        with self._holding(self._so_far(FillState.FILLING)):
+            async with self._engine.fill(prefix) as fill:
+                return await self._fill(fill)
 
     async def _fill(self, fill: PrefixFill) -> Outcome:
         before = await self._book.fill(self._key)
+        if before is not None and before.drifted:
+            # To go on from wrong KV would make more of it.
+            await fill.discard()
         self._reached = self._stored = await self._unless_stopping(fill.resume())
         if before is not None and before.stored_tokens and self._stored:
             self._engine_s = before.fill_seconds * min(1.0, self._stored / before.stored_tokens)
@@ -234,18 +242,18 @@ class FillRun:
 
     async def _note(self, state: FillState) -> None:
         """Write the fill into the book."""
-        written = await self._book.put_fill(
-            Fill(
-                key=self._key,
-                state=state,
-                tokens=self._tokens,
-                stored_tokens=self._stored,
-                filled_at_s=self._wall(),
-                fill_seconds=self._engine_s,
-            )
-        )
-        if not written:
+        if not await self._book.put_fill(self._so_far(state)):
             raise _Replaced
+
+    def _so_far(self, state: FillState) -> Fill:
+        return Fill(
+            key=self._key,
+            state=state,
+            tokens=self._tokens,
+            stored_tokens=self._stored,
+            filled_at_s=self._wall(),
+            fill_seconds=self._engine_s,
+        )
 
 
 async def _extend(fill: PrefixFill, upto: int) -> Slice:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.engines.engine import Reuse
 from nightfill.sleep.priority import Priority, recency_frequency
+from nightfill.sleep.retry import NO_ROOM
 from nightfill.sleep.warmth import NEVER_USED, capacity, to_keep_warm
 from nightfill.state.jobs import JobState
 
@@ -134,6 +135,8 @@ def _judge(
     if job is not None and job.state is not JobState.QUEUED:
         return (again, f"filling now: {_progress(job)}") if job.state is JobState.LEASED else (Verdict.SKIP, _dead(job))
     if job is not None and job.failures and job.not_before_s > now_s:
+        if job.error.startswith(NO_ROOM):
+            return again, f"waits, tried again in {span(job.not_before_s - now_s)}: {job.error}"
         tries = f"{job.failures} {'failure' if job.failures == 1 else 'failures'}"
         return again, f"again in {span(job.not_before_s - now_s)} after {tries}: {job.error}"
     if fill is None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Final
 
-from nightfill.errors import BadInput, EngineError, KvError, NightfillError, StateError
+from nightfill.errors import BadInput, EngineError, KvError, NightfillError, StateError, TierFull
+
+NO_ROOM: Final = "no room in the store: "
+"""Begins the message of a failure of kind FULL, by which a plan tells it from others."""
 
 
 class FailureKind(enum.StrEnum):
@@ -13,6 +17,8 @@ class FailureKind(enum.StrEnum):
 
     ENGINE = "engine"
     STORE = "store"
+    FULL = "full"
+    """The store has no room that this may take. It waits for some, however long."""
     STATE = "state"
     UNPROVEN = "unproven"
     """The engine took the stored KV and computed the prefix all the same."""
@@ -56,7 +62,8 @@ class GiveUp:
 
 def after_failure(failures: int, failure: Failure, policy: RetryPolicy, *, now_s: float) -> Retry | GiveUp:
     """`failures` is how many there were in a row, this one included; at least 1."""
-    if not failure.retryable or failures >= policy.max_failures:
+    waits = failure.kind is FailureKind.FULL
+    if not failure.retryable or (failures >= policy.max_failures and not waits):
         return GiveUp()
     doublings = min(failures - 1, 60)
     return Retry(at_s=now_s + min(policy.base_s * 2.0**doublings, policy.cap_s))
@@ -67,6 +74,8 @@ def failure_of(error: NightfillError) -> Failure:
     match error:
         case EngineError():
             return Failure(FailureKind.ENGINE, str(error))
+        case TierFull():
+            return Failure(FailureKind.FULL, f"{NO_ROOM}{error}")
         case KvError():
             return Failure(FailureKind.STORE, str(error))
         case StateError():

@@ -1,23 +1,28 @@
-"""What the store holds, compared with what the book says: pins, sweeps, and fills whose bytes are gone."""
+"""What the store holds, compared with what the book says: pins, values, sweeps, and fills whose bytes are gone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import logging
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from nightfill.kv.holdings import keys_of
-from nightfill.kv.key import BLOCK_TOKENS, salt_of, snapshot_key, spans
+from nightfill.kv.key import BLOCK_TOKENS, BlockKey, salt_of, snapshot_key, spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from nightfill.contexts.context import Fill, FillKey
-    from nightfill.kv.key import BlockKey, Span
+    from nightfill.kv.rotation import Resealed
 
-    Upkeep = Callable[[Sequence[Fill], Collection[FillKey]], Mapping[FillKey, int]]
-    """Fills and the pinned ones among them -> how many tokens the store has of each, from the front.
+_log = logging.getLogger(__name__)
 
-    Runs in a thread. May raise KvError.
-    """
+RENEW_BLOCKS: Final = 16
+"""Sealed anew in one step, between two looks at whether live requests have come."""
+RENEWED_AGAIN_S: Final = 3600.0
+"""After a pass that left nothing: another process may still have written under the old key."""
+LEFT_AGAIN_S: Final = 600.0
 
 
 class SweptStore(Protocol):
@@ -26,34 +31,155 @@ class SweptStore(Protocol):
     def pin(self, keys: Iterable[BlockKey]) -> None:
         """Replace the set of keys that neither eviction nor expiry takes."""
 
+    def retain(self, values: Mapping[BlockKey, float]) -> None:
+        """Replace what blocks are worth."""
+
+    def hold(self, keys: Iterable[BlockKey], *, value: float = 0.0) -> AbstractContextManager[None]:
+        """Keep eviction off `keys` while inside; they are worth at least `value`."""
+
     def sweep(self, keep: Collection[BlockKey] | None = None) -> int:
         """Delete what is expired or not in `keep`; how many."""
 
-    def leading(self, spans: Sequence[Span]) -> int:
-        """How many of `spans`, from the first on, are there without a gap."""
+    def has_many(self, keys: Sequence[BlockKey]) -> list[bool]:
+        """Whether some tier seems to have it, for each key."""
 
-    def has(self, key: BlockKey) -> bool:
-        """Whether some tier seems to have it."""
-
-
-def upkeep_of(store: SweptStore, *, block_tokens: int = BLOCK_TOKENS) -> Upkeep:
-    """Pin what is pinned, sweep what no fill names, and count what is left of each fill."""
-
-    def tend(fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
-        keys = {fill.key: keys_of(fill, block_tokens=block_tokens) for fill in fills}
-        store.pin({key for name in keys if name in pinned for key in keys[name]})
-        store.sweep({key for named in keys.values() for key in named})
-        return {fill.key: _left(store, fill, block_tokens) for fill in fills}
-
-    return tend
+    def reseal(self, salts: Iterable[bytes], *, limit: int = 64) -> Resealed:
+        """One bounded step of sealing anew what is under old keys."""
 
 
-def _left(store: SweptStore, fill: Fill, block_tokens: int) -> int:
+class Upkeep(Protocol):
+    """What a worker does for its store. All but `hold` and `renew_due` run in threads. May raise KvError."""
+
+    def retain(self, worth: Sequence[tuple[Fill, float]]) -> None:
+        """Tell the store what all fills are worth."""
+
+    def hold(self, fill: Fill, *, value: float) -> AbstractContextManager[None]:
+        """Keep what is stored of a fill under way, and let it take the place of what is worth less, while inside."""
+
+    def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
+        """Pin, sweep, and count: how many tokens the store has of each fill, from the front. Where it was not counted
+        this time, a fill is left out.
+        """
+
+    def renew_due(self) -> bool:
+        """Whether a key is being changed, and `renew` has something to do now. Quick."""
+
+    def renew(self, salts: Collection[bytes]) -> None:
+        """One bounded step of sealing anew what is under old keys; `salts` are those of tenants with contexts."""
+
+
+class StoreUpkeep:
+    """`Upkeep` of one store.
+
+    `rotating`: old keys are configured. `salts` are those of tenants that may have no contexts. Blocks are counted
+    once per `count_every_s`: that asks the slowest tiers. `clock` gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        store: SweptStore,
+        *,
+        block_tokens: int = BLOCK_TOKENS,
+        rotating: bool = False,
+        salts: Collection[bytes] = (),
+        count_every_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._block_tokens = block_tokens
+        self._rotating = rotating
+        self._salts = frozenset(salts)
+        self._count_every_s = count_every_s
+        self._counted_at_s = float("-inf")
+        self._clock = clock
+        self._cuts: dict[FillKey, _Cut] = {}
+        self._renew_at_s = float("-inf")
+        self._said: tuple[int, int] | None = None
+
+    def retain(self, worth: Sequence[tuple[Fill, float]]) -> None:
+        """See `Upkeep`."""
+        dearest: dict[BlockKey, float] = {}
+        for fill, value in worth:
+            for key in self._cut(fill).keys:
+                dearest[key] = max(value, dearest.get(key, 0.0))
+        self._store.retain(dearest)
+
+    def hold(self, fill: Fill, *, value: float) -> AbstractContextManager[None]:
+        """See `Upkeep`."""
+        return self._store.hold(keys_of(fill, block_tokens=self._block_tokens), value=value)
+
+    def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
+        """See `Upkeep`."""
+        cuts = {fill.key: self._cut(fill) for fill in fills}
+        self._cuts = dict(cuts)
+        self._store.pin({key for name, cut in cuts.items() if name in pinned for key in cut.keys})
+        self._store.sweep({key for cut in cuts.values() for key in cut.keys})
+        now_s = self._clock()
+        if now_s - self._counted_at_s < self._count_every_s:
+            return {}
+        self._counted_at_s = now_s
+        # One question for all: of a tier on a server, each one is a journey.
+        asked = list(dict.fromkeys(key for cut in cuts.values() for key in cut.keys))
+        there = {key for key, found in zip(asked, self._store.has_many(asked), strict=True) if found}
+        return {name: cut.left(there) for name, cut in cuts.items()}
+
+    def renew_due(self) -> bool:
+        """See `Upkeep`."""
+        return self._rotating and self._clock() >= self._renew_at_s
+
+    def renew(self, salts: Collection[bytes]) -> None:
+        """See `Upkeep`."""
+        step = self._store.reseal(self._salts | set(salts), limit=RENEW_BLOCKS)
+        if not step.finished:
+            return
+        said, self._said = self._said, (step.left, step.unknown)
+        self._renew_at_s = self._clock() + (LEFT_AGAIN_S if step.left else RENEWED_AGAIN_S)
+        if said == self._said:
+            return
+        if step.left:
+            _log.warning("key change: %d blocks stay under an old key for now: keep kv.old_key_files", step.left)
+        else:
+            _log.info("key change: no block is under an old key any more; kv.old_key_files can go")
+        if step.unknown:
+            _log.warning("key change: %d blocks are under a key that no key file here holds", step.unknown)
+
+    def _cut(self, fill: Fill) -> _Cut:
+        known = self._cuts.get(fill.key)
+        # Hashed, and not kept: the tokens of many fills would fill the memory.
+        mark = (hash(fill.tokens), fill.stored_tokens)
+        if known is None or known.mark != mark:
+            known = self._cuts[fill.key] = _cut(fill, mark, self._block_tokens)
+        return known
+
+
+class _Cut(NamedTuple):
+    """The keys of one fill, made once."""
+
+    mark: tuple[int, int]
+    keys: tuple[BlockKey, ...]
+    wholes: tuple[tuple[BlockKey, int], ...]
+    """Snapshots and their tokens, the longest first."""
+    blocks: tuple[tuple[BlockKey, int], ...]
+    """Blocks, and the tokens up to the end of each."""
+
+    def left(self, there: Collection[BlockKey]) -> int:
+        # A model whose cache cannot be cut is stored whole, as far as it is computed.
+        for key, tokens in self.wholes:
+            if key in there:
+                return tokens
+        tokens = 0
+        for key, stop in self.blocks:
+            if key not in there:
+                break
+            tokens = stop
+        return tokens
+
+
+def _cut(fill: Fill, mark: tuple[int, int], block_tokens: int) -> _Cut:
     salt, signature = salt_of(fill.key.tenant), fill.key.signature
-    # A model whose cache cannot be cut is stored whole, as far as it is computed.
-    for length in sorted({len(fill.tokens), fill.stored_tokens}, reverse=True):
-        if length and store.has(snapshot_key(fill.tokens[:length], signature=signature, salt=salt)):
-            return length
-    pieces = spans(fill.tokens, signature=signature, salt=salt, block_tokens=block_tokens)
-    there = store.leading(pieces)
-    return pieces[there - 1].stop if there else 0
+    blocks = tuple(
+        (span.key, span.stop) for span in spans(fill.tokens, signature=signature, salt=salt, block_tokens=block_tokens)
+    )
+    lengths = sorted({len(fill.tokens), fill.stored_tokens} - {0}, reverse=True)
+    wholes = tuple((snapshot_key(fill.tokens[:n], signature=signature, salt=salt), n) for n in lengths)
+    return _Cut(mark, (*(key for key, _ in blocks), *(key for key, _ in wholes)), wholes, blocks)

@@ -5,36 +5,42 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.engines.engine import Reuse
 from nightfill.errors import EngineError, KvError, LeaseLost, NightfillError, QueueFull, StateError, StateUnavailable
-from nightfill.kv.key import BLOCK_TOKENS
+from nightfill.kv.key import BLOCK_TOKENS, salt_of
 from nightfill.sleep.description import note_of
+from nightfill.sleep.fidelity import Verdict
 from nightfill.sleep.fill import Filled, FillRun, Gone, Stopped
 from nightfill.sleep.gatekeeper import Gatekeeper
-from nightfill.sleep.lease import HeldLease
+from nightfill.sleep.lease import HeldLease, while_held
 from nightfill.sleep.planner import Planner
 from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
 from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.sources import SourceWatch
 from nightfill.sleep.stopping import pause, unless
+from nightfill.sleep.value import scores_of, values
+from nightfill.sleep.verify import Crowded, VerifyRun
 from nightfill.state.jobs import JobKind, WorkerId
 from nightfill.state.load import NO_LOAD
 from nightfill.state.process import is_gone, this_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from nightfill.config import SleepSettings
-    from nightfill.contexts.context import Content, Context, Signature
+    from nightfill.contexts.context import Content, Context, ContextName, Fill, Signature, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.fill import Outcome
     from nightfill.sleep.planner import State
     from nightfill.sleep.pool import EnginePool
     from nightfill.sleep.upkeep import Upkeep
+    from nightfill.state.access import Usage
     from nightfill.state.jobs import Lease
     from nightfill.state.load import LoadBoard
 
@@ -133,6 +139,8 @@ class Worker:
                 if now_s - tended_at_s >= UPKEEP_EVERY_S:
                     tended_at_s = now_s
                     await self._tend()
+                if self._upkeep is not None and self._upkeep.renew_due():
+                    await self._renew(self._upkeep, stop)
                 if now_s - pruned_at_s >= PRUNE_EVERY_S:
                     pruned_at_s = now_s
                     await self._state.jobs.prune(older_than_s=KEEP_JOBS_S)
@@ -177,13 +185,15 @@ class Worker:
                 _log.info("worker %s is gone: %d jobs are free again", worker, freed)
 
     async def _tend(self) -> None:
-        """Pins, sweeps, and fills whose bytes are gone."""
+        """Pins, values, sweeps, and fills whose bytes are gone."""
         if self._upkeep is None:
             return
         fills = await self._state.book.fills()
-        pinned = {(context.tenant, context.current) for context in await self._state.book.contexts() if context.pinned}
+        contexts = await self._state.book.contexts()
+        pinned = {(context.tenant, context.current) for context in contexts if context.pinned}
         held = {fill.key for fill in fills if (fill.key.tenant, fill.key.fingerprint) in pinned}
-        left = await asyncio.to_thread(self._upkeep, fills, held)
+        await self._value(self._upkeep, contexts, fills)
+        left = await asyncio.to_thread(self._upkeep.tend, fills, held)
         # Others are kept in an engine's slots, or nobody here knows where.
         restored = {known.signature for known in self._descriptions.values() if known.reuse is not Reuse.NONE}
         for fill in fills:
@@ -196,6 +206,34 @@ class Worker:
                 )
                 _log.info("a fill of %d tokens has left the store, %d remain", len(fill.tokens), tokens)
 
+    async def _value(self, upkeep: Upkeep, contexts: Sequence[Context], fills: Sequence[Fill]) -> None:
+        """Tell the store what fills are worth by now."""
+        worth = values(contexts, fills, await self._usages(contexts), now_s=self._clock())
+        await asyncio.to_thread(upkeep.retain, [(fill, worth[fill.key]) for fill in fills])
+
+    async def _usages(self, contexts: Sequence[Context]) -> dict[tuple[Tenant, ContextName], Usage]:
+        access, now_s = self._state.access, self._clock()
+        return {(c.tenant, c.name): await access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
+
+    async def _holding(self, key: FillKey) -> Callable[[Fill], AbstractContextManager[None]]:
+        """Value all fills anew, and this one, which may be new, as much as its priority says."""
+        if self._upkeep is None:
+            return lambda _: nullcontext()
+        upkeep = self._upkeep
+        contexts = await self._state.book.contexts()
+        await self._value(upkeep, contexts, await self._state.book.fills())
+        scores = scores_of(contexts, await self._usages(contexts), now_s=self._clock())
+        value = scores.get((key.tenant, key.fingerprint), 0.0)
+        return lambda fill: upkeep.hold(fill, value=value)
+
+    async def _renew(self, upkeep: Upkeep, stop: asyncio.Event) -> None:
+        """One step of a change of keys, while no live request is in the way."""
+        gate = Gatekeeper(self._board, self._settings, stop=stop, clock=self._steady, sleep=self._sleep)
+        if not await gate.opens(within_s=0.0):
+            return
+        salts = {salt_of(context.tenant) for context in await self._state.book.contexts()}
+        await asyncio.to_thread(upkeep.renew, salts)
+
     # --- jobs ---
 
     async def _work_until(self, stop: asyncio.Event) -> None:
@@ -204,7 +242,7 @@ class Worker:
             try:
                 if self._descriptions:
                     lease = await self._state.jobs.lease(
-                        self.id, kinds=[JobKind.FILL], lease_s=float(self._settings.lease_s)
+                        self.id, kinds=[JobKind.FILL, JobKind.VERIFY], lease_s=float(self._settings.lease_s)
                     )
             except StateUnavailable as exc:
                 _log.warning("no job leased: %s", exc)
@@ -225,7 +263,7 @@ class Worker:
         job = lease.job
         _log.info("job %d (%s): lease %d, priority %.2f", job.id, job.label, lease.fence, job.priority)
         try:
-            outcome = await self._fill(held, stop)
+            outcome = await (self._verify if job.kind is JobKind.VERIFY else self._fill)(held, stop)
         except LeaseLost as exc:
             _log.warning("%s", exc)
             return
@@ -245,8 +283,8 @@ class Worker:
         name = self._engine_for(key.signature)
         if name is None:
             return Gone("no engine here computes its model any more")
-        board = NO_LOAD if name in self._unshared else self._board
-        gate = Gatekeeper(board, self._settings, stop=stop, clock=self._steady, sleep=self._sleep)
+        gate = self._gate(name, stop)
+        holding = await self._holding(key)
         async with self._pool.lent(name) as engine:
             run = FillRun(
                 key,
@@ -257,6 +295,7 @@ class Worker:
                 sizer=self._sizers.get(name, self._sizer),
                 settings=self._settings,
                 block_tokens=self._block_tokens,
+                holding=holding,
                 clock=self._steady,
                 wall=self._clock,
             )
@@ -274,12 +313,28 @@ class Worker:
                 # The next prefix begins short again, and so its slices.
                 self._sizers[name] = replace(run.sizer, last_tokens=0)
 
+    async def _verify(self, held: HeldLease, stop: asyncio.Event) -> Outcome | Verdict | Crowded:
+        try:
+            key = FillKey.parse(held.job.target)
+        except ValueError:
+            return Gone("not a fill's name")
+        name = self._engine_for(key.signature)
+        if name is None:
+            return Gone("no engine here computes its model any more")
+        async with self._pool.lent(name) as engine:
+            run = VerifyRun(key, book=self._state.book, engine=engine, gate=self._gate(name, stop))
+            return await while_held(held, run.run())
+
+    def _gate(self, name: str, stop: asyncio.Event) -> Gatekeeper:
+        board = NO_LOAD if name in self._unshared else self._board
+        return Gatekeeper(board, self._settings, stop=stop, clock=self._steady, sleep=self._sleep)
+
     def _engine_for(self, signature: Signature) -> str | None:
         """The one that failed longest ago, or never."""
         able = [name for name, known in self._descriptions.items() if known.signature == signature]
         return min(able, key=lambda name: self._failed_s.get(name, float("-inf")), default=None)
 
-    async def _settle(self, held: HeldLease, outcome: Outcome) -> None:
+    async def _settle(self, held: HeldLease, outcome: Outcome | Verdict | Crowded) -> None:
         """Write down how it ended. When that cannot be, the lease expires and the job is leased again."""
         jobs, lease, job = self._state.jobs, held.lease, held.job
         try:
@@ -291,6 +346,11 @@ class Worker:
                             "job %d (%s): ready, %d tokens, %d computed now, %.2f engine seconds",
                             job.id, job.label, outcome.tokens, outcome.computed, outcome.seconds,
                         )  # fmt: skip
+                    case Verdict():
+                        await jobs.complete(lease, outcome=outcome.outcome, note=outcome.why)
+                        _log.info("job %d (%s): %s", job.id, job.label, outcome.why)
+                    case Crowded():
+                        await jobs.complete(lease, outcome="crowded", note="live requests left no room for it")
                     case Stopped():
                         await jobs.release(lease)
                         _log.info("job %d (%s): handed back at %d tokens", job.id, job.label, held.kept_tokens)
@@ -310,6 +370,10 @@ class Worker:
                 _log.warning(
                     "job %d (%s): again in %.1f s: %s", job.id, job.label, at_s - self._clock(), failure.message
                 )
+            case GiveUp() if job.kind is JobKind.VERIFY:
+                # Never dead: that would end all further looks at this fill.
+                await self._state.jobs.complete(held.lease, outcome="failed", note=failure.message)
+                _log.warning("job %d (%s): not verified: %s", job.id, job.label, failure.message)
             case GiveUp():
                 await self._state.jobs.fail(held.lease, error=failure.message, retry_at_s=None)
                 _log.error("job %d (%s): given up: %s", job.id, job.label, failure.message)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightfill.errors import BadSource, EngineTimeout, LeaseLost, NightfillError, TierFull
+from nightfill.errors import BadSource, EngineTimeout, LeaseLost, NightfillError, TierFull, TierUnavailable
 from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
 
 POLICY = RetryPolicy(max_failures=5, base_s=2, cap_s=10)
@@ -34,7 +34,7 @@ def test_a_great_many_failures_do_not_overflow() -> None:
     ("error", "kind"),
     [
         (EngineTimeout("silent", engine="e"), FailureKind.ENGINE),
-        (TierFull("no space"), FailureKind.STORE),
+        (TierUnavailable("disk: gone"), FailureKind.STORE),
         (LeaseLost("x"), FailureKind.STATE),
         (BadSource("x"), FailureKind.IMPOSSIBLE),
         (NightfillError("x"), FailureKind.ENGINE),
@@ -42,3 +42,9 @@ def test_a_great_many_failures_do_not_overflow() -> None:
 )
 def test_each_error_is_of_one_kind_and_keeps_its_words(error: NightfillError, kind: FailureKind) -> None:
     assert failure_of(error) == Failure(kind, str(error))
+
+
+def test_a_full_store_is_waited_for_however_often_it_was_full() -> None:
+    full = failure_of(TierFull("disk: no space"))
+    assert full == Failure(FailureKind.FULL, "no room in the store: disk: no space")
+    assert after_failure(POLICY.max_failures + 100, full, POLICY, now_s=0.0) == Retry(POLICY.cap_s)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import contextlib
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nightfill.contexts.context import Fill, FillKey, FillState, Fingerprint, Form, Signature, Tenant
-from nightfill.kv.key import BlockKey, Span, salt_of, snapshot_key, spans
-from nightfill.sleep.upkeep import upkeep_of
+from nightfill.kv.key import BlockKey, salt_of, snapshot_key, spans
+from nightfill.kv.rotation import Resealed
+from nightfill.sleep.upkeep import LEFT_AGAIN_S, RENEWED_AGAIN_S, StoreUpkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    import pytest
 
 T, SIGNATURE = Tenant("default"), Signature("5" * 64)
 
@@ -16,6 +22,25 @@ class FakeStore:
     def __init__(self, keys: Iterable[BlockKey]) -> None:
         self.keys = set(keys)
         self.pinned: set[BlockKey] = set()
+        self.values: dict[BlockKey, float] = {}
+        self.held: list[tuple[set[BlockKey], float]] = []
+        self.counts = 0
+        self.steps: list[Resealed] = []
+        self.salts: list[set[bytes]] = []
+
+    def retain(self, values: Mapping[BlockKey, float]) -> None:
+        self.values = dict(values)
+
+    @contextlib.contextmanager
+    def hold(self, keys: Iterable[BlockKey], *, value: float = 0.0) -> Iterator[None]:
+        self.held.append((set(keys), value))
+        yield
+        self.held.pop()
+
+    def reseal(self, salts: Iterable[bytes], *, limit: int = 64) -> Resealed:
+        assert limit <= 64
+        self.salts.append(set(salts))
+        return self.steps.pop(0)
 
     def pin(self, keys: Iterable[BlockKey]) -> None:
         self.pinned = set(keys)
@@ -25,11 +50,9 @@ class FakeStore:
         self.keys &= set(keep)
         return 0
 
-    def leading(self, spans: Sequence[Span]) -> int:
-        return next((n for n, span in enumerate(spans) if span.key not in self.keys), len(spans))
-
-    def has(self, key: BlockKey) -> bool:
-        return key in self.keys
+    def has_many(self, keys: Sequence[BlockKey]) -> list[bool]:
+        self.counts += 1
+        return [key in self.keys for key in keys]
 
 
 def fill(first: int, tokens: int = 600) -> Fill:
@@ -50,7 +73,7 @@ def keys_of(one: Fill) -> list[BlockKey]:
 def test_what_no_fill_names_goes_and_what_is_pinned_stays() -> None:
     kept, pinned, gone = fill(1), fill(2), fill(3)
     store = FakeStore(keys_of(kept) + keys_of(pinned) + keys_of(gone))
-    left = upkeep_of(store)([kept, pinned], {pinned.key})
+    left = StoreUpkeep(store).tend([kept, pinned], {pinned.key})
     assert store.keys == {*keys_of(kept), *keys_of(pinned)}
     assert store.pinned >= set(keys_of(pinned))
     assert store.pinned.isdisjoint(keys_of(kept))
@@ -60,11 +83,82 @@ def test_what_no_fill_names_goes_and_what_is_pinned_stays() -> None:
 def test_a_gap_ends_what_counts() -> None:
     whole, holed, empty = fill(1), fill(2), fill(3)
     store = FakeStore([*keys_of(whole), keys_of(holed)[0], keys_of(holed)[2]])
-    assert upkeep_of(store)([whole, holed, empty], set()) == {whole.key: 600, holed.key: 256, empty.key: 0}
+    assert StoreUpkeep(store).tend([whole, holed, empty], set()) == {whole.key: 600, holed.key: 256, empty.key: 0}
 
 
 def test_a_model_that_is_stored_whole_counts_whole() -> None:
     one = fill(1)
     store = FakeStore([snapshot_key(one.tokens, signature=SIGNATURE, salt=salt_of(T))])
-    assert upkeep_of(store)([one], set()) == {one.key: 600}
+    assert StoreUpkeep(store).tend([one], set()) == {one.key: 600}
     assert len(store.keys) == 1
+
+
+def test_blocks_are_worth_as_much_as_the_dearest_fill_that_shares_them() -> None:
+    one = fill(1)
+    longer = fill(1, tokens=900)
+    longer = replace(longer, key=replace(longer.key, fingerprint=Fingerprint("f" * 64)))
+    store = FakeStore([])
+    upkeep = StoreUpkeep(store)
+    upkeep.retain([(one, 0.5), (longer, 0.2)])
+    assert [store.values[key] for key in keys_of(one)] == [0.5, 0.5, 0.5]
+    assert store.values[keys_of(longer)[2]] == 0.2
+    upkeep.retain([(longer, 0.2)])
+    assert store.values[keys_of(one)[0]] == 0.2
+
+
+def test_what_is_under_way_is_held_at_its_value() -> None:
+    store = FakeStore([])
+    with StoreUpkeep(store).hold(fill(1), value=0.7):
+        ((keys, value),) = store.held
+    assert (keys >= set(keys_of(fill(1))), value, store.held) == (True, 0.7, [])
+
+
+def test_a_fill_whose_tokens_changed_is_cut_anew() -> None:
+    store = FakeStore([])
+    upkeep = StoreUpkeep(store)
+    before, after = fill(1), replace(fill(2), key=fill(1).key)
+    upkeep.retain([(before, 1.0)])
+    upkeep.retain([(after, 1.0)])
+    assert set(keys_of(after)) <= store.values.keys()
+    assert set(keys_of(before)).isdisjoint(store.values)
+
+
+def test_blocks_are_counted_by_one_question_and_no_more_often_than_told() -> None:
+    now_s = 0.0
+    fills = [fill(n) for n in range(1, 2001, 100)]
+    store = FakeStore([key for one in fills for key in keys_of(one)])
+    upkeep = StoreUpkeep(store, count_every_s=600.0, clock=lambda: now_s)
+    assert len(upkeep.tend(fills, set())) == len(fills)
+    now_s = 599.0
+    assert (upkeep.tend(fills, set()), store.counts) == ({}, 1)
+    now_s = 600.0
+    assert (len(upkeep.tend(fills, set())), store.counts) == (len(fills), 2)
+
+
+def test_a_change_of_keys_is_said_to_be_over_once(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = 0.0
+    store = FakeStore([])
+    upkeep = StoreUpkeep(store, rotating=True, salts=[b"a"], clock=lambda: now_s)
+    store.steps = [step(finished=False), step(left=3), step(), step()]
+    with caplog.at_level(logging.INFO):
+        upkeep.renew([b"b"])
+        assert (store.salts, caplog.messages, upkeep.renew_due()) == ([{b"a", b"b"}], [], True)
+        upkeep.renew([])
+        assert "3 blocks stay under an old key" in caplog.messages[-1]
+        assert not upkeep.renew_due()
+        now_s += LEFT_AGAIN_S
+        assert upkeep.renew_due()
+        upkeep.renew([])
+        assert "kv.old_key_files can go" in caplog.messages[-1]
+        now_s += RENEWED_AGAIN_S
+        assert upkeep.renew_due()
+        upkeep.renew([])
+    assert len(caplog.messages) == 2
+
+
+def test_where_no_key_is_changed_nothing_is_looked_at() -> None:
+    assert not StoreUpkeep(FakeStore([])).renew_due()
+
+
+def step(*, left: int = 0, finished: bool = True) -> Resealed:
+    return Resealed(blocks=1, left=left, unknown=0, finished=finished)

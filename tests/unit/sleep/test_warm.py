@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from fakes.background import WALL_S, House, house, key_of
+from fakes.background import WALL_S, FakeUpkeep, House, house, key_of
 from fakes.fill_engine import SIGNATURE, FakeFillEngine
 from fakes.virtual_time import now_s, virtual
 from nightfill.contexts.context import FillState, Form
@@ -204,7 +204,7 @@ async def test_fills_kept_in_slots_are_not_taken_for_bytes_that_left_the_store(t
     """The worker's upkeep looks for blocks, and there are none."""
     engine = Slots()
     async with house(tmp_path) as here:
-        here.upkeep = lambda fills, _: {fill.key: 0 for fill in fills}
+        here.upkeep = FakeUpkeep(lambda fills: {fill.key: 0 for fill in fills})
         here.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log, reuse=Reuse.NONE)
         async with kept_warm(here, engine), here.working():
             context = await here.put("x" * 500)

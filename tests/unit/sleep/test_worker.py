@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from fakes.background import SETTINGS, WALL_S, House, T, house, key_of
+from fakes.background import SETTINGS, WALL_S, FakeUpkeep, House, T, house, key_of
 from fakes.fill_engine import FakeFillEngine
 from fakes.virtual_time import now_s, until, virtual
 from nightfill.config import Duration
@@ -18,13 +18,14 @@ from nightfill.contexts.context import ContextName, Fill, FillKey, FillState, Fo
 from nightfill.engines.engine import Reuse
 from nightfill.kv.key import salt_of
 from nightfill.sleep.description import description_of
-from nightfill.sleep.planner import Planner
+from nightfill.sleep.plan import Verdict
+from nightfill.sleep.planner import Planner, plan_lines
 from nightfill.sleep.worker import Worker
 from nightfill.state.jobs import JobKind, JobState, WorkerId
 from nightfill.state.process import this_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 TEXT = "x" * 3000
@@ -251,6 +252,39 @@ async def test_a_full_disk_is_a_visible_failure_and_the_fill_goes_on_when_there_
 
 
 @virtual
+async def test_a_fill_without_room_waits_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.store.full = True
+        context = await h.put(TEXT)
+        async with h.working():
+            await until(lambda: h.log.fills > 2 * SETTINGS.max_failures)
+            await asyncio.sleep(60)
+            (line,) = await plan_lines(
+                h.state, [await FakeFillEngine().describe()], now_s=WALL_S + now_s(), default_ttl_s=1e9
+            )
+            assert line.verdict is Verdict.FILL
+            assert line.why.startswith("waits, tried again in ")
+            assert line.why.endswith("no room in the store: disk: no space left")
+            h.store.full = False
+            await fill_in(h, key_of(context))
+
+
+@virtual
+async def test_a_change_of_keys_goes_on_between_live_requests(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.upkeep = upkeep = FakeUpkeep(lambda _: {})
+        upkeep.steps_left = 5
+        await h.put(TEXT)
+        h.board.enter()
+        async with h.working():
+            await asyncio.sleep(30)
+            assert upkeep.renewed == []
+            h.board.leave()
+            await until(lambda: not upkeep.steps_left)
+        assert {salts for _, salts in upkeep.renewed} == {frozenset({salt_of(T)})}
+
+
+@virtual
 async def test_a_restore_that_is_not_used_is_never_called_ready(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         h.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log, proves=False)
@@ -364,14 +398,14 @@ async def test_a_changed_source_makes_a_new_version_that_is_filled(tmp_path: Pat
 async def test_bytes_that_left_the_store_are_noticed_and_filled_again_at_the_next_use(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
 
-        def upkeep(fills: Sequence[Fill], pinned: Collection[FillKey]) -> dict[FillKey, int]:
+        def count(fills: Sequence[Fill]) -> dict[FillKey, int]:
             return {
                 f.key: h.store.stored.get((f.tokens, salt), 0)
                 for f in fills
                 for _, salt in h.store.stored or [((), b"")]
             }
 
-        h.upkeep = upkeep
+        h.upkeep = FakeUpkeep(count)
         context = await h.put(TEXT)
         async with h.working():
             await fill_in(h, key_of(context))
