@@ -41,8 +41,8 @@ START_S: Final = 20.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--block-bytes", type=parse_size, default=4 << 20, help="of KV in one block (default: 4MiB)")
-    parser.add_argument("--total-bytes", type=parse_size, default=256 << 20, help="in each tier (default: 256MiB)")
+    parser.add_argument("--block-bytes", type=size_of, default=4 << 20, help="of KV in one block (default: 4MiB)")
+    parser.add_argument("--total-bytes", type=size_of, default=256 << 20, help="in each tier (default: 256MiB)")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--tier", action="append", help="ram, arena, disk, redis or redis-tcp; all if none is given")
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure (default: here)")
@@ -76,6 +76,10 @@ def main() -> None:
 
         draw_tiers(tiers, options.chart)
     print(msgspec.json.encode({"name": NAME, **setting("python " + " ".join(sys.argv)), "tiers": tiers}).decode())
+
+
+def size_of(text: str) -> int:
+    return int(parse_size(text))
 
 
 @contextmanager

@@ -150,26 +150,32 @@ class RedisServer:
 
     def connect(self, timeout_s: float) -> socket.socket:
         """A connection that is logged in. Raises OSError, TierUnavailable."""
-        if self.path:
-            line = socket.socket(socket.AF_UNIX)
-            line.settimeout(timeout_s)
-            line.connect(self.path)
-        else:
-            line = socket.create_connection((self.host, self.port), timeout=timeout_s)
-            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self.tls:
-            import ssl
+        line = (
+            socket.socket(socket.AF_UNIX) if self.path else socket.create_connection((self.host, self.port), timeout_s)
+        )
+        try:
+            if self.path:
+                line.settimeout(timeout_s)
+                line.connect(self.path)
+            else:
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.tls:
+                import ssl
 
-            line = ssl.create_default_context().wrap_socket(line, server_hostname=self.host)
-        else:
-            line.settimeout(None)
-            limit = struct.pack("@ll", *divmod(int(timeout_s * 1e6), 1_000_000))
-            for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                line.setsockopt(socket.SOL_SOCKET, direction, limit)
-        if self.password or self.user:
-            _ask(line, b"AUTH", *([self.user.encode()] if self.user else []), self.password.encode())
-        if self.db:
-            _ask(line, b"SELECT", b"%d" % self.db)
+                line = ssl.create_default_context().wrap_socket(line, server_hostname=self.host)
+            else:
+                # Blocking, with the kernel to end what takes too long.
+                line.settimeout(None)
+                limit = struct.pack("@ll", *divmod(int(timeout_s * 1e6), 1_000_000))
+                for direction in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                    line.setsockopt(socket.SOL_SOCKET, direction, limit)
+            if self.password or self.user:
+                _ask(line, b"AUTH", *([self.user.encode()] if self.user else []), self.password.encode())
+            if self.db:
+                _ask(line, b"SELECT", b"%d" % self.db)
+        except BaseException:
+            line.close()
+            raise
         return line
 
 
@@ -212,7 +218,7 @@ class RawRedis:
             if not received:
                 raise TierUnavailable("the server hung up")
             got += received
-            if got >= len(self._head) and room[: len(self._head)] != self._head:
+            if room[: min(got, len(self._head))] != self._head[:got]:
                 raise TierUnavailable("the server lost a block")
 
     def forget(self, index: int) -> None:

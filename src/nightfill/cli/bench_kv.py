@@ -36,7 +36,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # generic for type chec
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return parse_size(value)
+            return int(parse_size(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
