@@ -56,7 +56,7 @@ class Buffers:
         capacity = capacity_for(max(nbytes, 1))
         pages = self._reuse(capacity) or _fresh(capacity)
         # Views and their slices keep this object alive, and unlike them it can say when it dies.
-        owner = (ctypes.c_ubyte * capacity).from_buffer(pages)
+        owner = (ctypes.c_ubyte * capacity).from_buffer(pages, _start(pages, capacity))
         weakref.finalize(owner, self._give_back, pages, capacity).atexit = False
         return memoryview(owner).cast("B")[:nbytes]
 
@@ -76,10 +76,19 @@ class Buffers:
 
 
 def _fresh(capacity: int) -> mmap.mmap:
+    # Huge pages begin at multiples of their size, and so do large buffers: else up to half of one lies in small pages,
+    # which makes copying a fifth slower. What is mapped and never touched takes no memory.
+    room = capacity + _HUGE if capacity >= _HUGE else capacity
     try:
-        pages = mmap.mmap(-1, capacity, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages = mmap.mmap(-1, room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if capacity >= _HUGE:
-            pages.madvise(mmap.MADV_HUGEPAGE)
+            # Only where a whole one is of use: the rest of the last one would be memory for nothing.
+            pages.madvise(mmap.MADV_HUGEPAGE, _start(pages, capacity), capacity // _HUGE * _HUGE)
     except OSError as error:
         raise TierUnavailable(f"no memory for a block of {capacity} bytes: {error.strerror}") from error
     return pages
+
+
+def _start(pages: mmap.mmap, capacity: int) -> int:
+    """Where in a mapping of `_fresh` the buffer begins."""
+    return -ctypes.addressof(ctypes.c_char.from_buffer(pages)) % _HUGE if capacity >= _HUGE else 0

@@ -90,3 +90,11 @@ def test_a_size_class_holds_its_length_in_whole_pages_and_wastes_little(nbytes: 
     assert capacity >= nbytes
     assert capacity % ALIGNMENT == 0
     assert capacity <= max(padded(nbytes), nbytes * 9 // 8 + 1)
+
+
+def test_a_large_buffer_begins_where_a_huge_page_does() -> None:
+    kept = [Buffers().take(nbytes) for nbytes in (2 << 20, (4 << 20) + 4096, 9 << 20)]
+    addresses = [ctypes.addressof(ctypes.c_char.from_buffer(view)) for view in kept]
+    assert [address % (2 << 20) for address in addresses] == [0, 0, 0]
+    for view in kept:
+        view[:] = bytes(len(view))  # all of it is there
