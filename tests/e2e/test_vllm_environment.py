@@ -84,31 +84,6 @@ def test_its_metrics_tell_where_prompt_tokens_came_from(server: VllmServer) -> N
     assert server.metric(name, source="local_cache_hit") - before["local_cache_hit"] == 576
 
 
-def test_two_ranks_share_a_model_and_a_kill_leaves_nothing(new_vllm: Callable[..., VllmServer]) -> None:
-    two = new_vllm(flags=("--tensor-parallel-size", "2"), model=TINY_OTHER, name="other").start()
-    ids = prompt(4)
-    first = two.complete(ids)
-    assert len(first.tokens) == 8
-    assert two.complete(ids).cached_tokens == 576
-    held = two.shared_memory()
-    assert shared_memory_left(held), "ranks talk through it"
-    two.kill()
-    assert not two.running
-    assert shared_memory_left(held) == []
-
-
-def test_a_server_comes_back_on_its_port_with_an_empty_cache(new_vllm: Callable[..., VllmServer]) -> None:
-    server = new_vllm(api_key="secret").start()
-    ids = prompt(5)
-    answer = server.complete(ids)
-    url = server.url
-    server.restart()
-    assert server.url == url
-    again = server.complete(ids)
-    assert (again.cached_tokens, again.tokens) == (0, answer.tokens)
-    assert server.request("GET", "/v1/models", headers={"authorization": "Bearer other"}).status == 401
-
-
 def test_a_server_that_cannot_start_shows_why(new_vllm: Callable[..., VllmServer]) -> None:
     server = new_vllm(flags=("--no-such-flag",))
     with pytest.raises(AssertionError, match="no-such-flag"):
