@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_server import TINY, TINY_OTHER, VllmServer, shared_memory_left
+from vllm_server import TINY, TINY_OTHER, VllmServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
