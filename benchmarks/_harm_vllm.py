@@ -27,7 +27,7 @@ from _harm import Bench, measure, say
 from _vllm import VllmServer, model
 from nightfill.bench.client import Client, Target
 from nightfill.cli.server_process import children, command_line, server_process
-from nightfill.config import ByteSize, EngineSettings, KvSettings, Settings, SleepSettings, TierSettings
+from nightfill.config import ByteSize, Duration, EngineSettings, KvSettings, Settings, SleepSettings, TierSettings
 from nightfill.engines.vllm.args import Wanted, launch, plain
 from nightfill.state.sqlite import open_state
 
@@ -56,16 +56,10 @@ class VllmSetting:
     def sleep(self) -> SleepSettings:
         if self.scheduler:
             # The engine decides step by step: the worker sends long slices, and does not look at the load.
-            return SleepSettings(max_live=10_000, quiet_s=0, min_slice_tokens=2048, max_slice_tokens=2048)
+            return SleepSettings(max_live=10_000, quiet_s=Duration(0), min_slice_tokens=2048, max_slice_tokens=2048)
         if self.slice_tokens:
             return SleepSettings(min_slice_tokens=self.slice_tokens, max_slice_tokens=self.slice_tokens)
         return SleepSettings()
-
-    @property
-    def block_tokens(self) -> int:
-        """A slice is whole blocks of the store."""
-        blocks = KvSettings().block_tokens
-        return blocks if self.scheduler or not self.slice_tokens else min(blocks, self.slice_tokens)
 
     @property
     def stopped_by(self) -> str:
@@ -127,7 +121,7 @@ def settings_of(setting: VllmSetting, folder: Path, *, url: str) -> Settings:
     tier = TierSettings(kind="disk", path=str(folder / "kv"), max_bytes=ByteSize(8 << 30))
     return Settings(
         engines=(EngineSettings(name="v0", kind="vllm", url=url),),
-        kv=KvSettings(tiers=(tier,), block_tokens=setting.block_tokens),
+        kv=KvSettings(tiers=(tier,)),
         sleep=setting.sleep,
     )
 
@@ -185,7 +179,6 @@ async def point(setting: VllmSetting, options: argparse.Namespace, *, pairs: int
     return {
         "model": options.size,
         "slice_tokens": setting.slice_tokens,
-        "block_tokens": setting.block_tokens,
         "stopped_by": setting.stopped_by,
         **found,
     }

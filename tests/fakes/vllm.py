@@ -47,7 +47,7 @@ class FakeVllm:
     """While it is there and not set, requests wait before they compute."""
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Any] = field(default_factory=dict)
     """What its reports say of loads and prefill."""
     dies_after: int | None = None
     """Events of a stream after which the connection breaks."""

@@ -89,6 +89,7 @@ class VllmEngine:
         self._asked_for = settings.model
         self._description: Description | None = None
         self._described_at_s = 0.0
+        self._engine_block_tokens = 0
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
         self._restores = Restores(always=always_restore)
@@ -116,6 +117,7 @@ class VllmEngine:
             return self._described_as(model, version, signature_of(own), kv_bytes_per_token=0, reuse=Reuse.NONE)
         probe = await self._api.prefill(_PROBE, model=model.id, wish=Wish(report=True, store=False))
         report = fitting(version, probe, block_tokens=self._block_tokens, engine=name)
+        self._engine_block_tokens = report.engine_block_tokens
         self._restores.told(
             Rates(bytes_per_s=report.bytes_per_s, latency_s=report.latency_s, tokens_per_s=report.tokens_per_s)
         )
@@ -234,7 +236,7 @@ class VllmEngine:
             cut = spans(
                 prefix.tokens, signature=description.signature, salt=prefix.salt, block_tokens=self._block_tokens
             )
-            yield VllmFill(prefix, api=self._api, store=self._store, spans=cut)
+            yield VllmFill(prefix, api=self._api, store=self._store, spans=cut, slice_unit=self._engine_block_tokens)
 
     @contextlib.asynccontextmanager
     async def sampler(self, prefix: Prefix) -> AsyncIterator[Sampler]:

@@ -33,13 +33,17 @@ def whole(tokens: int, block_tokens: int) -> int:
     return tokens - tokens % block_tokens
 
 
-def slice_end(upto: int, *, total: int, block_tokens: int) -> int:
-    """Where a slice ends that is to reach `upto` of `total` tokens: at a whole block, since no less is stored."""
-    return min(total, -(-upto // block_tokens) * block_tokens)
+def slice_end(upto: int, *, total: int, unit: int) -> int:
+    """Where a slice ends that is to reach `upto` of `total` tokens: at a whole unit, since no less is kept."""
+    return min(total, -(-upto // unit) * unit)
 
 
 class VllmFill:
-    """Implements `engines.engine.PrefixFill`. `spans` are the keys of the prefix's blocks, all whole ones."""
+    """Implements `engines.engine.PrefixFill`. `spans` are the keys of the prefix's blocks, all whole ones.
+
+    `slice_unit`: tokens that the engine's own prefix cache keeps at least; 0 when unknown. Slices end there, not at
+    blocks of the store: a live request may have to wait for one, and a block is stored once a slice completes it.
+    """
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class VllmFill:
         api: VllmApi,
         store: Store,
         spans: Sequence[Span],
+        slice_unit: int = 0,
         arrive_s: float = ARRIVE_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -56,6 +61,8 @@ class VllmFill:
         self._api = api
         self._store = store
         self._spans = tuple(spans)
+        self._block_tokens = self._spans[0].stop if self._spans else 1
+        self._slice_unit = slice_unit or self._block_tokens
         self._arrive_s = arrive_s
         self._clock = clock
         self._sleep = sleep
@@ -81,22 +88,23 @@ class VllmFill:
         after, also what a slice did that was cancelled.
         """
         tokens = self._prefix.tokens
-        end = slice_end(upto, total=len(tokens), block_tokens=self._block_tokens)
+        end = slice_end(upto, total=len(tokens), unit=self._slice_unit)
         done = await self._api.prefill(tokens[:end], salt=self._prefix.salt, wish=Wish())
         self._reached = max(self._reached, end)
         return Slice(reached=end, computed=done.computed, seconds=done.seconds)
 
     async def keep(self) -> int:
-        """Wait until the plug-in has stored what was computed; the number of tokens in the store, from the front.
+        """Wait until the plug-in has stored all whole blocks of what was computed; the tokens in the store, from the
+        front.
 
         Raises KvError when blocks do not arrive.
         """
         stored, wait_s = await self._stored(), _LOOK_S[0]
         grew_s = self._clock()
-        while stored < self._reached:
+        while stored < (computed := whole(self._reached, self._block_tokens)):
             if self._clock() - grew_s > self._arrive_s:
                 raise KvError(
-                    f"{self._reached - stored:,} tokens were computed, but vLLM did not store them within "
+                    f"{computed - stored:,} tokens were computed, but vLLM did not store them within "
                     f"{self._arrive_s:g} s: its log says why"
                 )
             await self._sleep(wait_s)
@@ -118,10 +126,6 @@ class VllmFill:
         beyond = (*self._prefix.tokens, self._prefix.tokens[0])
         done = await self._api.prefill(beyond, salt=self._prefix.salt, wish=Wish(fresh=True, report=True, store=False))
         return done.cached or 0
-
-    @property
-    def _block_tokens(self) -> int:
-        return self._spans[0].stop if self._spans else 1
 
     async def _stored(self) -> int:
         return self._spans[count - 1].stop if (count := await self._leading()) else 0

@@ -51,6 +51,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per stored block; only whole blocks are stored."""
     kv_bytes_per_token: int
     """Over all ranks."""
+    engine_block_tokens: int = 0
+    """Tokens per block of the engine's own prefix cache: a prefix that ends between two of them is computed again from
+    the last one on. 0: not said.
+    """
     cached: int = 0
     """Tokens that the engine's own prefix cache had."""
     loaded: int = 0

@@ -60,8 +60,8 @@ def fill(api: VllmApi, store: Store, waits: Waits) -> VllmFill:
 
 
 @pytest.mark.parametrize(("upto", "end"), [(1, 32), (32, 32), (33, 64), (255, 256), (256, 256)])
-def test_a_slice_ends_at_a_whole_block(upto: int, end: int) -> None:
-    assert slice_end(upto, total=256, block_tokens=BLOCK) == end
+def test_a_slice_ends_at_a_whole_unit(upto: int, end: int) -> None:
+    assert slice_end(upto, total=256, unit=32) == end
 
 
 async def test_a_prefix_is_computed_slice_by_slice_and_proven_from_the_store(fill: VllmFill, server: FakeVllm) -> None:
@@ -73,6 +73,17 @@ async def test_a_prefix_is_computed_slice_by_slice_and_proven_from_the_store(fil
     last = server.requests[-1][1]
     assert last["kv_transfer_params"]["nightfill"] == {"report": True, "fresh": True, "store": False}
     assert len(last["prompt"]) == 257
+
+
+async def test_slices_may_be_shorter_than_a_stored_block(api: VllmApi, store: Store, server: FakeVllm) -> None:
+    fill = VllmFill(Prefix(tokens=TOKENS, salt=SALT), api=api, store=store, spans=SPANS, slice_unit=BLOCK // 2)
+    reached = []
+    for upto in (10, 20, 40):
+        done = await fill.extend(upto)
+        assert done.computed == BLOCK // 2
+        reached += [(done.reached, await fill.keep())]
+    assert reached == [(16, 0), (32, 32), (48, 32)]
+    assert await fill.resume() == 32
 
 
 async def test_a_fill_goes_on_where_the_store_ends(fill: VllmFill, server: FakeVllm) -> None:

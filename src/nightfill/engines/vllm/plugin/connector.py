@@ -192,6 +192,7 @@ class NightfillConnector(OffloadingConnector):
             salt=asked.salt.hex(),
             block_tokens=tier.block_tokens,
             kv_bytes_per_token=tier.block_bytes // tier.block_tokens,
+            engine_block_tokens=self._vllm_config.cache_config.block_size,
             cached=asked.cached_tokens,
             loaded=asked.loaded_tokens,
             found=(asked.found or 0) * tier.block_tokens,
