@@ -302,8 +302,8 @@ async def _show(workspace: Workspace, tenant: Tenant, name: ContextName, *, as_t
 
 async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextName], *, as_json: bool) -> None:
     from nightfill.cli.books import known
+    from nightfill.cli.deletion import forget_fill
     from nightfill.cli.rooms import open_rooms
-    from nightfill.cli.upkeep import forget_fill
     from nightfill.state.jobs import JobKind
 
     removed = []
@@ -313,15 +313,21 @@ async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextN
             fills = [one for one in await book.fills(tenant) if one.key.fingerprint == found.current]
             await book.delete(tenant, found.name)
             jobs = blocks = 0
+            left = ""
             if found.current not in {other.current for other in await book.contexts(tenant)}:
                 target = f"{tenant}/{found.current}/"
                 for kind in JobKind:
                     jobs += await rooms.state.jobs.cancel_target(kind=kind, target_prefix=target)
                 for one in fills:
-                    blocks += await forget_fill(rooms, one)
-            removed.append({"name": found.name, "jobs_cancelled": jobs, "blocks_dropped": blocks})
+                    forgotten = await forget_fill(rooms, one)
+                    blocks += forgotten.dropped
+                    left = left or forgotten.why_left
+            view = {"name": found.name, "jobs_cancelled": jobs, "blocks_dropped": blocks, "kv_left": left}
+            removed.append(view)
             if not as_json:
                 click.echo(f"removed {found.name}: its text, {blocks} blocks of KV, {jobs} jobs")
+                if left:
+                    click.echo(f"some of its KV is deleted later, while nightfill runs: {left}")
     if as_json:
         echo_json(removed)
 

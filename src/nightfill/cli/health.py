@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from nightfill.cli.checks import Finding, fail, ok, warn
+from nightfill.cli.output import show_ago
 from nightfill.errors import NightfillError, StateUnavailable
 from nightfill.sleep.description import description_of
 from nightfill.state.jobs import JobState
@@ -44,7 +45,7 @@ async def check_contents(workspace: Workspace) -> tuple[list[Finding], int]:
         async with workspace.open_state() as state:
             notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
             description = description_of(notes[-1].body) if notes else None
-            findings = [await _check_jobs(state), await _check_promises(state)]
+            findings = [await _check_jobs(state), await _check_promises(state), _check_deletions(state)]
             return findings, description.kv_bytes_per_token if description else 0
     except NightfillError as error:
         return [fail("state", str(error), "see the line on the state file; with encryption, kv.key_file")], 0
@@ -76,6 +77,15 @@ async def _check_promises(state: SqliteState) -> Finding:
         )
         return warn("proof", detail, advice)
     return ok("proof", detail)
+
+
+def _check_deletions(state: SqliteState) -> Finding:
+    owed = state.deletions.owed()
+    if not owed.blocks:
+        return ok("deletion", "nothing that was deleted is left in any tier")
+    since = show_ago(owed.since_s)
+    detail = f"{owed.blocks} blocks of what was deleted may still lie in a tier, the oldest since {since}"
+    return warn("deletion", detail, "they go once all tiers can be reached and `nightfill serve` or `work` runs")
 
 
 def check_store(workspace: Workspace) -> Finding:

@@ -55,6 +55,7 @@ def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -
 
 async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
+    from nightfill.cli.deletion import forget_fill, settling
     from nightfill.cli.engine_room import (
         engines_for,
         engines_to_serve,
@@ -64,7 +65,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
         make_vllm,
     )
     from nightfill.cli.rooms import open_rooms, sole
-    from nightfill.cli.upkeep import forget_deleted, forget_fill, plan_shown, running, store_samples
+    from nightfill.cli.upkeep import deletion_samples, forget_deleted, plan_shown, running, store_samples
     from nightfill.cli.worker_process import WorkerProcess
     from nightfill.engines.engine import Reuse
     from nightfill.gateway import serving, stop_on_signals
@@ -102,6 +103,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
             engines.append((engine, one.start_timeout_s))
         metrics = Metrics()
         metrics.watch(lambda: store_samples(rooms.store.report()))
+        metrics.watch(lambda: deletion_samples(rooms.state.deletions))
         first = local.describe() if local is not None else first_described(engines)
         starting = asyncio.create_task(first, name="describe engine")
         stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
@@ -127,6 +129,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
                 )
             )
+            await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
             if local is not None:
                 await stack.enter_async_context(running(forget_deleted(rooms, local, stop), name="forget deleted"))
                 if settings.sleep.enabled and description.reuse is Reuse.NONE:

@@ -1,4 +1,4 @@
-"""Small jobs that join rooms: forgetting a fill's bytes, planning from the state, store figures as metrics."""
+"""Small jobs that join rooms: the store's upkeep, planning from the state, store figures as metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nightfill.cli.views import plan_view
 from nightfill.contexts import DEFAULT_TENANT, parse_tenant
 from nightfill.contexts.context import FillState
 from nightfill.errors import EngineError, StateError
-from nightfill.kv.holdings import keys_of, unshared
+from nightfill.kv.holdings import keys_of
 from nightfill.kv.key import salt_of
 from nightfill.observe.metrics import Sample
 from nightfill.sleep.description import description_of
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nightfill.kv.key import BlockKey
     from nightfill.kv.report import StoreReport
     from nightfill.sleep.plan import PlanLine
+    from nightfill.state.sqlite.deletions import SqliteDeletions
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
@@ -60,13 +61,6 @@ def store_upkeep(rooms: Rooms) -> StoreUpkeep:
         salts=[salt_of(tenant) for tenant in tenants],
         count_every_s=_COUNT_BUCKET_EVERY_S if bucket else 0.0,
     )
-
-
-async def forget_fill(rooms: Rooms, fill: Fill) -> int:
-    """Drop the bytes of a fill that no context needs any more, from all tiers; the number of blocks dropped."""
-    others = await rooms.state.book.fills(fill.key.tenant)
-    keys = await asyncio.to_thread(unshared, fill, others, block_tokens=rooms.settings.kv.block_tokens)
-    return await asyncio.to_thread(rooms.store.drop, keys)
 
 
 async def forget_deleted(rooms: Rooms, engine: LlamaEngine, stop: asyncio.Event) -> None:
@@ -124,6 +118,12 @@ async def plan_shown(rooms: Rooms, tenant: Tenant) -> list[dict[str, Any]]:
     return [plan_view(line) for line in await plan_now(rooms, tenant)]
 
 
+def deletion_samples(deletions: SqliteDeletions) -> Iterable[Sample]:
+    """What was deleted, and could not be in some tier."""
+    help_text = "Blocks of what was deleted that may still lie in a tier out of reach."
+    yield Sample(name="kv_deletions_owed", help=help_text, value=deletions.owed().blocks)
+
+
 def store_samples(report: StoreReport) -> Iterable[Sample]:
     """The store's figures, per tier."""
     for tier in report.tiers:
@@ -132,6 +132,7 @@ def store_samples(report: StoreReport) -> Iterable[Sample]:
             ("kv_bytes", "Bytes in a tier.", tier.bytes),
             ("kv_blocks", "Blocks in a tier.", tier.blocks),
             ("kv_max_bytes", "Bytes that a tier may hold.", tier.max_bytes),
+            ("kv_old_key_blocks", "Blocks met that are still under an old key.", tier.old_keys),
             ("kv_free_bytes", "Bytes free on the device behind a tier, where it has one.", tier.free_bytes),
         ):
             if value is not None:
@@ -143,6 +144,10 @@ def store_samples(report: StoreReport) -> Iterable[Sample]:
             ("kv_errors_total", "Failures of the device behind a tier.", tier.errors),
             ("kv_evicted_total", "Blocks dropped to make room.", tier.evicted),
             ("kv_expired_total", "Blocks dropped after their time to live.", tier.expired),
+            ("kv_unknown_key_total", "Reads of blocks under a key that no key file holds.", tier.unknown_key),
+            ("kv_demoted_total", "Blocks taken from a tier above that needed room.", tier.demoted),
+            ("kv_undemoted_total", "Blocks evicted that a tier below was to take, and did not.", tier.undemoted),
+            ("kv_resealed_total", "Blocks sealed anew under the current key.", tier.resealed),
             ("kv_read_bytes_total", "Bytes read.", tier.read_bytes),
             ("kv_written_bytes_total", "Bytes written.", tier.written_bytes),
         ):

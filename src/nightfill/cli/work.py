@@ -47,9 +47,10 @@ def work(options: Options, /, *, model: str | None, handed_over: bool) -> None:
 
 async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     """Work until SIGTERM, SIGINT, or the end of the file descriptor."""
+    from nightfill.cli.deletion import settling
     from nightfill.cli.engine_room import engines_for, make_filler
     from nightfill.cli.rooms import open_rooms
-    from nightfill.cli.upkeep import store_upkeep
+    from nightfill.cli.upkeep import running, store_upkeep
     from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
     from nightfill.sleep import EnginePool, Worker
@@ -84,6 +85,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
             block_tokens=settings.kv.block_tokens,
             unshared=frozenset(one.name for one in wanted if set(one.roles) == {"fill"}),
         )
+        await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
         await worker.run(stop)
 
 

@@ -124,6 +124,12 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
             PRIMARY KEY (kind, outcome)
         ) STRICT, WITHOUT ROWID""",
     ),
+    (
+        """CREATE TABLE deletions (
+            key BLOB PRIMARY KEY,
+            since_s REAL NOT NULL
+        ) STRICT, WITHOUT ROWID""",
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""The composition of the state file's four books."""
+"""The composition of the state file's books."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nightfill.state.seal import NoSeal
 from nightfill.state.sqlite.access import SqliteAccessLog
 from nightfill.state.sqlite.book import SqliteBook
 from nightfill.state.sqlite.database import Database
+from nightfill.state.sqlite.deletions import SqliteDeletions
 from nightfill.state.sqlite.jobs import SqliteJobs
 from nightfill.state.sqlite.notes import SqliteEngineBook
 
@@ -46,6 +47,7 @@ class SqliteState:
         self.book = SqliteBook(database, seal=seal, clock=clock)
         self.access = SqliteAccessLog(database, clock=clock)
         self.engines = SqliteEngineBook(database, clock=clock)
+        self.deletions = SqliteDeletions(database, clock=clock)
 
     async def aclose(self) -> None:
         """Finish what was submitted and close the file. Idempotent."""
