@@ -40,11 +40,14 @@ class Mover(Protocol):
         """Delete block `index`, so that `save` stores it for the first time. It need not be there."""
 
 
-def touched(nbytes: int) -> memoryview:
-    """`nbytes` bytes of memory of our own, page-aligned and there already, not merely promised."""
+def touched(nbytes: int, *, shared: bool = False) -> memoryview:
+    """`nbytes` bytes of memory, page-aligned and there already, not merely promised; our own, or `shared` memory.
+
+    Our own is of huge pages where there are any; of what pages shared memory is, the kernel's settings say.
+    """
     length = -(-nbytes // _PAGE) * _PAGE
-    pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if length >= _HUGE:
+    pages = mmap.mmap(-1, length, flags=(mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE) | mmap.MAP_ANONYMOUS)
+    if length >= _HUGE and not shared:
         pages.madvise(mmap.MADV_HUGEPAGE)
     view = memoryview(pages)
     for at in range(0, length, _PAGE):
@@ -68,13 +71,13 @@ class Room:
 
 
 class Memory:
-    """`memcpy` between one buffer and `count` blocks of memory that lie one behind the other."""
+    """`memcpy` between one buffer and `count` blocks of memory, shared or not, that lie one behind the other."""
 
-    def __init__(self, source: memoryview, *, count: int) -> None:
+    def __init__(self, source: memoryview, *, count: int, shared: bool = False) -> None:
         self._nbytes = len(source)
         self._source = touched(self._nbytes)
         self._source[:] = source
-        self._blocks = touched(self._nbytes * count)
+        self._blocks = touched(self._nbytes * count, shared=shared)
         self._start = ctypes.addressof(ctypes.c_char.from_buffer(self._blocks))
         self._room = Room(self._nbytes)
 

@@ -104,7 +104,8 @@ def raw_mover(
 ) -> tuple[ClosableMover | None, str]:
     """The plainest way to move the same bytes to and from the same device, and its name; None where there is none."""
     if wanted.kind == "ram":
-        return Memory(sealed, count=count), "memcpy"
+        name = "memcpy to and from shared memory" if wanted.shared else "memcpy"
+        return Memory(sealed, count=count, shared=wanted.shared), name
     if trial.folder is not None:
         name = "preadv and pwritev, a file per block" + (", O_DIRECT" if trial.direct else "")
         return RawFiles(trial.folder, sealed, direct=trial.direct), name
