@@ -123,6 +123,31 @@ def test_room_that_somebody_else_took_is_made_again(crowded: RedisTier, sample: 
     assert crowded.usage().bytes == 2 * PAGE
 
 
+def test_where_there_was_plenty_of_room_it_is_not_asked_for_and_the_cap_holds_all_the_same(
+    make_redis: MakeTier, sample: MakeSample, page: MakePages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nightfill.kv.tiers.redis.ASK_EVERY_S", 1000.0)
+    tier, other = make_redis(max_bytes=64 * PAGE), make_redis(max_bytes=64 * PAGE)
+    assert isinstance(tier, RedisTier)
+    room, asked = tier._index.room, []
+
+    def counted(key: BlockKey, nbytes: int, *, max_bytes: int, offset: int, count: int) -> Room:
+        asked.append(key)
+        return room(key, nbytes, max_bytes=max_bytes, offset=offset, count=count)
+
+    monkeypatch.setattr(tier._index, "room", counted)
+    tier.write(sample(1).key, page(1))
+    tier.write(sample(2).key, page(1))
+    assert set(asked) == {sample(1).key}
+    other.write(sample(100).key, page(62))
+    last = page(1)
+    tier.write(sample(3).key, last)  # believes that there is plenty of room
+    assert asked[-1] == sample(3).key
+    assert tier.usage().bytes <= 64 * PAGE
+    assert tier.read(sample(3).key) == last
+    assert agrees(tier)
+
+
 def test_a_block_for_which_no_room_is_left_does_not_stay(
     crowded: RedisTier, sample: MakeSample, page: MakePages
 ) -> None:
