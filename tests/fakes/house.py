@@ -36,6 +36,7 @@ class House:
     metrics: Metrics = field(default_factory=Metrics)
     contexts: ContextSettings = field(default_factory=ContextSettings)
     forgotten: list[Fill] = field(default_factory=list)
+    audit_share: float = 0.0
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -50,6 +51,7 @@ class House:
             board=self.board,
             metrics=self.metrics,
             forget=self.forget,
+            audit_share=self.audit_share,
         ) as server:
             yield server
 

@@ -65,6 +65,8 @@ class Prefix:
     """Token ids of the part that is in the store, from the front."""
     salt: bytes
     """Isolates tenants; part of every block key."""
+    stamp: float = 0.0
+    """When it was stored, in Unix seconds: what was loaded of it under another stamp may have been wrong since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

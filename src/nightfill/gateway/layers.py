@@ -96,7 +96,7 @@ class Layers:
             path=ask.path,
             body=members,
             stream=ask.stream,
-            prefix=Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt) if fill is not None else None,
+            prefix=_prefix(fill, salt) if fill is not None else None,
             salt=salt if ask.cache_salt is None else _own_salt(salt, ask.cache_salt),
             reuse=reuse,
             affinity=_affinity(ask.form, members),
@@ -127,6 +127,10 @@ class Layers:
         if fill.state not in (FillState.READY, FillState.FILLING) or fill.stored_tokens <= 0:
             return None
         return fill
+
+
+def _prefix(fill: Fill, salt: bytes) -> Prefix:
+    return Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt, stamp=fill.filled_at_s)
 
 
 def _own_salt(tenants: bytes, clients: str) -> bytes:

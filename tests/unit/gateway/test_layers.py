@@ -23,9 +23,10 @@ from nightfill.contexts import (
     Text,
     fingerprint_of,
 )
-from nightfill.contexts.context import TextSource
+from nightfill.contexts.context import DRIFTED, TextSource
 from nightfill.engines.engine import Reuse, Weighed
 from nightfill.kv.key import salt_of
+from nightfill.state.jobs import JobKind
 
 if TYPE_CHECKING:
     from fakes.house import House
@@ -259,3 +260,32 @@ async def test_a_prefix_that_is_computed_again_by_choice_is_no_broken_promise(ho
     assert house.value("nightfill_broken_promises_total") == 0
     assert house.value("nightfill_restore_decisions_total", decision="recomputed") == 1
     assert house.value("nightfill_restore_decisions_total", decision="restored") == 1
+
+
+async def test_a_request_whose_fill_is_in_quarantine_is_computed_anew_whatever_engines_hold(house: House) -> None:
+    row = await fill(house, await add(house))
+    async with house.client() as client:
+        assert await post(client, "/v1/chat/completions", json=NAMED) == 200
+        await house.book.mark_fill(row.key, state=FillState.STALE, reason=f"{DRIFTED}: 0.7 nats")
+        assert await post(client, "/v1/chat/completions", json=NAMED) == 200
+        await house.book.mark_fill(row.key, state=FillState.STALE, reason="for another reason")
+        assert await post(client, "/v1/chat/completions", json=NAMED) == 200
+    assert [(call.prefix is not None, call.reuse) for call in house.engine.calls] == [
+        (True, True),
+        (False, False),
+        (False, True),
+    ]
+
+
+async def test_requests_have_their_fills_looked_over_and_metrics_say_what_came_of_it(house: House) -> None:
+    row = await fill(house, await add(house))
+    house.audit_share, house.engine.reused = 1.0, 99
+    async with house.client() as client:
+        assert await post(client, "/v1/chat/completions", json=CHAT) == 200
+        assert house.queue.rows == {}
+        assert await post(client, "/v1/chat/completions", json=NAMED) == 200
+        (job,) = house.queue.rows.values()
+        assert (job.kind, job.target) == (JobKind.VERIFY, str(row.key))
+        await house.queue.count(JobKind.VERIFY, "drift")
+        assert await (await client.get("/metrics")).read()
+    assert house.value("nightfill_audits_total", outcome="drift") == 1

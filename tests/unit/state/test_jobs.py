@@ -256,3 +256,34 @@ async def test_many_handles_at_once_lease_each_job_once(store: Store) -> None:
     taken = await asyncio.gather(*(drain(jobs, WorkerId(f"w{n}")) for n, jobs in enumerate(handles)))
     ids = [job_id for mine in taken for job_id in mine]
     assert (len(ids), len(set(ids))) == (40, 40)
+
+
+async def test_outcomes_are_counted_for_good_and_notes_stay_with_their_job(jobs: JobQueue, clock: HostClock) -> None:
+    async def verified(outcome: str) -> None:
+        job = await jobs.enqueue(kind=JobKind.VERIFY, target="t", tenant="t", label="repo", priority=-1)
+        lease = await jobs.lease(A, kinds=[JobKind.FILL, JobKind.VERIFY], lease_s=30)
+        assert lease is not None
+        await jobs.complete(lease, outcome=outcome, note="what came of it")
+        done = await jobs.get(job.id)
+        assert done is not None
+        assert done.note == "what came of it"
+
+    for outcome in ("equal", "equal", "drift"):
+        await verified(outcome)
+    await jobs.count(JobKind.VERIFY, "drift")
+    assert await jobs.outcomes(JobKind.VERIFY) == {"drift": 2, "equal": 2}
+    assert await jobs.outcomes(JobKind.FILL) == {}
+    clock.advance(100)
+    assert await jobs.prune(older_than_s=50) == 3
+    assert await jobs.outcomes(JobKind.VERIFY) == {"drift": 2, "equal": 2}
+
+
+async def test_an_outcome_of_a_lost_lease_is_not_counted(jobs: JobQueue, clock: HostClock) -> None:
+    await jobs.enqueue(kind=JobKind.VERIFY, target="t", tenant="t", label="repo", priority=-1)
+    lease = await jobs.lease(A, kinds=[JobKind.VERIFY], lease_s=30)
+    assert lease is not None
+    clock.advance(31)
+    assert await jobs.lease(B, kinds=[JobKind.VERIFY], lease_s=30) is not None
+    with pytest.raises(LeaseLost):
+        await jobs.complete(lease, outcome="equal")
+    assert await jobs.outcomes(JobKind.VERIFY) == {}

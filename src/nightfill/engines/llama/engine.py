@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from nightfill.engines.llama.probe import Probed
     from nightfill.engines.llama.process import LlamaProcess
     from nightfill.engines.llama.slots import Slot
-    from nightfill.kv.key import BlockKey
+    from nightfill.kv.key import BlockKey, Span
     from nightfill.kv.store import Store
 
 _STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _IN_A_SLOT: Final = _STREAMABLE | {"/v1/responses", "/v1/messages"}
+_STAMPS: Final = 1024
 _WITHOUT_KV: Final = frozenset({"/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"})
 
 
@@ -90,6 +91,8 @@ class LlamaEngine:
         )
         self._restores = Restores(always=restore == "always")
         self._slots = SlotTable(model.slots, max_waiting=max_waiting, clock=time.monotonic)
+        self._stamps: dict[BlockKey, float] = {}
+        """When the prefixes that were loaded last had been stored, by the key of their last block."""
         self._description: Description | None = None
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
@@ -160,12 +163,18 @@ class LlamaEngine:
         ) as slot:
             queued_s = time.perf_counter() - arrived_s
             held = slot.holds(spans) if description.reuse is not Reuse.EXACT else 0
+            if prefix and restores and slot.spans and slot.stamp != prefix.stamp:
+                # Not the fill that it was given: llama.cpp would go on from that wherever the tokens agree.
+                await self._api.slot_erase(slot.id)
+                slot.forget(slot.generation)
+                held = 0
             restore_s = 0.0
             weighed: Weighed | None = None
             if prefix and restores and (missing := len(prefix.tokens) - held) > 0:
                 size = len(prefix.tokens) * description.kv_bytes_per_token
                 weighed = self._restores.weigh(load_bytes=size, missing_tokens=missing)
                 if weighed.load:
+                    await self._look_again_if_filled_again(prefix, spans)
                     # The slot's own content goes with the restore, whatever comes of it.
                     slot.forget(slot.generation)
                     loaded = await self._transfer.load(slot.id, prefix)
@@ -173,7 +182,7 @@ class LlamaEngine:
                     self._restores.loaded(nbytes=loaded.bytes, seconds=loaded.seconds)
             computes = not restores or (weighed is not None and not weighed.load)
             slot.spans = tuple(span for span in spans if span.stop <= held)
-            slot.text = call.affinity
+            slot.text, slot.stamp = call.affinity, prefix.stamp if prefix else 0.0
             joined = not call.stream and call.path in _STREAMABLE
             copies = _copies(call)
             body = self._body(call, slot, joined=joined)
@@ -203,6 +212,15 @@ class LlamaEngine:
                 if copies > 1:
                     # Each copy took a slot of llama.cpp's choice.
                     self._slots.forget_free()
+
+    async def _look_again_if_filled_again(self, prefix: Prefix, spans: Sequence[Span]) -> None:
+        """Copies in this process's memory may be of what was stored of the prefix before."""
+        key = spans[-1].key
+        if self._stamps.pop(key, prefix.stamp) != prefix.stamp:
+            await self._transfer.refresh(prefix)
+        self._stamps[key] = prefix.stamp
+        while len(self._stamps) > _STAMPS:
+            del self._stamps[next(iter(self._stamps))]
 
     @contextlib.asynccontextmanager
     async def _open_anywhere(self, call: Call) -> AsyncIterator[LlamaReply]:

@@ -28,6 +28,8 @@ class Slot:
     """Of the process whose memory this describes; another one means that the slot is empty."""
     spans: tuple[Span, ...] = ()
     """Filled prefix that it was given, by the keys of its blocks."""
+    stamp: float = 0.0
+    """Of that prefix; see `engines.engine.Prefix`."""
     text: bytes = b""
     """First bytes of the last prompt, as text."""
     last_used_s: float = 0.0

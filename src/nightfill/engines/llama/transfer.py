@@ -159,6 +159,10 @@ class Transfer:
             return self._longest_snapshot(prefix)
         return 0
 
+    async def refresh(self, prefix: Prefix) -> None:
+        """Have the next load read what is kept of `prefix`, not copies of what was kept of it once."""
+        await self._in_thread(self._store.forget, [span.key for span in self.spans(prefix)])
+
     async def drop(self, prefix: Prefix) -> int:
         """Drop what the store has of `prefix`, whole or in part; how many blocks. Raises KvError."""
         keys = [span.key for span in self.spans(prefix)]
