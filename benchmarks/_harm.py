@@ -115,8 +115,8 @@ class Bench(ABC):
             sample = await self._ask(index)
             assert sample.ttft_s is not None
             ttft_s.append(sample.ttft_s)
-            if (sample.output_tokens or 0) > 1:
-                arm.gap_s.append((sample.total_s - sample.ttft_s) / (sample.output_tokens - 1))
+            if (output_tokens := sample.output_tokens or 0) > 1:
+                arm.gap_s.append((sample.total_s - sample.ttft_s) / (output_tokens - 1))
             spans.append((sent_s, time.perf_counter()))
 
         async with asyncio.TaskGroup() as tasks:
