@@ -130,7 +130,11 @@ class FakeVllm:
                 raise
         usage, report = self._compute(body)
         if not body.get("stream"):
-            answer = {"choices": [{"index": 0, "text": "ab"}], "usage": usage, PARAMS: report}
+            choice: dict[str, Any] = {"index": 0, "text": "ab"}
+            if body.get("return_tokens_as_token_ids"):
+                tops = [{"token_id:5": -0.25, "token_id:6": -1.5}, {"token_id:6": -0.5}]
+                choice |= {"token_ids": [5, 6], "logprobs": {"top_logprobs": tops}}
+            answer = {"choices": [choice], "usage": usage, PARAMS: report}
             return web.json_response(answer)
         return await self._stream(request, body, usage)
 
