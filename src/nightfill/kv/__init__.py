@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import BadSetting
 from nightfill.kv.block import Block, BlockMeta
@@ -46,6 +46,11 @@ __all__ = [
     "snapshot_key",
     "spans",
 ]
+
+
+LIST_EVERY_S: Final = {"redis": 600.0, "s3": 3600.0}
+ASK_EVERY_S: Final = {"s3": 600.0}
+"""How often sweeps ask tiers on servers, by kind; others each time."""
 
 
 def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], float] = time.time) -> Store:
@@ -107,7 +112,12 @@ def open_store(settings: KvSettings, *, data_dir: Path, clock: Callable[[], floa
             )
         )
     policies = {
-        tier.name: Policy(back=wanted.write == "back", ttl_s=wanted.ttl_s)
+        tier.name: Policy(
+            back=wanted.write == "back",
+            ttl_s=wanted.ttl_s,
+            list_every_s=LIST_EVERY_S.get(wanted.kind, 0.0),
+            ask_every_s=ASK_EVERY_S.get(wanted.kind, 0.0),
+        )
         for tier, wanted in zip(tiers, settings.tiers, strict=True)
     }
     _require_evictors(Roles(tiers, ttl_s=settings.ttl_s, policies=policies))

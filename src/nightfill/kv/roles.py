@@ -19,6 +19,10 @@ class Policy:
     """Blocks come here only when a tier above needs room, and by promotion from below."""
     ttl_s: float = 0.0
     """Seconds since its last use after which a block may go; 0 for the store's."""
+    list_every_s: float = 0.0
+    """A sweep lists the tier at most so often: of a server, that is work for everybody."""
+    ask_every_s: float = 0.0
+    """A sweep asks it at most so often whether it has what lies in caches: of a bucket, each answer is paid for."""
 
 
 THROUGH = Policy()
@@ -46,6 +50,15 @@ class Roles:
     def ttl_s(self, tier: Tier) -> float:
         """Seconds since its last use after which a block may go from this tier."""
         return self._policy(tier).ttl_s or self._ttl_s
+
+    def list_every_s(self, tier: Tier) -> float:
+        """Seconds between two listings of the tier in sweeps."""
+        return self._policy(tier).list_every_s
+
+    @property
+    def ask_every_s(self) -> float:
+        """Seconds between two looks at whether the keepers have what lies in caches."""
+        return max((self._policy(tier).ask_every_s for tier in self.keepers), default=0.0)
 
     def below(self, tier: Tier) -> tuple[Tier, ...]:
         """All slower tiers."""

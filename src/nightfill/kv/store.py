@@ -68,6 +68,8 @@ class Store:
         self._demotion = Demotion(self._roles, self._tally, self._deletions, clock=clock)
         self._rotation = Rotation(self._tiers, sealer, self._tally, self._deletions, self._readers)
         self._reading = Reading(self._tiers, sealer, self._tally, self._deletions, self._rotation, self._readers)
+        self._swept_s: dict[str, float] = {}
+        """When tiers were listed by a sweep, by name; under an empty one, when copies were compared with them."""
         self._closed = False
 
     def put(self, key: BlockKey, payload: Sequence[Buffer], meta: BlockMeta, *, salt: bytes, hot: bool = False) -> None:
@@ -204,7 +206,7 @@ class Store:
         return len(dropped)
 
     def forget(self, keys: Iterable[BlockKey]) -> None:
-        """Drop copies from caches alone, so that the next read goes to where the blocks are kept. Never raises KvError."""
+        """Drop copies from caches alone: the next read goes to where the blocks are kept. Never raises KvError."""
         doomed = tuple(keys)
         with self._deletions.of(doomed):
             for tier in self._roles.caches:
@@ -219,11 +221,13 @@ class Store:
         """Delete what is expired, and if `keep` is given, what is not in it and unused for `grace_s`; how many.
 
         `keep` covers everything that anybody refers to; pass a set. Copies of what no home has any more go too. A tier
-        that fails is left for the next time.
+        that fails is left for the next time, and one on a server is not listed each time (`Policy`).
         """
         now_s = self._clock()
         gone: set[BlockKey] = set()
         for tier in self._roles.keepers:
+            if not self._due(tier.name, every_s=self._roles.list_every_s(tier), now_s=now_s):
+                continue
             try:
                 records = tier.records()
                 doomed = expired(records, now_s=now_s, ttl_s=self._roles.ttl_s(tier), pinned=self._wanted.pinned)
@@ -231,11 +235,13 @@ class Store:
                     doomed += unwanted(records, keep=keep, now_s=now_s, grace_s=grace_s)
                 gone |= self._expire(tier, {record.key for record in doomed})
             except KvError as error:
+                self._swept_s.pop(tier.name, None)
                 self._tally.failed(tier, error)
+        comparing = self._due("", every_s=self._roles.ask_every_s, now_s=now_s)
         for tier in self._roles.caches:
             try:
                 records = tier.records()
-                copies = self._without_home([record.key for record in records])
+                copies = self._without_home([record.key for record in records]) if comparing else set()
                 if self._roles.expires_copies(tier):
                     old = expired(records, now_s=now_s, ttl_s=self._roles.ttl_s(tier), pinned=self._wanted.pinned)
                     copies |= {record.key for record in old}
@@ -279,6 +285,12 @@ class Store:
             self._rotation.forget(tier, key)
         self._tally.count(tier, expired=len(gone))
         return gone
+
+    def _due(self, name: str, *, every_s: float, now_s: float) -> bool:
+        if 0 <= now_s - self._swept_s.get(name, float("-inf")) < every_s:
+            return False
+        self._swept_s[name] = now_s
+        return True
 
     def _without_home(self, keys: Sequence[BlockKey]) -> set[BlockKey]:
         """Those of `keys` that no keeper has; none, if one of them cannot be asked."""

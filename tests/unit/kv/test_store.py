@@ -626,6 +626,42 @@ def test_a_sweep_takes_copies_of_what_another_process_deleted(
     assert of(ours, "ram").blocks == 1
 
 
+def test_a_tier_on_a_server_is_listed_by_sweeps_no_more_often_than_told(
+    make_store: MakeStore,
+    make_disk: MakeDisk,
+    sample: MakeSample,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    remote = make_disk(name="redis")
+    listed: list[float] = []
+    records = remote.records
+
+    def noted() -> tuple[Record, ...]:
+        listed.append(clock.now_s)
+        return records()
+
+    monkeypatch.setattr(remote, "records", noted)
+    store = make_store(remote, policies={"redis": Policy(list_every_s=600)})
+    put(store, sample(1))
+    for _ in range(30):
+        clock.advance(60)
+        store.sweep(keep={sample(1).key})
+    assert len(listed) == 3
+    clock.advance(700)
+    assert store.sweep(keep=set()) == 1
+
+
+def test_a_tier_that_could_not_be_listed_is_listed_by_the_next_sweep(
+    make_store: MakeStore, make_disk: MakeDisk, sample: MakeSample
+) -> None:
+    disk = make_disk()
+    broken = BrokenTier(disk, TierUnavailable("disk: Input/output error"))
+    store = make_store(broken, policies={"disk": Policy(list_every_s=600)})
+    assert store.sweep() == store.sweep() == 0
+    assert of(store, "disk").errors == 2
+
+
 def test_a_sweep_keeps_copies_while_the_disk_cannot_be_asked(
     make_store: MakeStore, make_ram: MakeTier, make_disk: MakeDisk, sample: MakeSample
 ) -> None:

@@ -43,6 +43,8 @@ REFRESH_EVERY_S: Final = 600.0
 STAMP_EVERY_S: Final = 86400.0
 _STRIPES: Final = 64
 _MAX_SEEN: Final = 1 << 16
+_MANY: Final = 1000
+"""As many blocks as one request lists."""
 _ROUNDS: Final = 100
 _PATH: Final = re.compile(r"(?:blocks|used)/[0-9a-f]{2}/([0-9a-f]{64})")
 
@@ -127,8 +129,14 @@ class S3Tier:
         return self._objects.size(_path(key))
 
     def lengths(self, keys: Sequence[BlockKey]) -> list[int | None]:
-        """See `Tier`. One request a key, side by side."""
+        """See `Tier`. One request a key, side by side; where there are many, the bucket is listed."""
         self._require_open()
+        if len(keys) > _MANY:
+            with self._room:
+                self._list()
+            with self._lock:
+                found = [self._index.get(key) for key in keys]
+            return [record.size_bytes if record else None for record in found]
         try:
             return list(self._askers.map(self.length, keys))
         except RuntimeError as error:

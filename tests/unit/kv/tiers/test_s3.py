@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import time
@@ -12,6 +13,7 @@ from fakes.s3_server import ACCESS_KEY, BUCKET, SECRET, S3Server
 from nightfill.config import ByteSize, KvSettings, TierSettings
 from nightfill.errors import BadSetting, BlockCorrupt, TierFull, TierUnavailable
 from nightfill.kv import objects, open_store
+from nightfill.kv.key import BlockKey
 from nightfill.kv.objects import Address, parse_address
 from nightfill.kv.tiers.s3 import S3Tier
 
@@ -90,6 +92,18 @@ def test_many_lengths_are_told_in_order(make: MakeS3, buffers: Buffers) -> None:
         tier.write(key, content(buffers, 4096 * (number + 1)))
     asked = [KEYS[3], KEYS[9], KEYS[0], KEYS[2]]
     assert tier.lengths(asked) == [16384, None, 4096, 12288]
+
+
+def test_very_many_lengths_take_a_listing_and_see_what_others_wrote(
+    make: MakeS3, buffers: Buffers, s3_server: S3Server
+) -> None:
+    ours, theirs = make(), make()
+    ours.write(KEYS[0], content(buffers, 4096))
+    theirs.write(KEYS[1], content(buffers, 8192))
+    absent = [BlockKey(hashlib.sha256(b"absent %d" % n).digest()) for n in range(1000)]
+    before = s3_server.requests
+    assert ours.lengths([*absent, KEYS[1], KEYS[0]]) == [None] * 1000 + [8192, 4096]
+    assert s3_server.requests - before <= 4
 
 
 def test_a_use_by_another_process_counts_to_the_day(make: MakeS3, buffers: Buffers, clock: FakeClock) -> None:
