@@ -67,4 +67,4 @@ def _findings(workspace: Workspace) -> Iterator[Finding]:
     yield checks.check_port(settings.gateway)
     yield health.check_state_file(workspace.state_path)
     yield from contents
-    yield health.check_store(workspace)
+    yield from health.check_store(workspace)

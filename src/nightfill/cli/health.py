@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from nightfill.cli.checks import Finding, fail, ok, warn
 from nightfill.cli.output import show_ago
 from nightfill.errors import NightfillError, StateUnavailable
+from nightfill.kv import BlockKey
 from nightfill.sleep.description import description_of
 from nightfill.state.jobs import JobState
 from nightfill.state.sqlite import damage
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.cli.workspace import Workspace
+    from nightfill.kv import Store, StoreReport, TierReport
     from nightfill.state.sqlite import SqliteState
 
 _DAY_S: Final = 86400.0
 _REQUESTS: Final = 10_000
 _SHOWN: Final = 5
+_SERVERS: Final = ("redis", "s3")
+_NOBODYS: Final = BlockKey(bytes(32))
+_COUNT_S: Final = 10.0
+_LOOK_AT: Final = 64
 
 
 def check_state_file(path: Path) -> Finding:
@@ -88,23 +94,56 @@ def _check_deletions(state: SqliteState) -> Finding:
     return warn("deletion", detail, "they go once all tiers can be reached and `nightfill serve` or `work` runs")
 
 
-def check_store(workspace: Workspace) -> Finding:
-    """Whether the store opens, and what its tiers say."""
+def check_store(workspace: Workspace) -> list[Finding]:
+    """Whether the store opens, what its tiers say, and what a change of keys has left to do."""
     if not workspace.data_dir.is_dir():
-        return ok("store", "made when it is needed")
+        return [ok("store", "made when it is needed")]
     try:
         store = workspace.open_store()
     except NightfillError as error:
-        return fail("store", str(error), "see kv.tiers and kv.key_file in docs/settings.md")
+        return [fail("store", str(error), "see kv.tiers and kv.key_file in docs/settings.md")]
     try:
+        store.has(_NOBODYS)  # a tier on a server is not asked before somebody wants something
+        left = _old_keys(store) if workspace.settings.kv.old_key_files else []
         report = store.report()
     finally:
         store.close()
-    ailing = [f"{tier.name}: {tier.last_error}" for tier in report.tiers if tier.last_error]
+    return [_store(report), *(_server(tier) for tier in report.tiers if tier.kind in _SERVERS), *left]
+
+
+def _store(report: StoreReport) -> Finding:
+    ailing = [f"{one.name}: {one.last_error}" for one in report.tiers if one.last_error and one.kind not in _SERVERS]
     if ailing:
         return fail("store", "; ".join(ailing), "mend the device; serving goes on without it")
     durable = [tier for tier in report.tiers if tier.durable]
     if not durable:
         return warn("store", "no tier outlives the process", "add a disk tier to kv.tiers")
-    blocks = sum(tier.blocks for tier in durable)
-    return ok("store", f"{blocks} blocks on disk, {'encrypted' if report.encrypted else 'not encrypted'}")
+    blocks = "; ".join(f"{tier.blocks} blocks in {tier.name}" for tier in durable if tier.kind not in _SERVERS)
+    return ok("store", f"{blocks or 'on servers alone'}, {'encrypted' if report.encrypted else 'not encrypted'}")
+
+
+def _server(tier: TierReport) -> Finding:
+    if tier.last_error:
+        advice = "see that it runs and may be reached from here; until then serving goes on without it"
+        return fail(f"tier {tier.name}", tier.last_error, advice)
+    count = f", {tier.blocks} blocks" if tier.kind == "redis" else ""
+    return ok(f"tier {tier.name}", f"answers{count}")
+
+
+def _old_keys(store: Store) -> list[Finding]:
+    """Without any salt, a pass over the tiers seals nothing anew and counts."""
+    until_s = time.monotonic() + _COUNT_S
+    while not (step := store.reseal((), limit=_LOOK_AT)).finished and time.monotonic() < until_s:
+        pass
+    counted = "" if step.finished else f" among those looked at in {_COUNT_S:g} s"
+    found = "; ".join(f"{tier.old_keys} in {tier.name}" for tier in store.report().tiers if tier.durable)
+    findings = []
+    if step.left or not step.finished:
+        advice = "the worker seals them anew while nobody asks; keep kv.old_key_files until none is left"
+        findings.append(warn("key change", f"blocks under old keys: {found}{counted}", advice))
+    else:
+        findings.append(ok("key change", "no block is under an old key: kv.old_key_files can go"))
+    if step.unknown:
+        detail = f"{step.unknown} blocks are under a key that no key file here holds"
+        findings.append(warn("keys", detail, "name that key in kv.old_key_files, or leave them to expire"))
+    return findings

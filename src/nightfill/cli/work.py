@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from nightfill.cli.workspace import Workspace
     from nightfill.config import ContextSettings
     from nightfill.contexts import Content, Context
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 @click.command()
@@ -51,6 +54,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     from nightfill.cli.engine_room import engines_for, make_filler
     from nightfill.cli.rooms import open_rooms
     from nightfill.cli.upkeep import running, store_upkeep
+    from nightfill.cli.workspace import text_seal
     from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
     from nightfill.sleep import EnginePool, Worker
@@ -85,6 +89,10 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
             block_tokens=settings.kv.block_tokens,
             unshared=frozenset(one.name for one in wanted if set(one.roles) == {"fill"}),
         )
+        if settings.kv.old_key_files and (seal := text_seal(settings.kv)) is not None:
+            # Before blocks: a fill whose tokens nobody can open is filled again.
+            renewed = await rooms.state.reseal_texts(seal)
+            _LOG.info("key change: no text is under an old key any more, %d were sealed anew", renewed)
         await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
         await worker.run(stop)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nightfill.config import KvSettings, Settings
     from nightfill.kv import Store, TextSealer
-    from nightfill.state.seal import TextSeal
+    from nightfill.state.seal import RenewableSeal
     from nightfill.state.sqlite import SqliteState
 
 STATE_FILE: Final = "state.db"
@@ -57,7 +57,7 @@ class Workspace:
         return open_store(self.settings.kv, data_dir=self.data_dir)
 
 
-def text_seal(settings: KvSettings) -> TextSeal | None:
+def text_seal(settings: KvSettings) -> RenewableSeal | None:
     """What seals texts in the state; None without a key file. Raises BadSetting."""
     if not settings.key_file:
         return None
@@ -77,3 +77,6 @@ class _Seal:
 
     def open(self, sealed: bytes) -> bytes:
         return self.sealer.open_text(sealed)
+
+    def current(self, sealed: bytes) -> bool:
+        return self.sealer.current_text(sealed)

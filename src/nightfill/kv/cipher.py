@@ -126,6 +126,16 @@ class EncryptedTexts:
         nonce = os.urandom(_NONCE_BYTES)
         return TEXT_MAGIC + nonce + self._aeads[0].encrypt(nonce, data, TEXT_MAGIC)
 
+    def current_text(self, sealed: bytes) -> bool:
+        """See `TextSealer`."""
+        nonce_at = len(TEXT_MAGIC)
+        nonce, body = sealed[nonce_at : nonce_at + _NONCE_BYTES], sealed[nonce_at + _NONCE_BYTES :]
+        try:
+            self._aeads[0].decrypt(nonce, body, TEXT_MAGIC)
+        except (InvalidTag, ValueError):
+            return False
+        return True
+
     def open_text(self, sealed: bytes) -> bytes:
         """See `TextSealer`."""
         if not sealed.startswith(TEXT_MAGIC):

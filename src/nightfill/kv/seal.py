@@ -107,6 +107,9 @@ class TextSealer(Protocol):
     def open_text(self, sealed: bytes) -> bytes:
         """The inverse. Raises BlockCorrupt when it was changed, or sealed under another key or none."""
 
+    def current_text(self, sealed: bytes) -> bool:
+        """Whether it is under the key that `seal_text` uses now."""
+
 
 class PlainTexts:
     """No key is set: a `TextSealer` that changes nothing, and says so when it meets what was encrypted."""
@@ -114,6 +117,10 @@ class PlainTexts:
     def seal_text(self, data: bytes) -> bytes:
         """See `TextSealer`."""
         return data
+
+    def current_text(self, sealed: bytes) -> bool:
+        """See `TextSealer`."""
+        return not sealed.startswith(TEXT_MAGIC)
 
     def open_text(self, sealed: bytes) -> bytes:
         """See `TextSealer`."""

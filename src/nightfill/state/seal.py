@@ -15,6 +15,13 @@ class TextSeal(Protocol):
         """The inverse of `seal`. Raises ValueError or a NightfillError when the bytes or the key are not ours."""
 
 
+class RenewableSeal(TextSeal, Protocol):
+    """A seal whose key may have been changed."""
+
+    def current(self, sealed: bytes) -> bool:
+        """Whether `sealed` is under the key that `seal` uses now."""
+
+
 class NoSeal:
     """Leaves bytes as they are."""
 

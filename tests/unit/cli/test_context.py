@@ -273,7 +273,9 @@ def test_removing_takes_text_jobs_and_kv_but_not_what_others_need(
     out = cli.ok("context", "rm", "one")
     assert out == "removed one: its text, 0 blocks of KV, 1 jobs\n"
     assert stored() == [True, True]
-    assert cli.json("context", "rm", "two") == [{"name": "two", "jobs_cancelled": 0, "blocks_dropped": 2, "kv_left": ""}]
+    assert cli.json("context", "rm", "two") == [
+        {"name": "two", "jobs_cancelled": 0, "blocks_dropped": 2, "kv_left": ""}
+    ]
     assert stored() == [False, False]
     assert cli.json("context", "ls") == []
     assert jobs(cli)[0].state is JobState.CANCELLED
@@ -285,7 +287,9 @@ def test_a_version_that_another_name_has_stays(cli: Cli, folder: Path, descripti
     seen(cli, description)
     cli.ok("context", "fill", "two")
     filled(cli, "one", description.signature)
-    assert cli.json("context", "rm", "one") == [{"name": "one", "jobs_cancelled": 0, "blocks_dropped": 0, "kv_left": ""}]
+    assert cli.json("context", "rm", "one") == [
+        {"name": "one", "jobs_cancelled": 0, "blocks_dropped": 0, "kv_left": ""}
+    ]
     assert cli.json("context", "show", "two")["fills"][0]["state"] == "ready"
     assert jobs(cli)[0].state is JobState.QUEUED
 

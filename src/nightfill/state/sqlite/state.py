@@ -13,6 +13,7 @@ from nightfill.state.sqlite.database import Database
 from nightfill.state.sqlite.deletions import SqliteDeletions
 from nightfill.state.sqlite.jobs import SqliteJobs
 from nightfill.state.sqlite.notes import SqliteEngineBook
+from nightfill.state.sqlite.rotation import reseal_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nightfill.state.book import SourceBook
     from nightfill.state.engines import EngineBook
     from nightfill.state.jobs import JobQueue
-    from nightfill.state.seal import TextSeal
+    from nightfill.state.seal import RenewableSeal, TextSeal
 
 
 class SqliteState:
@@ -48,6 +49,10 @@ class SqliteState:
         self.access = SqliteAccessLog(database, clock=clock)
         self.engines = SqliteEngineBook(database, clock=clock)
         self.deletions = SqliteDeletions(database, clock=clock)
+
+    async def reseal_texts(self, seal: RenewableSeal) -> int:
+        """Seal texts anew that are under an old key; how many were. Raises StateUnavailable."""
+        return await reseal_texts(self._database, seal)
 
     async def aclose(self) -> None:
         """Finish what was submitted and close the file. Idempotent."""
