@@ -213,9 +213,9 @@ def _address(engine: EngineSettings) -> tuple[str, int]:
     try:
         host, port = parts.hostname, parts.port
     except ValueError as exc:
-        raise BadSetting(f"engine {engine.name}: its url has no usable port", param="url") from exc
+        raise BadSetting(f"engine {engine.name}: url: no usable port", param="url") from exc
     if not host:
-        raise BadSetting(f"engine {engine.name}: its url names no host", param="url")
+        raise BadSetting(f"engine {engine.name}: url: it names no host", param="url")
     return host, port or 80
 
 
