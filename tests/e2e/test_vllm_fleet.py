@@ -42,6 +42,14 @@ def keys_in(redis: RedisServer) -> set[bytes]:
     return {bytes(key) for key in found if isinstance(key, bytes | bytearray)}
 
 
+def wait_stored(serve: Serve, tokens: int) -> None:
+    eventually(
+        lambda: any(fill["stored_tokens"] >= tokens for fill in serve.fills("code")),
+        within_s=120,
+        what=f"{tokens} tokens stored",
+    )
+
+
 def test_a_fill_whose_worker_is_killed_goes_on_and_deletion_leaves_nothing(
     new_vllm: Callable[..., VllmServer], new_serve: Callable[..., Serve], tmp_path: Path, redis: RedisServer
 ) -> None:
@@ -74,11 +82,7 @@ def test_a_fill_whose_worker_is_killed_goes_on_and_deletion_leaves_nothing(
     serve.put("code", source_text(2, functions=130))
     kills = 0
     for wanted in (BLOCK, 3 * SLICE):
-        eventually(
-            lambda wanted=wanted: any(fill["stored_tokens"] >= wanted for fill in serve.fills("code")),
-            within_s=120,
-            what=f"{wanted} tokens stored",
-        )
+        wait_stored(serve, wanted)
         if serve.states("code") == ["ready"]:
             break
         pid = serve.worker_pid
