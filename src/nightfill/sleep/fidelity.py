@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 TAIL_TOKENS: Final = 8
 """Below the block of every engine's own prefix cache, so that its hit ends where the prefix does."""
-MARGIN: Final = 2.0
-"""The noise is the largest of a few differences; another one may be larger by so much."""
+MARGIN: Final = 3.0
+"""The noise is the largest of a few differences; another one, of what was computed in yet other pieces, may be larger
+by so much. Wrong KV makes other tokens likely, and is off by far more.
+"""
 FLOOR: Final = 1e-4
 """Nats. Where there is no noise at all, what is below changes no answer."""
 

@@ -24,6 +24,8 @@ ARRIVE_S: Final = 30.0
 """So long no further block may come before those that were computed count as lost."""
 _LOOK_S: Final = (0.005, 0.1)
 """Shortest and longest wait between two looks into the store."""
+_LOOK_WITHIN_S: Final = 5.0
+"""So long a server may look for what it is to show."""
 _VERIFY_BLOCKS: Final = 8
 """Blocks read at once, so that memory stays bounded."""
 
@@ -31,6 +33,13 @@ _VERIFY_BLOCKS: Final = 8
 def whole(tokens: int, block_tokens: int) -> int:
     """`tokens` cut to whole blocks."""
     return tokens - tokens % block_tokens
+
+
+def stored_wish(tokens: int) -> Wish:
+    """To see what is stored of a prompt's first tokens: past the engine's own cache, and for as long as looking takes,
+    which no live request would wait for.
+    """
+    return Wish(fresh=True, report=True, store=False, await_tokens=tokens, await_s=_LOOK_WITHIN_S)
 
 
 def slice_end(upto: int, *, total: int, unit: int) -> int:
@@ -124,7 +133,7 @@ class VllmFill:
                     return span.start
         # One token beyond: an engine must compute at least one of a prompt.
         beyond = (*self._prefix.tokens, self._prefix.tokens[0])
-        done = await self._api.prefill(beyond, salt=self._prefix.salt, wish=Wish(fresh=True, report=True, store=False))
+        done = await self._api.prefill(beyond, salt=self._prefix.salt, wish=stored_wish(len(self._prefix.tokens)))
         return done.cached or 0
 
     async def _stored(self) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.engine import Sampled, Way
-from nightfill.engines.vllm.fill import whole
-from nightfill.engines.vllm.wire import Wish
+from nightfill.engines.vllm.fill import stored_wish, whole
+from nightfill.engines.vllm.wire import Report, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nightfill.engines.engine import Prefix
     from nightfill.engines.vllm.api import VllmApi
 
-_SALT_BYTES = 32
+_SALT_BYTES: Final = 32
 
 
 class VllmSampler:
@@ -48,7 +48,7 @@ class VllmSampler:
         wish = Wish(store=False, report=True)
         match way:
             case Way.STORED:
-                salt, wish = self._prefix.salt, Wish(fresh=True, store=False, report=True)
+                salt, wish = self._prefix.salt, stored_wish(len(tokens))
             case Way.OWN:
                 salt = await self._own(way, len(tokens))
             case Way.AGAIN:
@@ -56,13 +56,20 @@ class VllmSampler:
                 salt = await self._own(way, half, len(tokens))
             case Way.COLD:
                 salt, wish = self._new_salt(), Wish(cold=True, store=False)
-        sampled, report = await self._api.sample(
-            (*tokens, *tail), model=self._model, salt=salt, wish=wish, max_tokens=max_tokens
-        )
-        if way is Way.STORED and report is not None:
-            # What came from the engine's own cache says nothing of the store.
-            return Sampled(tokens=sampled.tokens, tops=sampled.tops, reused=report.loaded)
-        return sampled
+        sampled, report = await self._ask(tail, salt, wish, max_tokens)
+        if way is not Way.STORED or report is None:
+            return sampled
+        if report.loaded < report.found:
+            # The first load of a server that was just started may come to nothing; it is computed then.
+            sampled, report = await self._ask(tail, salt, wish, max_tokens)
+        # What came from the engine's own cache says nothing of the store.
+        return Sampled(tokens=sampled.tokens, tops=sampled.tops, reused=report.loaded if report is not None else 0)
+
+    async def _ask(
+        self, tail: Sequence[int], salt: bytes, wish: Wish, max_tokens: int
+    ) -> tuple[Sampled, Report | None]:
+        prompt = (*self._prefix.tokens, *tail)
+        return await self._api.sample(prompt, model=self._model, salt=salt, wish=wish, max_tokens=max_tokens)
 
     async def _own(self, way: Way, *lengths: int) -> bytes:
         salt = self._computed.get(way)

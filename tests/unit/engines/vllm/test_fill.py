@@ -71,7 +71,8 @@ async def test_a_prefix_is_computed_slice_by_slice_and_proven_from_the_store(fil
     assert await fill.keep() == 256
     assert await fill.prove() == 256
     last = server.requests[-1][1]
-    assert last["kv_transfer_params"]["nightfill"] == {"report": True, "fresh": True, "store": False}
+    wish = {"report": True, "fresh": True, "store": False, "await_tokens": 256, "await_s": 5.0}
+    assert last["kv_transfer_params"]["nightfill"] == wish
     assert len(last["prompt"]) == 257
 
 

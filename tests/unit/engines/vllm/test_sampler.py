@@ -45,7 +45,8 @@ async def test_stored_kv_comes_from_outside_whatever_the_engine_holds(server: Fa
     again = await sampler.sample(TAIL, Way.STORED, max_tokens=2)
     assert (first.reused, again.reused) == (len(TOKENS), len(TOKENS))
     assert (first.tokens, first.tops) == ((5, 6), ({5: -0.25, 6: -1.5}, {6: -0.5}))
-    assert all(wish == {"fresh": True, "report": True, "store": False} for _, _, wish in wishes(server))
+    wish = {"fresh": True, "report": True, "store": False, "await_tokens": len(TOKENS), "await_s": 5.0}
+    assert all(told == wish for _, _, told in wishes(server))
     server.loads = False
     assert (await sampler.sample(TAIL, Way.STORED, max_tokens=2)).reused == 0
 
