@@ -157,6 +157,15 @@ def test_a_hot_put_goes_to_ram_at_once(store: Store, sample: MakeSample) -> None
     assert (of(store, "ram").blocks, of(store, "disk").blocks) == (1, 1)
 
 
+def test_forgetting_takes_copies_from_caches_and_leaves_what_is_kept(store: Store, sample: MakeSample) -> None:
+    one, other = sample(1), sample(2)
+    put(store, one, other, hot=True)
+    store.forget([one.key])
+    assert (of(store, "ram").blocks, of(store, "disk").blocks) == (1, 2)
+    assert holds(store.get(one.key, salt=SALT), one)
+    assert of(store, "disk").hits == 1
+
+
 def test_a_put_of_what_is_there_is_only_a_use(store: Store, sample: MakeSample, clock: FakeClock, root: Path) -> None:
     one = sample(1)
     put(store, one)

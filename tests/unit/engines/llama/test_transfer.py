@@ -202,3 +202,27 @@ async def test_a_snapshot_is_used_whole_or_not_at_all(make_transfer: Make, prefi
     assert (await transfer.load(1, transfer.part(prefix, 64))).tokens == 64
     # In between whole blocks nothing is kept, because nobody would look for it there.
     assert await saved(llama, transfer, prefix, 70) == 64
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_what_is_dropped_is_gone_whole_or_in_part(
+    make_transfer: Callable[..., tuple[FakeLlama, Transfer]], prefix: Prefix, plain: bool
+) -> None:
+    llama, transfer = make_transfer(plain=plain)
+    await llama.prefill(prefix.tokens, slot=0)
+    assert await transfer.save(0, prefix, reached=len(prefix.tokens))
+    assert transfer.stored(prefix) == len(prefix.tokens)
+    assert await transfer.drop(prefix) > 0
+    assert transfer.stored(prefix) == 0
+    assert await transfer.drop(prefix) == 0
+
+
+async def test_after_a_refresh_a_load_reads_what_is_kept_and_no_copy_in_memory(
+    make_transfer: Callable[..., tuple[FakeLlama, Transfer]], prefix: Prefix, store: Store
+) -> None:
+    llama, transfer = make_transfer()
+    await llama.prefill(prefix.tokens, slot=0)
+    await transfer.save(0, prefix, reached=len(prefix.tokens))
+    await transfer.refresh(prefix)
+    assert transfer.stored(prefix) == len(prefix.tokens), "only copies go"
+    assert (await transfer.load(1, prefix)).tokens == len(prefix.tokens)

@@ -158,3 +158,16 @@ async def test_a_server_that_is_gone_is_unavailable(store: Store) -> None:
     with pytest.raises(EngineUnavailable):
         await fill.extend(32)
     await api.aclose()
+
+
+async def test_what_is_discarded_is_gone_from_the_store_and_computed_from_the_first_token(
+    api: VllmApi, store: Store, server: FakeVllm, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill = VllmFill(Prefix(tokens=TOKENS, salt=SALT), api=api, store=store, spans=SPANS)
+    await fill.extend(len(TOKENS))
+    assert await fill.keep() == len(TOKENS)
+    await fill.discard()
+    assert "start it again" in caplog.text, "it offers no way to make it forget"
+    assert await fill.resume() == 0
+    server.forget()
+    assert (await fill.extend(len(TOKENS))).computed == len(TOKENS)
