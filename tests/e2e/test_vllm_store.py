@@ -122,6 +122,21 @@ def test_a_prompt_that_is_a_prefix_of_what_is_stored_is_loaded_too(
     assert short.tokens
 
 
+def test_a_fresh_request_loads_what_host_memory_lacks_and_passes_over_the_engines_own_cache(
+    server: VllmServer, folder: Path, kv: KvSettings
+) -> None:
+    ids = prompt(35, WHOLE + TAIL)
+    fill(server, kv, ids)
+    assert server.request("POST", "/reset_prefix_cache?reset_external=true").status == 200
+    first, report = ask(server, ids, Wish(fresh=True, store=False))
+    assert (report.cached, report.loaded, first.cached_tokens) == (0, WHOLE, WHOLE)
+    # Now the engine's own cache has it, and host memory.
+    ask(server, ids)
+    again, report = ask(server, ids, Wish(fresh=True, store=False))
+    assert (report.cached, report.loaded) == (0, WHOLE)
+    assert again.logprobs == first.logprobs
+
+
 def test_a_cold_request_passes_over_all_caches(server: VllmServer, folder: Path, kv: KvSettings) -> None:
     ids = prompt(40, WHOLE + TAIL)
     fill(server, kv, ids)

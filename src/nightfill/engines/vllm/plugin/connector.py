@@ -46,6 +46,8 @@ class NightfillConnector(OffloadingConnector):
         super().__init__(vllm_config, role, kv_cache_config)
         self._adapters: dict[tuple[str, str], bytes] = {}
         self._changed: set[tuple[str, str]] = set()
+        self._passing_over: list[Request] = []
+        """Requests of this step that are to pass over the engine's own cache."""
         if role != KVConnectorRole.SCHEDULER:
             return
         self._tier = self._find_tier()
@@ -138,8 +140,10 @@ class NightfillConnector(OffloadingConnector):
             unknown: tuple[int | None, bool] = super().get_num_new_matched_tokens(request, num_computed_tokens)
             return unknown
         if asked.wish.fresh and not asked.wish.cold:
-            # The engine's own cache was passed over already; what is outside it is wanted.
+            # The engine's own cache was passed over already; what is outside it is wanted. vLLM looks at the flag again
+            # when we return, so that it is set anew for the next step only once this one is scheduled.
             request.skip_reading_prefix_cache = False
+            self._passing_over.append(request)
         if asked.loading:
             return None, False
         began_s = time.monotonic()
@@ -147,13 +151,14 @@ class NightfillConnector(OffloadingConnector):
         matched: int | None
         matched, later = super().get_num_new_matched_tokens(request, num_computed_tokens)
         asked.lookup_s += time.monotonic() - began_s
-        if asked.wish.fresh and matched is None:
-            request.skip_reading_prefix_cache = True
         asked.cached_tokens = num_computed_tokens
         return matched, later
 
     @override
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        for request in self._passing_over:
+            request.skip_reading_prefix_cache = True
+        self._passing_over.clear()
         self._steps.begins(scheduler_output.total_num_scheduled_tokens, time.monotonic())
         return super().build_connector_meta(scheduler_output)
 
