@@ -59,11 +59,8 @@ class VllmSampler:
         sampled, report = await self._ask(tail, salt, wish, max_tokens)
         if way is not Way.STORED or report is None:
             return sampled
-        if report.loaded < report.found:
-            # The first load of a server that was just started may come to nothing; it is computed then.
-            sampled, report = await self._ask(tail, salt, wish, max_tokens)
         # What came from the engine's own cache says nothing of the store.
-        return Sampled(tokens=sampled.tokens, tops=sampled.tops, reused=report.loaded if report is not None else 0)
+        return Sampled(tokens=sampled.tokens, tops=sampled.tops, reused=report.loaded)
 
     async def _ask(
         self, tail: Sequence[int], salt: bytes, wish: Wish, max_tokens: int
