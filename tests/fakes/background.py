@@ -81,6 +81,9 @@ class FakeUpkeep:
     def retain(self, worth: Sequence[tuple[Fill, float]]) -> None:
         self.worth = {fill.key: value for fill, value in worth}
 
+    def publish(self) -> None:
+        """Nobody shares this store."""
+
     def hold(self, fill: Fill, *, value: float) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 

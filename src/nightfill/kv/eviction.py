@@ -48,6 +48,12 @@ class Retention:
     guarded: bool = False
     """Whether rule 4 holds: so where blocks have their home, not where copies lie."""
 
+    def joined(self, pinned: frozenset[BlockKey], values: Mapping[BlockKey, float]) -> Retention:
+        """With what another process wants kept: the larger value of each block counts."""
+        dearest = dict(values)
+        dearest.update((key, max(value, dearest.get(key, 0.0))) for key, value in self.values.items())
+        return replace(self, pinned=self.pinned | pinned, values=dearest)
+
 
 def shortfall(
     *,

@@ -15,6 +15,8 @@ from nightfill.kv.block import COVERED_BYTES, HEADER_BYTES, Block, Header, SealK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from typing_extensions import Buffer
+
     from nightfill.kv.block import BlockMeta
     from nightfill.kv.buffer import Buffers
     from nightfill.kv.key import BlockKey
@@ -151,6 +153,11 @@ def matching_header(key: BlockKey, sealed: memoryview, seal: SealKind) -> Header
         kind = KeyUnknown if header.seal == SealKind.AES_GCM else BlockCorrupt
         raise kind(f"sealed by {header.seal.name}, where {seal.name} is set")
     return header
+
+
+def checksum(data: Buffer) -> bytes:
+    """16 bytes that tell damage, not malice."""
+    return xxhash.xxh3_128_digest(data)
 
 
 def _digest(sealed: memoryview, payload_bytes: int, salt: bytes) -> bytes:

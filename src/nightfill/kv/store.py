@@ -162,11 +162,11 @@ class Store:
         return there.index(False) if False in there else len(spans)
 
     def pin(self, keys: Iterable[BlockKey]) -> None:
-        """Replace the set of keys that neither eviction nor expiry takes, as far as this process is concerned."""
+        """Replace the set of keys that neither eviction nor expiry takes; in this process, or see `publish`."""
         self._wanted.pin(keys)
 
     def retain(self, values: Mapping[BlockKey, float]) -> None:
-        """Replace what blocks are worth, as far as this process is concerned: in whatever unit, at least 0 and finite.
+        """Replace what blocks are worth to this process (or see `publish`): in whatever unit, at least 0 and finite.
 
         What is worth least is evicted first, then what was used longest ago; a block that is not named is worth 0. In
         homes, and where is written back to, a block takes the place of others only if they are worth less than it is,
@@ -174,6 +174,14 @@ class Store:
         instead of each pushing out the other in turn.
         """
         self._wanted.retain(values)
+
+    def publish(self) -> None:
+        """Tell other processes on the same disk tiers what `pin`, `retain` and `hold` say now, for the one that rules.
+
+        Their eviction then heeds it besides their own, the larger value of a block; what is held is worth its value to
+        them, not pinned. Counts for a day: publish again within that. Never raises KvError.
+        """
+        self._wanted.publish()
 
     def hold(self, keys: Iterable[BlockKey], *, value: float = 0.0) -> AbstractContextManager[None]:
         """Keep eviction in this process off `keys` while inside, as if pinned; they are worth at least `value`.

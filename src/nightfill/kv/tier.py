@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from nightfill.kv.eviction import Record
+    from nightfill.kv.eviction import Record, Retention
     from nightfill.kv.key import BlockKey
 
     Spill = Callable[[Sequence[Record]], None]
@@ -100,6 +100,17 @@ class Evictor(Protocol):
 
     def spill_to(self, spill: Spill) -> None:
         """Call `spill` before blocks are evicted, without holding a lock. Not for what is dropped or replaced."""
+
+
+@runtime_checkable
+class Publisher(Protocol):
+    """What a tier may offer besides through which one process tells others what to keep."""
+
+    def publish(self, retention: Retention) -> None:
+        """Have every process that shares the tier heed these pins and values besides its own, in place of those before.
+
+        Counts for a day, so publish again within that. Cheap when nothing changed. Never raises.
+        """
 
 
 @runtime_checkable

@@ -7,7 +7,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from nightfill.kv.tier import Evictor
+from nightfill.kv.eviction import Retention
+from nightfill.kv.tier import Evictor, Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ class Wanted:
 
     def __init__(self, roles: Roles) -> None:
         self._roles = roles
+        self._publishing = threading.Lock()
+        """Keeps what other processes are told in order, and is held meanwhile. Taken before `_lock`."""
         self._lock = threading.Lock()
         """Guards all that follows, and keeps what tiers are told in order."""
         self._pinned: frozenset[BlockKey] = frozenset()
@@ -65,16 +68,29 @@ class Wanted:
                 if value:
                     self._tell_values()
 
+    def publish(self) -> None:
+        """See `Store.publish`."""
+        with self._publishing:
+            with self._lock:
+                wanted = Retention(pinned=self._pinned, values=self._all_values())
+            for tier in self._roles.tiers:
+                if isinstance(tier, Publisher):
+                    tier.publish(wanted)
+
     def _tell_pins(self) -> None:
         kept = self._pinned.union(*(keys for keys, _ in self._held))
         for tier in self._roles.tiers:
             tier.pin(kept)
 
-    def _tell_values(self) -> None:
+    def _all_values(self) -> Mapping[BlockKey, float]:
         values = dict(self._values)
         for keys, value in self._held:
             if value:
                 values.update((key, max(value, values.get(key, 0.0))) for key in keys)
+        return values
+
+    def _tell_values(self) -> None:
+        values = self._all_values()
         for tier in self._roles.tiers:
             if isinstance(tier, Evictor):
                 tier.retain(values, guarded=tier in self._roles.keepers)

@@ -20,7 +20,7 @@ from nightfill.sleep.stopping import first_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager
 
     from nightfill.config import SleepSettings
     from nightfill.engines.engine import Engine, PrefixFill, Slice
@@ -80,7 +80,7 @@ class FillRun:
         sizer: SliceSizer,
         settings: SleepSettings,
         block_tokens: int = BLOCK_TOKENS,
-        holding: Callable[[Fill], AbstractContextManager[None]] = lambda _: nullcontext(),
+        holding: Callable[[Fill], AbstractAsyncContextManager[None]] = lambda _: nullcontext(),
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -144,9 +144,8 @@ class FillRun:
             return Failure(FailureKind.IMPOSSIBLE, too_long(total, description.context_length))
         await self._enter()
         prefix = Prefix(tokens=self._tokens, salt=salt_of(self._key.tenant))
-        with self._holding(self._so_far(FillState.FILLING)):
-            async with self._engine.fill(prefix) as fill:
-                return await self._fill(fill)
+        async with self._holding(self._so_far(FillState.FILLING)), self._engine.fill(prefix) as fill:
+            return await self._fill(fill)
 
     async def _fill(self, fill: PrefixFill) -> Outcome:
         before = await self._book.fill(self._key)

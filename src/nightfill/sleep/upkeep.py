@@ -34,6 +34,9 @@ class SweptStore(Protocol):
     def retain(self, values: Mapping[BlockKey, float]) -> None:
         """Replace what blocks are worth."""
 
+    def publish(self) -> None:
+        """Tell other processes what `pin`, `retain` and `hold` say now."""
+
     def hold(self, keys: Iterable[BlockKey], *, value: float = 0.0) -> AbstractContextManager[None]:
         """Keep eviction off `keys` while inside; they are worth at least `value`."""
 
@@ -56,9 +59,12 @@ class Upkeep(Protocol):
     def hold(self, fill: Fill, *, value: float) -> AbstractContextManager[None]:
         """Keep what is stored of a fill under way, and let it take the place of what is worth less, while inside."""
 
+    def publish(self) -> None:
+        """Tell processes that share the store, as vLLM servers do, what is retained, pinned and held by now."""
+
     def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
-        """Pin, sweep, and count: how many tokens the store has of each fill, from the front. Where it was not counted
-        this time, a fill is left out.
+        """Pin, publish, sweep, and count: how many tokens the store has of each fill, from the front. Where it was not
+        counted this time, a fill is left out.
         """
 
     def renew_due(self) -> bool:
@@ -108,11 +114,16 @@ class StoreUpkeep:
         """See `Upkeep`."""
         return self._store.hold(keys_of(fill, block_tokens=self._block_tokens), value=value)
 
+    def publish(self) -> None:
+        """See `Upkeep`."""
+        self._store.publish()
+
     def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
         """See `Upkeep`."""
         cuts = {fill.key: self._cut(fill) for fill in fills}
         self._cuts = dict(cuts)
         self._store.pin({key for name, cut in cuts.items() if name in pinned for key in cut.keys})
+        self._store.publish()
         self._store.sweep({key for cut in cuts.values() for key in cut.keys})
         now_s = self._clock()
         if now_s - self._counted_at_s < self._count_every_s:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -30,8 +30,8 @@ from nightfill.state.load import NO_LOAD
 from nightfill.state.process import is_gone, this_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from nightfill.config import SleepSettings
     from nightfill.contexts.context import Content, Context, ContextName, Fill, Signature, Tenant
@@ -215,7 +215,7 @@ class Worker:
         access, now_s = self._state.access, self._clock()
         return {(c.tenant, c.name): await access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
 
-    async def _holding(self, key: FillKey) -> Callable[[Fill], AbstractContextManager[None]]:
+    async def _holding(self, key: FillKey) -> Callable[[Fill], AbstractAsyncContextManager[None]]:
         """Value all fills anew, and this one, which may be new, as much as its priority says."""
         if self._upkeep is None:
             return lambda _: nullcontext()
@@ -224,7 +224,15 @@ class Worker:
         await self._value(upkeep, contexts, await self._state.book.fills())
         scores = scores_of(contexts, await self._usages(contexts), now_s=self._clock())
         value = scores.get((key.tenant, key.fingerprint), 0.0)
-        return lambda fill: upkeep.hold(fill, value=value)
+
+        @asynccontextmanager
+        async def holding(fill: Fill) -> AsyncIterator[None]:
+            with upkeep.hold(fill, value=value):
+                # Blocks of a fill may be stored by another process, where it must be worth as much.
+                await asyncio.to_thread(upkeep.publish)
+                yield
+
+        return holding
 
     async def _renew(self, upkeep: Upkeep, stop: asyncio.Event) -> None:
         """One step of a change of keys, while no live request is in the way."""

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+import pytest
+
 from fakes.background import WALL_S, House, T, house, key_of
 from fakes.fill_engine import SIGNATURE, FakeFill, FakeFillEngine
 from fakes.virtual_time import now_s, virtual
@@ -63,18 +65,21 @@ class StoringEngine(FakeFillEngine):
 
 
 @contextlib.asynccontextmanager
-async def crowded(folder: Path) -> AsyncIterator[tuple[House, Store]]:
-    """Room for one context and a half."""
+async def crowded(folder: Path, *, apart: bool) -> AsyncIterator[tuple[House, Store]]:
+    """Room for one context and a half. `apart`: the engine stores by itself, as a server in another process does."""
     tier = TierSettings(kind="disk", max_bytes=ByteSize(12 * 32 << 10), min_free_bytes=ByteSize(0))
     loop = asyncio.get_running_loop()
-    kv = open_store(KvSettings(tiers=(tier,)), data_dir=folder, clock=lambda: WALL_S + loop.time())
+    settings = KvSettings(tiers=(tier,))
+    kv = open_store(settings, data_dir=folder, clock=lambda: WALL_S + loop.time())
+    stores = open_store(settings, data_dir=folder, clock=lambda: WALL_S + loop.time()) if apart else kv
     try:
         async with house(folder) as h:
             h.upkeep = StoreUpkeep(kv, clock=now_s)
-            h.make_engine = lambda h: StoringEngine(h, kv)
+            h.make_engine = lambda h: StoringEngine(h, stores)
             yield h, kv
     finally:
         kv.close()
+        stores.close()
 
 
 async def state_of(h: House, context: Context) -> FillState | None:
@@ -88,9 +93,10 @@ async def line_of(h: House, name: str) -> PlanLine:
     return next(line for line in lines if line.context == name)
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @virtual
-async def test_the_second_of_equals_waits_and_does_not_push_out_the_first(tmp_path: Path) -> None:
-    async with crowded(tmp_path) as (h, kv):
+async def test_the_second_of_equals_waits_and_does_not_push_out_the_first(tmp_path: Path, apart: bool) -> None:
+    async with crowded(tmp_path, apart=apart) as (h, kv):
         first = await h.put("a" * TEXT_TOKENS, name="first")
         async with h.working():
             await until_ready(h, first)
@@ -110,9 +116,10 @@ async def test_the_second_of_equals_waits_and_does_not_push_out_the_first(tmp_pa
             await until_ready(h, second)
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @virtual
-async def test_what_is_worth_clearly_more_takes_the_place_of_what_is_not(tmp_path: Path) -> None:
-    async with crowded(tmp_path) as (h, _):
+async def test_what_is_worth_clearly_more_takes_the_place_of_what_is_not(tmp_path: Path, apart: bool) -> None:
+    async with crowded(tmp_path, apart=apart) as (h, _):
         first = await h.put("a" * TEXT_TOKENS, name="first")
         async with h.working():
             await until_ready(h, first)

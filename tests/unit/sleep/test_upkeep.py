@@ -24,6 +24,7 @@ class FakeStore:
         self.pinned: set[BlockKey] = set()
         self.values: dict[BlockKey, float] = {}
         self.held: list[tuple[set[BlockKey], float]] = []
+        self.published: list[tuple[dict[BlockKey, float], set[BlockKey]]] = []
         self.counts = 0
         self.steps: list[Resealed] = []
         self.salts: list[set[bytes]] = []
@@ -44,6 +45,9 @@ class FakeStore:
 
     def pin(self, keys: Iterable[BlockKey]) -> None:
         self.pinned = set(keys)
+
+    def publish(self) -> None:
+        self.published.append((self.values, self.pinned))
 
     def sweep(self, keep: Collection[BlockKey] | None = None) -> int:
         assert keep is not None
@@ -104,6 +108,19 @@ def test_blocks_are_worth_as_much_as_the_dearest_fill_that_shares_them() -> None
     assert store.values[keys_of(longer)[2]] == 0.2
     upkeep.retain([(longer, 0.2)])
     assert store.values[keys_of(one)[0]] == 0.2
+
+
+def test_other_processes_are_told_each_time_what_is_pinned_and_what_all_is_worth() -> None:
+    one, pinned = fill(1), fill(2)
+    store = FakeStore([])
+    upkeep = StoreUpkeep(store)
+    upkeep.retain([(one, 0.5)])
+    assert store.published == []
+    upkeep.tend([one, pinned], {pinned.key})
+    ((values, pins),) = store.published
+    assert (values.keys() >= set(keys_of(one)), pins >= set(keys_of(pinned))) == (True, True)
+    upkeep.publish()
+    assert len(store.published) == 2
 
 
 def test_what_is_under_way_is_held_at_its_value() -> None:

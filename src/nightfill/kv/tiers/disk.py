@@ -4,7 +4,7 @@
 the start and brought up to date before anything is evicted. The clock of LRU is the file's mtime, set on use, at most
 once a minute; so another process may take a block for up to a minute older than it is.
 
-*Pins and values* are this process's own; another process that writes to the same folder evicts by its own.
+*Pins and values* are this process's own, and besides those that one process published to all that share the folder.
 
 *Tenants.* Whose a block is stands in its header, so where tenants have a cap, the headers of blocks that others wrote
 are read once, before the first write after they were found.
@@ -84,6 +84,8 @@ class DiskTier:
         self._index = Index()
         self._stamped: dict[BlockKey, float] = {}
         self._retention = Retention()
+        self._unpublished = False
+        """Whether `publish` failed last time."""
         self._spill: Spill | None = None
         self._unowned: set[BlockKey] = set()
         """Blocks whose owner is still to be read from their header."""
@@ -184,6 +186,17 @@ class DiskTier:
         with self._lock:
             self._retention = replace(self._retention, values=values, guarded=guarded)
 
+    def publish(self, retention: Retention) -> None:
+        """See `Publisher`."""
+        try:
+            self._folder.rule(retention, now_s=self._clock())
+        except KvError as error:
+            # Each upkeep tries again; once is enough to be told.
+            _log.log(logging.DEBUG if self._unpublished else logging.WARNING, "%s", error)
+            self._unpublished = True
+        else:
+            self._unpublished = False
+
     def spill_to(self, spill: Spill) -> None:
         """See `Evictor`."""
         self._spill = spill
@@ -235,8 +248,9 @@ class DiskTier:
             free_bytes = self._folder.free_bytes()
             for _ in range(_ROUNDS):
                 # Decided anew each round: others write, drop and use blocks meanwhile.
+                retention = self._heeded()
                 with self._lock:
-                    chosen = self._victims(incoming, free_bytes)
+                    chosen = self._victims(incoming, free_bytes, retention)
                     if not chosen:
                         self._reserved[incoming.owner] += incoming.size_bytes
                         return None
@@ -247,7 +261,17 @@ class DiskTier:
                 free_bytes += sum(self._evict_one(record) for record in chosen)
         raise TierFull(f"{self.name}: others use what would have to go for {incoming.size_bytes} bytes")
 
-    def _victims(self, incoming: Record, free_bytes: int) -> tuple[Record, ...]:
+    def _heeded(self) -> Retention:
+        """What eviction heeds now; what others want is not known where the folder does not tell."""
+        with self._lock:
+            own = self._retention
+        try:
+            return self._folder.heed(own, now_s=self._clock())
+        except KvError as error:
+            _log.debug("%s", error)
+            return own
+
+    def _victims(self, incoming: Record, free_bytes: int, retention: Retention) -> tuple[Record, ...]:
         size, owner = incoming.size_bytes, incoming.owner
         old = self._index.get(incoming.key)
         old_bytes = old.size_bytes if old else 0
@@ -272,7 +296,7 @@ class DiskTier:
             self._index,
             short_bytes=short_bytes,
             owner_short_bytes=owner_short_bytes,
-            retention=self._retention,
+            retention=retention,
         )
         if chosen is None:
             of_tenant = f", of {self._tenant_max_bytes} per tenant" if self._tenant_max_bytes else ""

@@ -3,6 +3,7 @@
     <root>/v1/<first 2 hex digits of the key>/<key, 64 hex digits>.kv
     <root>/v1/drafts/<key>.<process id>.<random>
     <root>/v1/written                 what today's writes came to, if they have a budget (see `wear`)
+    <root>/v1/retention               what the process that rules wants kept (see `retention`)
 
 A draft is written, its length is checked, and it is renamed: a reader sees a whole block or none.
 
@@ -27,6 +28,7 @@ from nightfill.kv.buffer import ALIGNMENT
 from nightfill.kv.direct_io import probe, read_all, write_all
 from nightfill.kv.eviction import Record
 from nightfill.kv.key import BlockKey
+from nightfill.kv.tiers.retention import RetentionFile
 from nightfill.kv.tiers.wear import WriteBudget
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.kv.buffer import Buffers
+    from nightfill.kv.eviction import Retention
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ class BlockFolder:
         self._want_direct = direct
         self._direct: bool | None = None
         self._budget = WriteBudget(self.base / "written", name=name, bytes_per_day=write_bytes_per_day)
+        self._retention = RetentionFile(self.base / "retention", drafts=self._drafts)
 
     @property
     def direct(self) -> bool:
@@ -123,6 +127,20 @@ class BlockFolder:
         """Give back what `charge` took. A count that cannot be mended is too high, which does no harm."""
         with suppress(OSError):
             self._budget.refund(nbytes, now_s=now_s)
+
+    def heed(self, own: Retention, *, now_s: float) -> Retention:
+        """`own`, and what the process that rules wants kept."""
+        with self._translated("read what is to be kept"):
+            return self._retention.heed(own, now_s=now_s)
+
+    def rule(self, own: Retention, *, now_s: float) -> None:
+        """Tell other processes what to keep."""
+        with self._translated("tell what is to be kept"):
+            try:
+                self._retention.publish(own, now_s=now_s)
+            except FileNotFoundError:
+                self.prepare()
+                self._retention.publish(own, now_s=now_s)
 
     def publish(self, key: BlockKey, sealed: memoryview, *, used_s: float) -> None:
         """Store a block, in place of one that is there. Nothing is left behind when it fails."""

@@ -6,7 +6,8 @@ them (`redis_index`), by the server's clock. Only plain commands and EVAL are us
 *Give it a database of its own* and a `maxmemory` above the tier's `max_bytes`. A server that evicts by itself costs
 misses, no harm. Blocks have no expiry on the server: one that is pinned may lie unused for as long as it is wanted.
 
-*Pins* are this process's own; another process that writes to the same server evicts by its own pins.
+*Pins and values* are this process's own, and not published to others: another process that writes to the same server
+evicts by its own.
 """
 
 from __future__ import annotations
