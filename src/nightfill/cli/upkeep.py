@@ -119,9 +119,14 @@ async def plan_shown(rooms: Rooms, tenant: Tenant) -> list[dict[str, Any]]:
 
 
 def deletion_samples(deletions: SqliteDeletions) -> Iterable[Sample]:
-    """What was deleted, and could not be in some tier."""
+    """What was deleted, and could not be in some tier; nothing while the state cannot say."""
+    try:
+        blocks = deletions.owed().blocks
+    except StateError as exc:
+        _LOG.warning("deletions that are owed could not be counted: %s", exc)
+        return
     help_text = "Blocks of what was deleted that may still lie in a tier out of reach."
-    yield Sample(name="kv_deletions_owed", help=help_text, value=deletions.owed().blocks)
+    yield Sample(name="kv_deletions_owed", help=help_text, value=blocks)
 
 
 def store_samples(report: StoreReport) -> Iterable[Sample]:
