@@ -88,7 +88,7 @@ def test_a_full_disk_stops_fills_with_a_clear_error_and_nothing_else(
     ran = serve.cli("doctor", "--json")
     findings = {one["check"]: one for one in json.loads(ran.stdout)["findings"]}
     assert findings["jobs"]["status"] == "WARN"
-    assert "(late): disk: " in findings["jobs"]["detail"]
+    assert "(late): no room in the store: disk: " in findings["jobs"]["detail"]
     assert findings["disk"]["status"] == "WARN"
     assert str(small_disk) in findings["disk"]["detail"]
 

@@ -80,14 +80,16 @@ def test_a_fill_whose_worker_is_killed_goes_on_and_deletion_leaves_nothing(
 
     before = computed(filler)
     serve.put("code", source_text(2, functions=130))
-    kills = 0
+    kills, killed = 0, None
     for wanted in (BLOCK, 3 * SLICE):
         wait_stored(serve, wanted)
         if serve.states("code") == ["ready"]:
             break
-        pid = serve.worker_pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        # The next worker begins a moment after the last one was killed.
+        eventually(lambda: serve.worker_pid not in (None, killed), within_s=20, what="a worker")
+        killed = serve.worker_pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
         # What the engine itself remembers must not help: only what is stored does.
         assert filler.request("POST", "/reset_prefix_cache?reset_external=true").status == 200
         kills += 1
