@@ -136,7 +136,7 @@ def _measure(options: argparse.Namespace, folder: Path, redis: Path) -> dict[str
 
 
 def server(options: argparse.Namespace, folder: Path, name: str, kv: Any) -> VllmServer:
-    flags = flags_for(kv, data_dir=folder, host_bytes=512 << 20)
+    flags = flags_for(kv, data_dir=folder, host_bytes=512 << 20, kv_cache_bytes=512 << 20)
     return VllmServer(
         folder / name,
         model=model(options.size),

@@ -45,6 +45,7 @@ def flags_for(
     host_bytes: int = 128 << 20,
     kv_cache_dtype: KvDtype = "auto",
     tensor_parallel_size: int = 1,
+    kv_cache_bytes: int = 128 << 20,
 ) -> list[str]:
     """What `nightfill vllm-args` says on top of the address and the model."""
     wanted = Wanted(
@@ -54,7 +55,7 @@ def flags_for(
         host_bytes=host_bytes,
         kv_cache_dtype=kv_cache_dtype,
         tensor_parallel_size=tensor_parallel_size,
-        kv_cache_bytes=128 << 20,
+        kv_cache_bytes=kv_cache_bytes,
     )
     engine = EngineSettings(name="v", kind="vllm", url="http://127.0.0.1:1")
     argv = launch(Settings(kv=kv, engines=(engine,)), engine, wanted).argv
