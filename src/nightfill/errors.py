@@ -116,6 +116,16 @@ class Draining(Busy):
     """The server is shutting down and takes no new work."""
 
 
+class BudgetSpent(NightfillError):
+    """A budget has fewer tokens left than were to be set aside. There is no use in asking again before `resets_at_s`,
+    Unix seconds, unless somebody raises it.
+    """
+
+    def __init__(self, message: str, *, resets_at_s: float) -> None:
+        super().__init__(message)
+        self.resets_at_s = resets_at_s
+
+
 class EngineError(NightfillError):
     """The engine named `engine` did not do what was asked."""
 

@@ -30,7 +30,9 @@ RECORDS: Final = {
     "nightfill.kv.key",
     "nightfill.state.access",
     "nightfill.state.book",
+    "nightfill.state.budgets",
     "nightfill.state.jobs",
+    "nightfill.state.ledger",
     "nightfill.state.load",
     "nightfill.engines.engine",
 }

@@ -111,6 +111,8 @@ class Context:
     updated_at_s: float
     checked_at_s: float
     """When the source was last compared with the current version. Unix seconds."""
+    user: str = ""
+    """Whose it is within the tenant, and whose budget pays for its fills; empty for nobody's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
+
+HISTORY_DAYS: Final = 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,14 @@ class Access:
     status: int
     broken: bool = False
     """The promise was not kept: the judgement of `gateway.proof`."""
+    user: str = ""
+    """The context's, for the ledger."""
+    machine: str = ""
+    """The kind of machine that served it."""
+    saved_tokens: int = 0
+    """Reused thanks to a fill, as the engine said."""
+    saved_s: float = 0.0
+    """Engine seconds that computing these would have taken, less `restore_s`; not below 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +57,18 @@ class Usage:
     accesses_7d: int
     broken_7d: int
     """Promises not kept."""
+    hours: Mapping[int, int] = field(default_factory=dict)
+    """Accesses by hour of the last `HISTORY_DAYS` (Unix seconds // 3600); hours without any are left out."""
 
 
 class AccessLog(Protocol):
     """Append-only, bounded by age. Safe to share between processes. Raises StateUnavailable."""
 
     async def append(self, rows: Sequence[Access]) -> None:
-        """Write a batch."""
+        """Write a batch, and add what it saved to the ledger of the same store."""
 
     async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
-        """How the context was used up to now."""
+        """How the context was used up to now. Takes time in proportion to the hours with an access, not to accesses."""
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100

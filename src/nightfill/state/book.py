@@ -38,6 +38,7 @@ class ContextBook(Protocol):
         forms: Sequence[Form],
         pinned: bool = False,
         ttl_s: float | None = None,
+        user: str = "",
     ) -> Context:
         """Create the context, or make `content` its current version. From the return on, no reader sees the old one.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NewType, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NewType, Protocol
+
+from nightfill.state.budgets import BudgetRules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 JobId = NewType("JobId", int)
 WorkerId = NewType("WorkerId", str)
@@ -62,6 +64,50 @@ class Job:
     updated_at_s: float
     note: str = ""
     """What came of it, for people."""
+    user: str = ""
+    """Whose budget pays, within the tenant; empty for nobody's."""
+    needs: str = ""
+    """What a worker must have to do it: the signature that its engine computes. Empty: any will do."""
+    reserved_tokens: int = 0
+    """Of the budgets, still set aside for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a lease has computed since it began, in all. A total, so that telling it twice charges it once."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    """Of an engine."""
+    machine: str = ""
+    """The kind of machine that it ran on, for its price."""
+
+
+NO_WORK: Final = Work()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueRules:
+    """What a queue goes by; the same for all its processes."""
+
+    max_unfinished: int = 2_000_000
+    """Then `enqueue` refuses."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """Share of the background work by tenant, above 0; 1 for those not named."""
+    budgets: BudgetRules = BudgetRules()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueDepth:
+    """How much waits. Times are Unix seconds by the store's clock."""
+
+    due: int
+    """Jobs that could be leased now."""
+    later: int
+    """Jobs that wait for a retry."""
+    leased: int
+    tokens: int
+    """Still to be computed, of all these, as far as known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,29 +128,63 @@ class JobQueue(Protocol):
     """
 
     async def enqueue(
-        self, *, kind: JobKind, target: str, tenant: str, label: str, priority: float, total_tokens: int = 0
+        self,
+        *,
+        kind: JobKind,
+        target: str,
+        tenant: str,
+        label: str,
+        priority: float,
+        total_tokens: int = 0,
+        user: str = "",
+        needs: str = "",
+        reserve_tokens: int = 0,
     ) -> Job:
-        """Queue a job, or return the unfinished one for the same kind and target with its priority raised to ours.
+        """Queue a job, or return the unfinished one for the same kind and target with its priority set to ours.
 
-        A dead job for the same target stays dead and is returned as it is: `retry` brings it back.
+        A dead job for the same target stays dead and is returned as it is: `retry` brings it back. A new job sets
+        `reserve_tokens` aside in each of its budgets, in the same transition. Raises BudgetSpent, and nothing is
+        queued, when one of them has less left; QueueFull.
         """
 
-    async def lease(self, worker: WorkerId, *, kinds: Sequence[JobKind], lease_s: float) -> Lease | None:
-        """Claim the due job of the highest priority (older first among equals), or one whose lease has expired.
+    async def lease(
+        self,
+        worker: WorkerId,
+        *,
+        kinds: Sequence[JobKind],
+        lease_s: float,
+        needs: Sequence[str] | None = None,
+        max_tokens: int | None = None,
+    ) -> Lease | None:
+        """Claim one due job, or one whose lease has expired, in one transition: two workers never hold the same job.
 
-        One statement claims and leases, so two workers never hold the same job. None when nothing is due.
+        Tenants take turns by what was leased to each, over its weight: start-time fair queueing, so that one who comes
+        late neither waits for a long queue of another's, nor may make up for time when it asked for nothing. Of a
+        tenant, the highest priority comes first, older ones first among equals. `needs` None takes any job, else those
+        that need nothing or one of these; jobs longer than `max_tokens` are left alone. None when nothing is due.
         """
 
     async def renew(
-        self, lease: Lease, *, lease_s: float, done_tokens: int, total_tokens: int, kept_tokens: int = 0
+        self,
+        lease: Lease,
+        *,
+        lease_s: float,
+        done_tokens: int,
+        total_tokens: int,
+        kept_tokens: int = 0,
+        work: Work = NO_WORK,
     ) -> Lease:
         """Extend the lease from now and note progress.
 
         `kept_tokens` are those that outlive the worker; more than ever before forgives earlier failures and losses.
+        What `work` has more than at the last call is charged to the budgets, out of what was set aside, and to the
+        ledger: with this and each method below that takes it, in one transition with what else the method does.
         """
 
-    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "") -> None:
-        """Mark done; `outcome`, one word of a few, is counted, and `note` kept with the job."""
+    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "", work: Work = NO_WORK) -> None:
+        """Mark done; `outcome`, one word of a few, is counted, and `note` kept with the job. What is still set aside
+        in the budgets returns: so it does when a job is cancelled or dead.
+        """
 
     async def count(self, kind: JobKind, outcome: str) -> None:
         """Count an outcome of such work that was done without a job."""
@@ -112,11 +192,11 @@ class JobQueue(Protocol):
     async def outcomes(self, kind: JobKind) -> dict[str, int]:
         """How often each outcome was counted, ever."""
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease, *, work: Work = NO_WORK) -> None:
         """Hand the job back unharmed, to be leased again at once: a shutdown, not a failure."""
 
-    async def fail(self, lease: Lease, *, error: str, retry_at_s: float | None) -> None:
-        """Count a failure: queued again not before `retry_at_s`, or dead when that is None."""
+    async def fail(self, lease: Lease, *, error: str, retry_in_s: float | None, work: Work = NO_WORK) -> None:
+        """Count a failure: queued again not before so many seconds from now, or dead when that is None."""
 
     async def cancel(self, job_id: JobId) -> bool:
         """Cancel an unfinished job; its worker finds out at its next renewal. False when there is none."""
@@ -125,7 +205,13 @@ class JobQueue(Protocol):
         """Cancel all unfinished jobs whose target starts so; the number cancelled. Also forgets dead ones."""
 
     async def retry(self, job_id: JobId) -> bool:
-        """Bring a dead job back, its failures forgotten. False when there is none."""
+        """Bring a dead job back, its failures forgotten, what it still needs set aside again. False when there is none.
+
+        Raises BudgetSpent.
+        """
+
+    async def depth(self, *, kinds: Sequence[JobKind] | None = None) -> QueueDepth:
+        """How much waits, in time that does not depend on how much it is."""
 
     async def holders(self) -> list[WorkerId]:
         """Workers that hold leases, expired ones too."""
