@@ -1,9 +1,9 @@
 """Budgets of background work: tokens per user, per tenant and for all, by UTC day and month.
 
 What a job may need is set aside when it is queued, what it computes is charged as it goes, and what it did not need
-returns at its end. So for each scope, at every instant: *set aside* is the sum over its unfinished jobs, *spent* the sum
-of what the ledger has for the period. A new day or month begins with nothing spent; what unfinished jobs have set aside
-stays set aside.
+returns at its end. So for each scope, at every instant: *set aside* is the sum over its unfinished jobs, *spent* the
+sum of what the ledger has for the period. A new day or month begins with nothing spent; what unfinished jobs have set
+aside stays set aside.
 """
 
 from __future__ import annotations

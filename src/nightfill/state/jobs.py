@@ -94,7 +94,7 @@ class QueueRules:
     """Then `enqueue` refuses."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Share of the background work by tenant, above 0; 1 for those not named."""
-    budgets: BudgetRules = BudgetRules()
+    budgets: BudgetRules = field(default_factory=BudgetRules)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What background work cost and what it saved, by UTC day: written by the queue and the access log, read by `ledger`."""
+"""What background work cost and what it saved, by UTC day; the queue and the access log write it."""
 
 from __future__ import annotations
 
