@@ -50,6 +50,15 @@ def wait_stored(serve: Serve, tokens: int) -> None:
     )
 
 
+def kill_worker(serve: Serve, dead: set[int]) -> int:
+    """Wait for a worker other than those, and kill it."""
+    eventually(lambda: serve.worker_pid not in {None, *dead}, within_s=20, what="a worker")
+    pid = serve.worker_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
 def test_a_fill_whose_worker_is_killed_goes_on_and_deletion_leaves_nothing(
     new_vllm: Callable[..., VllmServer], new_serve: Callable[..., Serve], tmp_path: Path, redis: RedisServer
 ) -> None:
@@ -80,25 +89,21 @@ def test_a_fill_whose_worker_is_killed_goes_on_and_deletion_leaves_nothing(
 
     before = computed(filler)
     serve.put("code", source_text(2, functions=130))
-    kills, killed = 0, None
+    gone: set[int] = set()
     for wanted in (BLOCK, 3 * SLICE):
         wait_stored(serve, wanted)
         if serve.states("code") == ["ready"]:
             break
         # The next worker begins a moment after the last one was killed.
-        eventually(lambda: serve.worker_pid not in (None, killed), within_s=20, what="a worker")
-        killed = serve.worker_pid
-        assert killed is not None
-        os.kill(killed, signal.SIGKILL)
+        gone.add(kill_worker(serve, gone))
         # What the engine itself remembers must not help: only what is stored does.
         assert filler.request("POST", "/reset_prefix_cache?reset_external=true").status == 200
-        kills += 1
     serve.wait_ready("code")
-    assert kills > 0
+    assert gone
     (fill,) = serve.fills("code")
     tokens = fill["tokens"]
     # A slice in flight at each kill, the token after each slice, and the few of probes and proofs.
-    assert computed(filler) - before <= tokens + kills * SLICE + 2 * BLOCK
+    assert computed(filler) - before <= tokens + len(gone) * SLICE + 2 * BLOCK
 
     assert computed(server) < BLOCK, "the other server has computed nothing of it"
     answer = serve.ask(context="code")
