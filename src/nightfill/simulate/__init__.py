@@ -1,0 +1,1 @@
+"""What policies would have saved on recorded traffic, beside what was possible."""
