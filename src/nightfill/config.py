@@ -33,6 +33,8 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """That the vLLM server asks for."""
     roles: tuple[Role, ...] = ()
     """What a vLLM server is for; empty for `serve` and `fill`. `prefill` and `decode` split a request between two."""
+    machine: str = ""
+    """The kind of machine that it runs on, for its price in `prices.machines`."""
     model: str = ""
     """Path of a GGUF file, or `demo:SIZE` for a model made on the spot (noise as text, real timing). Of a vLLM server:
     the model to ask for; empty for the one that it serves.
@@ -169,6 +171,10 @@ class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Of the requests that a fill served, so many (0 to 1) have that fill compared, when idle, with what the engine
     computes; one whose KV is wrong is not used any more, and filled again.
     """
+    stop_unpaid_after_s: Duration = Duration(7 * 86400)
+    """A context whose fills have cost more than they saved after so long is not filled again, unless it is pinned; 0 to
+    fill it all the same.
+    """
     freeze: bool = True
     """Stop the filling child (SIGSTOP) the moment a live request comes, instead of at the slice's end."""
 
@@ -202,6 +208,31 @@ class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Of an engine that serves."""
     background_per_hour: float = 1.66
     """Of an engine that fills."""
+    machines: dict[str, float] = {}
+    """Of an engine on such a kind of machine (`engines.N.machine`), whatever it does there; for kinds that are not
+    named, the two above.
+    """
+
+
+class BudgetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Tokens that background work may compute, by UTC day and month; `nightfill budget set` gives one user or tenant
+    another limit. 0 is for no bound.
+    """
+
+    user_tokens_per_day: int = 500_000
+    """Of each user that contexts name. Contexts of nobody are paid by their tenant alone."""
+    user_tokens_per_month: int = 0
+    """Of each user that contexts name."""
+    tenant_tokens_per_day: int = 0
+    """Of each tenant."""
+    tenant_tokens_per_month: int = 0
+    """Of each tenant."""
+    all_tokens_per_day: int = 0
+    """Of all tenants together."""
+    all_tokens_per_month: int = 0
+    """Of all tenants together."""
+    weights: dict[str, float] = {}
+    """Tenant -> its share of the background work where several wait; 1 for those that are not named."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -224,3 +255,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     split: SplitSettings = SplitSettings()
     contexts: ContextSettings = ContextSettings()
     prices: PriceSettings = PriceSettings()
+    budgets: BudgetSettings = BudgetSettings()

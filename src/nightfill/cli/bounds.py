@@ -47,6 +47,7 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "sleep.plan_every_s": (0.05, 86400),
     "sleep.check_sources_every_s": (0.05, 30 * 86400),
     "sleep.audit_share": (0, 1),
+    "sleep.stop_unpaid_after_s": (0, 365 * 86400),
     "split.min_tokens": (1, 1 << 24),
     "split.prefill_timeout_s": (0.01, 86400),
     "split.await_s": (0, 3600),
@@ -54,8 +55,16 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "contexts.max_file_bytes": (1, 1 << 32),
     "prices.serving_per_hour": (0, 1e9),
     "prices.background_per_hour": (0, 1e9),
+    "prices.machines.*": (0, 1e9),
+    "budgets.user_tokens_per_day": (0, 1 << 50),
+    "budgets.user_tokens_per_month": (0, 1 << 50),
+    "budgets.tenant_tokens_per_day": (0, 1 << 50),
+    "budgets.tenant_tokens_per_month": (0, 1 << 50),
+    "budgets.all_tokens_per_day": (0, 1 << 50),
+    "budgets.all_tokens_per_month": (0, 1 << 50),
+    "budgets.weights.*": (0.001, 1000),
 }
-"""Lowest and highest value that is allowed; `*` stands for any item of a list."""
+"""Lowest and highest value that is allowed; `*` stands for any item of a list or an object."""
 
 
 def check_bounds(settings: Settings) -> None:
@@ -113,10 +122,18 @@ def _walk(record: msgspec.Struct, path: str, pattern: str) -> None:
             for index, item in enumerate(value):
                 if isinstance(item, msgspec.Struct):
                     _walk(item, f"{here}.{index}", f"{rule}.*")
-        elif isinstance(value, int | float) and rule in BOUNDS:
-            low, high = BOUNDS[rule]
-            if not low <= value <= high:
-                raise _bad(here, value, f"must be {low:,g} to {high:,g}".replace(",", "_"))
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                _within(f"{here}.{key}", f"{rule}.*", item)
+        else:
+            _within(here, rule, value)
+
+
+def _within(key: str, rule: str, value: object) -> None:
+    if isinstance(value, int | float) and rule in BOUNDS:
+        low, high = BOUNDS[rule]
+        if not low <= value <= high:
+            raise _bad(key, value, f"must be {low:,g} to {high:,g}".replace(",", "_"))
 
 
 def _bad(key: str, value: object, allowed: str) -> BadSetting:

@@ -6,15 +6,19 @@ import msgspec
 import pytest
 
 from nightfill.cli.bounds import BOUNDS, check_bounds
-from nightfill.config import Duration, Settings, SleepSettings
+from nightfill.config import BudgetSettings, Duration, PriceSettings, Settings, SleepSettings
 from nightfill.errors import BadSetting
 
 
 def numbers(kind: Any, path: str = "") -> set[str]:
-    """Every key that holds a number, items of lists as `*`."""
+    """Every key that holds a number, items of lists and of objects as `*`."""
     found: set[str] = set()
     for field in msgspec.structs.fields(kind):
         here = f"{path}.{field.name}" if path else field.name
+        if getattr(field.type, "__origin__", None) is dict:
+            if issubclass(field.type.__args__[1], int | float):
+                found.add(f"{here}.*")
+            continue
         item = getattr(field.type, "__args__", (field.type,))[0]
         if isinstance(item, type) and issubclass(item, msgspec.Struct):
             found |= numbers(item, here if item is field.type else f"{here}.*")
@@ -34,3 +38,9 @@ def test_the_defaults_are_within_them() -> None:
 def test_a_value_that_is_no_number_is_out_of_bounds() -> None:
     with pytest.raises(BadSetting, match="quiet_s"):
         check_bounds(Settings(sleep=SleepSettings(quiet_s=Duration("nan"))))
+
+
+def test_each_number_of_an_object_is_within_its_bounds() -> None:
+    with pytest.raises(BadSetting, match=r"budgets\.weights\.acme = 0\.0: must be 0\.001 to 1_000"):
+        check_bounds(Settings(budgets=BudgetSettings(weights={"acme": 0.0})))
+    check_bounds(Settings(prices=PriceSettings(machines={"h100": 2.5})))
