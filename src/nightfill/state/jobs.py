@@ -84,6 +84,8 @@ class Work:
 
 
 NO_WORK: Final = Work()
+ASKED: Final = 1e9
+"""Priority of what a person asked for: before all that a policy ranks, and at any hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,8 @@ class JobQueue(Protocol):
         needs: str = "",
         reserve_tokens: int = 0,
     ) -> Job:
-        """Queue a job, or return the unfinished one for the same kind and target with its priority set to ours.
+        """Queue a job, or return the unfinished one for the same kind and target with its priority set to ours, unless
+        it is `ASKED` already.
 
         A dead job for the same target stays dead and is returned as it is: `retry` brings it back. A new job sets
         `reserve_tokens` aside in each of its budgets, in the same transition. Raises BudgetSpent, and nothing is
@@ -155,13 +158,15 @@ class JobQueue(Protocol):
         lease_s: float,
         needs: Sequence[str] | None = None,
         max_tokens: int | None = None,
+        min_priority: float | None = None,
     ) -> Lease | None:
         """Claim one due job, or one whose lease has expired, in one transition: two workers never hold the same job.
 
         Tenants take turns by what was leased to each, over its weight: start-time fair queueing, so that one who comes
         late neither waits for a long queue of another's, nor may make up for time when it asked for nothing. Of a
         tenant, the highest priority comes first, older ones first among equals. `needs` None takes any job, else those
-        that need nothing or one of these; jobs longer than `max_tokens` are left alone. None when nothing is due.
+        that need nothing or one of these; jobs longer than `max_tokens`, and those of a priority below `min_priority`,
+        are left alone. None when nothing is due.
         """
 
     async def renew(
