@@ -145,6 +145,26 @@ class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     enabled: bool = True
     """Whether `nightfill serve` also runs a worker."""
+    windows: tuple[str, ...] = ()
+    """When background work may run, each `CRON` or `CRON for DURATION`: minute, hour, day, month and weekday of the
+    start, such as `0 2 * * *` or `30 22 * * MON-FRI for 7h`. Empty: at any time.
+    """
+    window_length_s: Duration = Duration(4 * 3600)
+    """Of windows that do not say it."""
+    time_zone: str = "UTC"
+    """Of the windows: UTC or an IANA name such as `Europe/Berlin`."""
+    wake_at_queue_depth: int = 50
+    """So many jobs wake workers outside the windows, until a fifth of them is left; 0 for never."""
+    wake_when_idle_s: Duration = Duration(0)
+    """Workers also run outside the windows once no request was in flight for so long; 0 for never."""
+    max_workers: int = 8
+    """Most workers that an autoscaler is told to run."""
+    spot: Literal["", "aws", "gcp", "azure"] = ""
+    """Whose spot notices `nightfill work` looks for; on one it ends as on SIGTERM. Empty: nobody's."""
+    spot_notice_url: str = ""
+    """Where to ask for them; empty for the cloud's own metadata address."""
+    grace_s: Duration = Duration(5)
+    """After SIGTERM or a spot notice `nightfill work` has ended within so long, with status 0."""
     quiet_s: Duration = Duration(0.02)
     """So long without a live request before background work goes on."""
     max_live: int = 0

@@ -9,7 +9,7 @@ import msgspec
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
-    from nightfill.config import EngineSettings, Settings, TierSettings
+    from nightfill.config import EngineSettings, Settings, SleepSettings, TierSettings
 
 BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "engines.*.context_length": (0, 1 << 24),
@@ -35,6 +35,11 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "kv.tiers.*.write_bytes_per_day": (0, 1 << 60),
     "kv.tiers.*.timeout_s": (0.01, 3600),
     "kv.tiers.*.connections": (1, 64),
+    "sleep.window_length_s": (60, 7 * 86400),
+    "sleep.wake_at_queue_depth": (0, 1_000_000_000),
+    "sleep.wake_when_idle_s": (0, 30 * 86400),
+    "sleep.max_workers": (1, 100_000),
+    "sleep.grace_s": (1, 3600),
     "sleep.quiet_s": (0, 86400),
     "sleep.max_live": (0, 100_000),
     "sleep.max_slice_s": (0.01, 3600),
@@ -78,6 +83,7 @@ def check_bounds(settings: Settings) -> None:
         raise _bad("sleep.min_slice_tokens", sleep.min_slice_tokens, "must not be above sleep.max_slice_tokens")
     if sleep.retry_base_s > sleep.retry_cap_s:
         raise _bad("sleep.retry_base_s", sleep.retry_base_s, "must not be above sleep.retry_cap_s")
+    _check_night(sleep)
     names = [engine.name for engine in settings.engines]
     for index, engine in enumerate(settings.engines):
         if not engine.name or engine.name in names[:index]:
@@ -87,6 +93,20 @@ def check_bounds(settings: Settings) -> None:
         raise _bad("kv.tiers", [], "must have at least one tier")
     for index, tier in enumerate(settings.kv.tiers):
         _check_tier(tier, index)
+
+
+def _check_night(sleep: SleepSettings) -> None:
+    """Windows that never open, or whose hours nobody meant, are found now and not by night."""
+    if sleep.windows or sleep.time_zone != "UTC":
+        from nightfill.cli.units import parse_duration
+        from nightfill.sleep.windows import windows_of
+
+        windows_of(sleep, duration=parse_duration)
+    if sleep.spot_notice_url:
+        if not sleep.spot_notice_url.startswith(("http://", "https://")):
+            raise _unshown("sleep.spot_notice_url", "must be an http:// or https:// address")
+        if not sleep.spot:
+            raise _unshown("sleep.spot_notice_url", "needs sleep.spot, which says how to read the answer")
 
 
 def _check_engine(engine: EngineSettings, index: int) -> None:
