@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from nightfill.contexts.context import (
 )
 from nightfill.errors import StateUnavailable
 from nightfill.state.access import Access, Usage
-from nightfill.state.jobs import Job, JobId, JobKind, JobState, Lease, WorkerId
+from nightfill.state.jobs import ASKED, NO_WORK, Job, JobId, JobKind, JobState, Lease, QueueDepth, Work, WorkerId
 from nightfill.state.load import Load
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class FakeBook:
         forms: Sequence[Form],
         pinned: bool = False,
         ttl_s: float | None = None,
+        user: str = "",
     ) -> Context:
         self._up(change=True)
         now_s = time.time()
@@ -86,6 +88,7 @@ class FakeBook:
             created_at_s=old.created_at_s if old is not None else now_s,
             updated_at_s=old.updated_at_s if old is not None and old.current == fingerprint else now_s,
             checked_at_s=now_s,
+            user=user,
         )
         self._contexts[tenant, name] = context
         self._contents[tenant, fingerprint] = content
@@ -171,6 +174,7 @@ class FakeAccessLog:
             last_access_s=max((row.at_s for row in rows), default=None),
             accesses_7d=sum(row.at_s > now_s - 7 * 86400 for row in rows),
             broken_7d=sum(row.reused_tokens < row.promised_tokens - 8 for row in rows),
+            hours=Counter(int(row.at_s // 3600) for row in rows),
         )
 
     async def recent(
@@ -232,7 +236,17 @@ class FakeQueue:
         return [job for job in self.rows.values() if job.state in (JobState.QUEUED, JobState.LEASED)]
 
     async def enqueue(
-        self, *, kind: JobKind, target: str, tenant: str, label: str, priority: float, total_tokens: int = 0
+        self,
+        *,
+        kind: JobKind,
+        target: str,
+        tenant: str,
+        label: str,
+        priority: float,
+        total_tokens: int = 0,
+        user: str = "",
+        needs: str = "",
+        reserve_tokens: int = 0,
     ) -> Job:
         self._up()
         for job in self.rows.values():
@@ -241,8 +255,8 @@ class FakeQueue:
                 JobState.LEASED,
                 JobState.DEAD,
             ):
-                if job.state is not JobState.DEAD:
-                    job = self.rows[job.id] = replace(job, priority=max(priority, job.priority))
+                if job.state is not JobState.DEAD and job.priority != ASKED:
+                    job = self.rows[job.id] = replace(job, priority=priority)
                 return job
         now_s = time.time()
         job = Job(
@@ -264,19 +278,38 @@ class FakeQueue:
             error="",
             created_at_s=now_s,
             updated_at_s=now_s,
+            user=user,
+            needs=needs,
+            reserved_tokens=reserve_tokens,
         )
         self.rows[job.id] = job
         return job
 
-    async def lease(self, worker: WorkerId, *, kinds: Sequence[JobKind], lease_s: float) -> Lease | None:
+    async def lease(
+        self,
+        worker: WorkerId,
+        *,
+        kinds: Sequence[JobKind],
+        lease_s: float,
+        needs: Sequence[str] | None = None,
+        max_tokens: int | None = None,
+        min_priority: float | None = None,
+    ) -> Lease | None:
         raise NotImplementedError
 
     async def renew(
-        self, lease: Lease, *, lease_s: float, done_tokens: int, total_tokens: int, kept_tokens: int = 0
+        self,
+        lease: Lease,
+        *,
+        lease_s: float,
+        done_tokens: int,
+        total_tokens: int,
+        kept_tokens: int = 0,
+        work: Work = NO_WORK,
     ) -> Lease:
         raise NotImplementedError
 
-    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "") -> None:
+    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "", work: Work = NO_WORK) -> None:
         raise NotImplementedError
 
     async def count(self, kind: JobKind, outcome: str) -> None:
@@ -286,10 +319,10 @@ class FakeQueue:
         self._up()
         return {outcome: count for (one, outcome), count in self.counted.items() if one is kind}
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease, *, work: Work = NO_WORK) -> None:
         raise NotImplementedError
 
-    async def fail(self, lease: Lease, *, error: str, retry_at_s: float | None) -> None:
+    async def fail(self, lease: Lease, *, error: str, retry_in_s: float | None, work: Work = NO_WORK) -> None:
         raise NotImplementedError
 
     async def cancel(self, job_id: JobId) -> bool:
@@ -314,6 +347,16 @@ class FakeQueue:
             return False
         self.rows[job_id] = replace(job, state=JobState.QUEUED, failures=0, lost=0)
         return True
+
+    async def depth(self, *, kinds: Sequence[JobKind] | None = None) -> QueueDepth:
+        self._up()
+        states = [job.state for job in self._unfinished() if kinds is None or job.kind in kinds]
+        return QueueDepth(
+            due=states.count(JobState.QUEUED),
+            later=0,
+            leased=states.count(JobState.LEASED),
+            tokens=sum(job.total_tokens - job.done_tokens for job in self._unfinished()),
+        )
 
     async def holders(self) -> list[WorkerId]:
         raise NotImplementedError

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
     from nightfill.state.access import AccessLog
     from nightfill.state.book import SourceBook
+    from nightfill.state.budgets import BudgetBook
     from nightfill.state.engines import EngineBook
     from nightfill.state.jobs import JobQueue
+    from nightfill.state.ledger import LedgerBook
 
 
 class State(Protocol):
@@ -23,6 +25,8 @@ class State(Protocol):
     jobs: JobQueue
     book: SourceBook
     access: AccessLog
+    budgets: BudgetBook
+    ledger: LedgerBook
     engines: EngineBook
 
     async def aclose(self) -> None: ...

@@ -50,9 +50,9 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again, not before `at_s` (Unix seconds)."""
+    """Try again, not before so many seconds from now."""
 
-    at_s: float
+    in_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ class GiveUp:
     """The job is dead until somebody looks at it."""
 
 
-def after_failure(failures: int, failure: Failure, policy: RetryPolicy, *, now_s: float) -> Retry | GiveUp:
+def after_failure(failures: int, failure: Failure, policy: RetryPolicy) -> Retry | GiveUp:
     """`failures` is how many there were in a row, this one included; at least 1."""
     waits = failure.kind is FailureKind.FULL
     if not failure.retryable or (failures >= policy.max_failures and not waits):
         return GiveUp()
     doublings = min(failures - 1, 60)
-    return Retry(at_s=now_s + min(policy.base_s * 2.0**doublings, policy.cap_s))
+    return Retry(in_s=min(policy.base_s * 2.0**doublings, policy.cap_s))
 
 
 def failure_of(error: NightfillError) -> Failure:

@@ -372,16 +372,14 @@ class Worker:
 
     async def _fail(self, held: HeldLease, failure: Failure) -> None:
         job = held.job
-        match after_failure(job.failures + 1, failure, self._retry, now_s=self._clock()):
-            case Retry(at_s=at_s):
-                await self._state.jobs.fail(held.lease, error=failure.message, retry_at_s=at_s)
-                _log.warning(
-                    "job %d (%s): again in %.1f s: %s", job.id, job.label, at_s - self._clock(), failure.message
-                )
+        match after_failure(job.failures + 1, failure, self._retry):
+            case Retry(in_s=in_s):
+                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=in_s)
+                _log.warning("job %d (%s): again in %.1f s: %s", job.id, job.label, in_s, failure.message)
             case GiveUp() if job.kind is JobKind.VERIFY:
                 # Never dead: that would end all further looks at this fill.
                 await self._state.jobs.complete(held.lease, outcome="failed", note=failure.message)
                 _log.warning("job %d (%s): not verified: %s", job.id, job.label, failure.message)
             case GiveUp():
-                await self._state.jobs.fail(held.lease, error=failure.message, retry_at_s=None)
+                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=None)
                 _log.error("job %d (%s): given up: %s", job.id, job.label, failure.message)

@@ -55,8 +55,9 @@ class Usage:
     last_access_s: float | None
     """Unix seconds; None if never."""
     accesses_7d: int
+    """Of the last 168 hours of the clock, the one under way included."""
     broken_7d: int
-    """Promises not kept."""
+    """Of these, promises not kept."""
     hours: Mapping[int, int] = field(default_factory=dict)
     """Accesses by hour of the last `HISTORY_DAYS` (Unix seconds // 3600); hours without any are left out."""
 

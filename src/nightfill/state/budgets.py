@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Final, Protocol
+
+from nightfill.errors import BudgetSpent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+DAY_S: Final = 86400
+_EPOCH: Final = date(1970, 1, 1).toordinal()
 
 
 class Period(enum.StrEnum):
@@ -21,6 +27,15 @@ class Period(enum.StrEnum):
 
     DAY = "day"
     MONTH = "month"
+
+    def days(self, now_s: float) -> range:
+        """The days, since 1970-01-01 UTC, of the period under way at the Unix time `now_s`."""
+        today = int(now_s // DAY_S)
+        if self is Period.DAY:
+            return range(today, today + 1)
+        first = date.fromordinal(_EPOCH + today).replace(day=1)
+        after = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
+        return range(first.toordinal() - _EPOCH, after.toordinal() - _EPOCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +96,20 @@ class BudgetLine:
     def left(self) -> int | None:
         """What may still be set aside; None for no bound."""
         return None if self.limit is None else max(0, self.limit - self.spent - self.reserved)
+
+
+def refuse_beyond(lines: Iterable[BudgetLine], tokens: int) -> None:
+    """Raise BudgetSpent when one of these has less left than `tokens`: of several, the last one to begin anew."""
+    short = [line for line in lines if line.left is not None and line.left < tokens]
+    if not short:
+        return
+    line = max(short, key=lambda line: line.resets_at_s)
+    again = datetime.fromtimestamp(line.resets_at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    raise BudgetSpent(
+        f"the budget of {line.scope} for this {line.period} has {line.left} of {line.limit} tokens left, "
+        f"{tokens} were asked for; it begins anew at {again}",
+        resets_at_s=line.resets_at_s,
+    )
 
 
 class BudgetBook(Protocol):

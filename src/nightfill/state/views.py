@@ -31,6 +31,7 @@ def context_view(context: Context, fills: Sequence[Fill], usage: Usage | None = 
     return {
         "name": context.name,
         "tenant": context.tenant,
+        "user": context.user,
         "fingerprint": context.current,
         "bytes": context.content_bytes,
         "source": show_source(context.source),
@@ -65,6 +66,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "id": job.id,
         "kind": job.kind,
         "tenant": job.tenant,
+        "user": job.user,
         "context": job.label,
         "target": job.target,
         "state": job.state,
@@ -75,6 +77,7 @@ def job_view(job: Job) -> dict[str, Any]:
         "not_before": job.not_before_s,
         "done_tokens": job.done_tokens,
         "total_tokens": job.total_tokens,
+        "reserved_tokens": job.reserved_tokens,
         "worker": job.worker,
         "error": job.error,
         "note": job.note,

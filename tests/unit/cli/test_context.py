@@ -194,7 +194,7 @@ def test_a_dead_job_is_brought_back_by_asking(cli: Cli, folder: Path, descriptio
 async def kill(books: SqliteState) -> None:
     lease = await books.jobs.lease(WorkerId("w"), kinds=[JobKind.FILL], lease_s=60)
     assert lease is not None
-    await books.jobs.fail(lease, error="disk full", retry_at_s=None)
+    await books.jobs.fail(lease, error="disk full", retry_in_s=None)
 
 
 def test_waiting_ends_when_the_job_dies(

@@ -152,7 +152,7 @@ async def troubled(books: SqliteState) -> None:
     await books.jobs.enqueue(kind=JobKind.FILL, target="t", tenant="t", label="repo", priority=1.0)
     lease = await books.jobs.lease(WorkerId("w"), kinds=[JobKind.FILL], lease_s=60)
     assert lease is not None
-    await books.jobs.fail(lease, error="disk full", retry_at_s=None)
+    await books.jobs.fail(lease, error="disk full", retry_in_s=None)
     row = Access(
         at_s=time.time(),
         tenant=DEFAULT_TENANT,

@@ -20,7 +20,7 @@ async def enqueue(books: SqliteState) -> Job:
 async def kill(books: SqliteState) -> None:
     lease = await books.jobs.lease(WorkerId("w"), kinds=[JobKind.FILL], lease_s=60)
     assert lease is not None
-    await books.jobs.fail(lease, error="disk full", retry_at_s=None)
+    await books.jobs.fail(lease, error="disk full", retry_in_s=None)
 
 
 def test_jobs_are_listed_shown_and_cancelled(cli: Cli) -> None:

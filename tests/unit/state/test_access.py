@@ -52,13 +52,18 @@ async def test_usage_counts_seven_days_of_this_context_alone(access: AccessLog, 
             row(now_s - 8 * day_s),
             row(now_s - 6 * day_s),
             row(now_s - 60),
-            row(now_s + 60),
+            row(now_s + 7200),
             row(now_s - 1, context=ContextName("manual")),
             row(now_s - 1, context=None),
             row(now_s - 1, tenant=Tenant("other")),
         ]
     )
-    assert await access.usage(T, REPO, now_s=now_s) == Usage(last_access_s=now_s - 60, accesses_7d=2, broken_7d=0)
+    assert await access.usage(T, REPO, now_s=now_s) == Usage(
+        last_access_s=now_s - 60,
+        accesses_7d=2,
+        broken_7d=0,
+        hours={int(now_s - ago_s) // 3600: 1 for ago_s in (8 * day_s, 6 * day_s, 60)},
+    )
 
 
 async def test_broken_promises_are_counted_as_they_were_judged(access: AccessLog, clock: HostClock) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nightfill.errors import LeaseLost
-from nightfill.state.jobs import Job, JobId, JobKind, JobQueue, JobState, Lease, WorkerId
+from nightfill.state.jobs import ASKED, Job, JobId, JobKind, JobQueue, JobState, Lease, WorkerId
 
 if TYPE_CHECKING:
     from fakes.stores import HostClock, Store
@@ -46,12 +46,18 @@ async def test_the_highest_priority_goes_first_and_the_older_among_equals(jobs: 
     assert order == [made[1].id, made[2].id, made[3].id, made[0].id]
 
 
-async def test_a_target_has_one_unfinished_job_whose_priority_only_rises(jobs: JobQueue) -> None:
+async def test_a_target_has_one_unfinished_job_whose_priority_is_the_last_given(jobs: JobQueue) -> None:
     first = await enqueue(jobs, priority=2)
     assert (await enqueue(jobs, priority=5)).priority == 5
     again = await enqueue(jobs, priority=1)
-    assert (again.id, again.priority) == (first.id, 5)
+    assert (again.id, again.priority) == (first.id, 1)
     assert len(await jobs.jobs()) == 1
+
+
+async def test_what_a_person_asked_for_keeps_its_priority(jobs: JobQueue) -> None:
+    await enqueue(jobs, priority=2)
+    assert (await enqueue(jobs, priority=ASKED)).priority == ASKED
+    assert (await enqueue(jobs, priority=1)).priority == ASKED
 
 
 async def test_a_finished_target_may_be_queued_anew(jobs: JobQueue) -> None:
@@ -93,7 +99,7 @@ async def test_a_wall_clock_that_jumps_by_hours_neither_ends_nor_prolongs_a_leas
 
 async def test_a_wall_clock_set_back_does_not_delay_a_retry_by_hours(jobs: JobQueue, clock: HostClock) -> None:
     await enqueue(jobs)
-    await jobs.fail(await leased(jobs), error="engine died", retry_at_s=clock.wall_s + 60)
+    await jobs.fail(await leased(jobs), error="engine died", retry_in_s=60)
     clock.set_wall(-5 * 3600)
     assert await lease(jobs) is not None
 
@@ -110,7 +116,7 @@ async def test_an_old_holder_cannot_write_once_another_worker_holds_the_job(jobs
     with pytest.raises(LeaseLost):
         await jobs.release(old)
     with pytest.raises(LeaseLost):
-        await jobs.fail(old, error="x", retry_at_s=None)
+        await jobs.fail(old, error="x", retry_in_s=None)
     assert (await state_of(jobs, new.job.id)).worker == B
 
 
@@ -143,7 +149,7 @@ async def test_a_released_job_is_free_at_once_and_nothing_is_held_against_it(job
 
 async def test_a_failed_job_waits_for_its_retry(jobs: JobQueue, clock: HostClock) -> None:
     job = await enqueue(jobs)
-    await jobs.fail(await leased(jobs), error="disk full", retry_at_s=clock.wall_s + 8)
+    await jobs.fail(await leased(jobs), error="disk full", retry_in_s=8)
     failed = await state_of(jobs, job.id)
     assert (failed.state, failed.failures, failed.error) == (JobState.QUEUED, 1, "disk full")
     assert await lease(jobs) is None
@@ -153,7 +159,7 @@ async def test_a_failed_job_waits_for_its_retry(jobs: JobQueue, clock: HostClock
 
 async def test_a_job_given_up_stays_dead_until_somebody_retries_it(jobs: JobQueue) -> None:
     job = await enqueue(jobs)
-    await jobs.fail(await leased(jobs), error="too long", retry_at_s=None)
+    await jobs.fail(await leased(jobs), error="too long", retry_in_s=None)
     same = await enqueue(jobs, priority=99)
     assert (same.id, same.state, same.priority) == (job.id, JobState.DEAD, 1)
     assert await lease(jobs) is None
@@ -175,7 +181,7 @@ async def test_a_cancelled_job_ends_its_workers_lease(jobs: JobQueue) -> None:
 async def test_cancelling_by_target_takes_the_prefix_literally_and_forgets_the_dead(jobs: JobQueue) -> None:
     await enqueue(jobs, "a_b/1/x")
     await enqueue(jobs, "a_b/2/x", priority=9)
-    await jobs.fail(await leased(jobs), error="x", retry_at_s=None)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=None)
     other = await enqueue(jobs, "axb/1/x")
     assert await jobs.cancel_target(kind=JobKind.FILL, target_prefix="a_b/") == 1
     assert [job.id for job in await jobs.jobs(states=[JobState.QUEUED, JobState.DEAD])] == [other.id]
@@ -196,7 +202,7 @@ async def test_what_reached_the_store_forgives_earlier_losses_and_failures(jobs:
     job = await enqueue(jobs)
     await leased(jobs)
     clock.advance(31)
-    await jobs.fail(await leased(jobs), error="x", retry_at_s=0.0)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=0.0)
     held = await leased(jobs)
     assert (held.job.lost, held.job.failures) == (1, 1)
     held = await jobs.renew(held, lease_s=30, done_tokens=500, total_tokens=900)
@@ -234,7 +240,7 @@ async def test_freeing_counts_as_a_loss_so_that_it_does_not_go_on_for_ever(jobs:
 async def test_pruning_drops_only_old_finished_jobs(jobs: JobQueue, clock: HostClock) -> None:
     done, dead, waiting = [await enqueue(jobs, f"t/{n}", 9 - n) for n in range(3)]
     await jobs.complete(await leased(jobs))
-    await jobs.fail(await leased(jobs), error="x", retry_at_s=None)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=None)
     assert await jobs.prune(older_than_s=10) == 0
     clock.advance(11)
     assert await jobs.prune(older_than_s=10) == 1

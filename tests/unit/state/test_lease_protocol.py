@@ -104,7 +104,7 @@ class LeaseProtocol(RuleBasedStateMachine):
 
     @rule(lease=leases, handle=st.integers(0, 1))
     def fail(self, lease: Lease, handle: int) -> None:
-        if self._attempt(lease, self._queues[handle].fail(lease, error="x", retry_at_s=0.0)):
+        if self._attempt(lease, self._queues[handle].fail(lease, error="x", retry_in_s=0.0)):
             del self._holder[lease.job.id]
 
     @rule(lease=leases, handle=st.integers(0, 1))

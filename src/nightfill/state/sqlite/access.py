@@ -7,7 +7,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
-from nightfill.state.access import Access, Usage
+from nightfill.state.access import HISTORY_DAYS, Access, Usage
+from nightfill.state.sqlite.ledger import note_uses
 
 if TYPE_CHECKING:
     import sqlite3
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 MAX_ROWS: Final = 1_000_000
 """`prune` keeps the newest."""
-_WEEK_S: Final = 7 * 86400.0
+_HOUR_S: Final = 3600
+_WEEK: Final = 7 * 24
+"""Hours."""
 _COLUMNS: Final = tuple(field.name for field in fields(Access))
 _values = attrgetter(*_COLUMNS)
 
@@ -36,20 +39,37 @@ class SqliteAccessLog:
         values = [_values(row) for row in rows]
         marks = ", ".join("?" * len(_COLUMNS))
         sql = f"INSERT INTO accesses ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 - constants
-        await self._db.write(lambda connection: connection.executemany(sql, values).rowcount)
+        hours = [(row.tenant, row.context, row.at_s // _HOUR_S, row.broken, row.at_s) for row in rows if row.context]
+
+        def act(connection: sqlite3.Connection) -> None:
+            connection.executemany(sql, values)
+            connection.executemany(
+                """INSERT INTO access_hours VALUES (?, ?, CAST(? AS INTEGER), 1, ?, ?)
+                ON CONFLICT (tenant, context, hour) DO UPDATE SET accesses = accesses + 1,
+                    broken = broken + excluded.broken, last_s = max(last_s, excluded.last_s)""",
+                hours,
+            )
+            note_uses(connection, rows)
+
+        await self._db.write(act)
 
     async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
         """See `AccessLog`."""
-        row = self._db.read(
-            """SELECT max(at_s) AS last_s, coalesce(sum(at_s > ?3 - ?4), 0) AS week,
-                coalesce(sum(broken AND at_s > ?3 - ?4), 0) AS broken
-            FROM accesses WHERE tenant = ?1 AND context = ?2 AND at_s <= ?3""",
+        now = int(now_s // _HOUR_S)
+        rows = self._db.read(
+            """SELECT hour, accesses, broken, last_s FROM access_hours
+            WHERE tenant = ? AND context = ? AND hour <= ? ORDER BY hour""",
             tenant,
             context,
-            now_s,
-            _WEEK_S,
-        )[0]
-        return Usage(last_access_s=row["last_s"], accesses_7d=row["week"], broken_7d=row["broken"])
+            now,
+        )
+        week = [row for row in rows if row["hour"] > now - _WEEK]
+        return Usage(
+            last_access_s=min(rows[-1]["last_s"], now_s) if rows else None,
+            accesses_7d=sum(row["accesses"] for row in week),
+            broken_7d=sum(row["broken"] for row in week),
+            hours={row["hour"]: row["accesses"] for row in rows if row["hour"] > now - HISTORY_DAYS * 24},
+        )
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100
@@ -66,9 +86,12 @@ class SqliteAccessLog:
 
     async def prune(self, *, older_than_s: float) -> int:
         """See `AccessLog`. Also drops the oldest rows beyond `MAX_ROWS`."""
-        before_s = self._clock() - older_than_s
+        now_s = self._clock()
+        before_s = now_s - older_than_s
+        before_hour = int(min(before_s, now_s - HISTORY_DAYS * 86400) // _HOUR_S)
 
         def act(connection: sqlite3.Connection) -> int:
+            connection.execute("DELETE FROM access_hours WHERE hour < ?", (before_hour,))
             old = connection.execute("DELETE FROM accesses WHERE at_s < ?", (before_s,)).rowcount
             surplus = connection.execute(
                 "DELETE FROM accesses WHERE id <= (SELECT max(id) FROM accesses) - ?", (MAX_ROWS,)

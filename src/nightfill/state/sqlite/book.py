@@ -75,18 +75,22 @@ class SqliteBook:
         forms: Sequence[Form],
         pinned: bool = False,
         ttl_s: float | None = None,
+        user: str = "",
     ) -> Context:
         """See `ContextBook`."""
 
         def act(connection: sqlite3.Connection) -> Context:
             now_s = self._clock()
+            before = _current(connection, tenant, name)
             self._put_version(connection, tenant, fingerprint, content, now_s)
             connection.execute(
                 """INSERT INTO contexts
-                    (tenant, name, source, forms, pinned, ttl_s, current, created_at_s, updated_at_s, checked_at_s)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8)
+                    (tenant, name, source, forms, pinned, ttl_s, current, created_at_s, updated_at_s, checked_at_s,
+                    user)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9)
                 ON CONFLICT (tenant, name) DO UPDATE SET
                     source = excluded.source, forms = excluded.forms, pinned = excluded.pinned, ttl_s = excluded.ttl_s,
+                    user = excluded.user,
                     updated_at_s = iif(current = excluded.current, updated_at_s, excluded.updated_at_s),
                     current = excluded.current, checked_at_s = excluded.checked_at_s""",
                 (
@@ -98,9 +102,10 @@ class SqliteBook:
                     ttl_s,
                     fingerprint,
                     now_s,
+                    user,
                 ),
             )
-            _drop_unnamed(connection, tenant)
+            _drop_unnamed(connection, tenant, before)
             _note_change(connection)
             return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name))
 
@@ -124,7 +129,7 @@ class SqliteBook:
                     updated_at_s = iif(current = ?1, updated_at_s, ?2) WHERE tenant = ? AND name = ?""",
                 (fingerprint, now_s, *where),
             )
-            _drop_unnamed(connection, context.tenant)
+            _drop_unnamed(connection, context.tenant, context.current)
             _note_change(connection)
             return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where))
 
@@ -144,11 +149,13 @@ class SqliteBook:
         """See `ContextBook`."""
 
         def act(connection: sqlite3.Connection) -> bool:
-            gone = connection.execute("DELETE FROM contexts WHERE tenant = ? AND name = ?", (tenant, name)).rowcount
-            if gone:
-                _drop_unnamed(connection, tenant)
-                _note_change(connection)
-            return bool(gone)
+            before = _current(connection, tenant, name)
+            if before is None:
+                return False
+            connection.execute("DELETE FROM contexts WHERE tenant = ? AND name = ?", (tenant, name))
+            _drop_unnamed(connection, tenant, before)
+            _note_change(connection)
+            return True
 
         self._unpacked.clear()
         return await self._db.write(act, durable=True, scrub=True)
@@ -334,6 +341,7 @@ class SqliteBook:
             created_at_s=row["created_at_s"],
             updated_at_s=row["updated_at_s"],
             checked_at_s=row["checked_at_s"],
+            user=row["user"],
         )
 
 
@@ -346,12 +354,19 @@ def _one(connection: sqlite3.Connection, sql: str, *values: object) -> Any:
     return rows[0] if rows else None
 
 
-def _drop_unnamed(connection: sqlite3.Connection, tenant: Tenant) -> None:
-    """Fills and token lists of the versions go with them, by their foreign keys."""
+def _current(connection: sqlite3.Connection, tenant: Tenant, name: ContextName) -> str | None:
+    row = _one(connection, "SELECT current FROM contexts WHERE tenant = ? AND name = ?", tenant, name)
+    return None if row is None else str(row["current"])
+
+
+def _drop_unnamed(connection: sqlite3.Connection, tenant: Tenant, fingerprint: str | None) -> None:
+    """Drop a version that was current until now, if no other context has it: its fills and token lists go with it, by
+    their foreign keys.
+    """
     connection.execute(
-        """DELETE FROM versions WHERE tenant = ?1
-            AND fingerprint NOT IN (SELECT current FROM contexts WHERE tenant = ?1)""",
-        (tenant,),
+        """DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2
+            AND NOT EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND current = ?2)""",
+        (tenant, fingerprint),
     )
 
 

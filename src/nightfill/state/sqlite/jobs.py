@@ -13,7 +13,22 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.errors import LeaseLost, QueueFull, StateUnavailable
-from nightfill.state.jobs import Job, JobId, JobKind, JobState, Lease, WorkerId
+from nightfill.state.jobs import (
+    ASKED,
+    NO_WORK,
+    Job,
+    JobId,
+    JobKind,
+    JobState,
+    Lease,
+    QueueDepth,
+    QueueRules,
+    Work,
+    WorkerId,
+)
+from nightfill.state.sqlite.budgets import check
+from nightfill.state.sqlite.sums import HELD, OPEN, UNFINISHED
+from nightfill.state.sqlite.turns import OVERDUE, SKEW_S, Wanted, claim, make_due
 
 if TYPE_CHECKING:
     import sqlite3
@@ -22,64 +37,111 @@ if TYPE_CHECKING:
 
     from nightfill.state.sqlite.database import Database
 
-MAX_UNFINISHED: Final = 10_000
 MAX_LOST: Final = 20
 """A job whose workers fall silent so often without getting any further is dead: it may be what silences them."""
-SKEW_S: Final = 60.0
+_SILENCED: Final = f"{MAX_LOST} workers in a row fell silent while working on it"
+_PRUNED_AT_ONCE: Final = 10_000
 
-_EXPIRED: Final = "(state = 'leased' AND (lease_boot IS NOT :boot OR lease_until_s <= :steady_s))"
-_DUE: Final = "((state = 'queued' AND (not_before_s <= :now_s OR updated_at_s > :now_s + :skew_s)) OR " + _EXPIRED + ")"
-_HELD: Final = "id = :id AND state = 'leased' AND attempts = :fence AND worker = :worker"
+_HELD: Final = f"id = :id AND state IN {HELD} AND attempts = :fence AND worker = :worker"
 _FREE: Final = "worker = NULL, lease_boot = NULL, lease_until_s = NULL"
+_CHARGE: Final = """lease_tokens = max(lease_tokens, :tokens), lease_s = max(lease_s, :seconds),
+    machine = iif(:machine = '', machine, :machine)"""
+_KEEP: Final = "reserved_tokens = max(0, reserved_tokens - max(0, :tokens - lease_tokens))"
+_RETURN: Final = "reserved_tokens = 0"
+_STATES: Final = {
+    JobState.QUEUED: ("queued", "waiting"),
+    JobState.LEASED: ("leased", "expired"),
+    JobState.DONE: ("done",),
+    JobState.DEAD: ("dead",),
+    JobState.CANCELLED: ("cancelled",),
+}
+"""As they are in the file: see `sums`."""
+_STATE_OF: Final = {name: state for state, names in _STATES.items() for name in names}
 
 
 class SqliteJobs:
     """See `JobQueue`. `clock` is the wall clock, `steady` the host's shared steady clock, `boot` its boot's id."""
 
     def __init__(
-        self, database: Database, *, clock: Callable[[], float], steady: Callable[[], float], boot: str
+        self,
+        database: Database,
+        *,
+        rules: QueueRules,
+        clock: Callable[[], float],
+        steady: Callable[[], float],
+        boot: str,
     ) -> None:
         self._db = database
+        self._rules = rules
         self._clock = clock
         self._steady = steady
         self._boot = boot
 
     async def enqueue(
-        self, *, kind: JobKind, target: str, tenant: str, label: str, priority: float, total_tokens: int = 0
+        self,
+        *,
+        kind: JobKind,
+        target: str,
+        tenant: str,
+        label: str,
+        priority: float,
+        total_tokens: int = 0,
+        user: str = "",
+        needs: str = "",
+        reserve_tokens: int = 0,
     ) -> Job:
-        """See `JobQueue`. Raises QueueFull at `MAX_UNFINISHED` unfinished jobs."""
+        """See `JobQueue`."""
 
         def act(connection: sqlite3.Connection) -> Job:
             there = connection.execute(
-                "SELECT * FROM jobs WHERE kind = ? AND target = ? AND state IN ('queued', 'leased', 'dead')",
+                f"SELECT * FROM jobs WHERE kind = ? AND target = ? AND state IN {OPEN}",  # noqa: S608 - a constant
                 (kind, target),
             ).fetchall()
             if there:
                 job = self._job(there[0])
-                if job.state is JobState.DEAD or job.priority >= priority:
+                if job.state is JobState.DEAD or job.priority in (ASKED, priority):
                     return job
-                raised = connection.execute(
+                changed = connection.execute(
                     "UPDATE jobs SET priority = ? WHERE id = ? RETURNING *", (priority, job.id)
                 ).fetchall()
-                return self._job(raised[0])
-            unfinished = connection.execute("SELECT count(*) FROM jobs WHERE state IN ('queued', 'leased')").fetchone()
-            if unfinished[0] >= MAX_UNFINISHED:
-                raise QueueFull(f"{MAX_UNFINISHED} jobs are waiting already", retry_after_s=60)
+                return self._job(changed[0])
+            self._make_room(connection)
+            now_s = self._clock()
+            check(connection, self._rules.budgets, tenant=tenant, user=user, tokens=reserve_tokens, now_s=now_s)
             made = connection.execute(
-                """INSERT INTO jobs
-                    (kind, target, tenant, label, priority, state, total_tokens, created_at_s, updated_at_s)
-                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7) RETURNING *""",
-                (kind, target, tenant, label, priority, total_tokens, self._clock()),
+                """INSERT INTO jobs (kind, target, tenant, label, priority, state, total_tokens, created_at_s,
+                    updated_at_s, user, needs, asked_tokens, reserved_tokens)
+                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10) RETURNING *""",
+                (kind, target, tenant, label, priority, total_tokens, now_s, user, needs, reserve_tokens),
             ).fetchall()
             return self._job(made[0])
 
         return await self._db.write(act)
 
-    async def lease(self, worker: WorkerId, *, kinds: Sequence[JobKind], lease_s: float) -> Lease | None:
+    async def lease(
+        self,
+        worker: WorkerId,
+        *,
+        kinds: Sequence[JobKind],
+        lease_s: float,
+        needs: Sequence[str] | None = None,
+        max_tokens: int | None = None,
+        min_priority: float | None = None,
+    ) -> Lease | None:
         """See `JobQueue`. A job whose lease expired for the `MAX_LOST`th time becomes dead instead."""
-        if not self._anything_due(kinds):
+        wanted = Wanted.of(kinds, needs, max_tokens, min_priority)
+        # Asked of the reader, so that idle workers take no write lock at every look.
+        overdue = self._overdue()
+        if not overdue and not self._db.read(wanted.any, **wanted.values):
             return None
-        future = self._db.submit(lambda connection: self._lease(connection, worker, kinds, lease_s))
+
+        def act(connection: sqlite3.Connection) -> Lease | None:
+            if overdue:
+                self._make_due(connection)
+            row = claim(connection, wanted, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
+            return None if row is None else self._held(row)
+
+        future = self._db.submit(act)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
@@ -90,31 +152,43 @@ class SqliteJobs:
             raise
 
     async def renew(
-        self, lease: Lease, *, lease_s: float, done_tokens: int, total_tokens: int, kept_tokens: int = 0
+        self,
+        lease: Lease,
+        *,
+        lease_s: float,
+        done_tokens: int,
+        total_tokens: int,
+        kept_tokens: int = 0,
+        work: Work = NO_WORK,
     ) -> Lease:
         """See `JobQueue`."""
 
         def act(connection: sqlite3.Connection) -> Lease:
             rows = connection.execute(
-                f"""UPDATE jobs SET lease_boot = :boot, lease_until_s = :until_s, done_tokens = :done,
+                f"""UPDATE jobs SET state = 'leased', lease_boot = :boot, lease_until_s = :until_s, done_tokens = :done,
                     total_tokens = :total, updated_at_s = :now_s,
                     lost = iif(:kept > kept_tokens, 0, lost), failures = iif(:kept > kept_tokens, 0, failures),
-                    kept_tokens = max(kept_tokens, :kept)
-                WHERE {_HELD} RETURNING *""",  # noqa: S608 - a constant
+                    kept_tokens = max(kept_tokens, :kept), {_KEEP}, {_CHARGE}
+                WHERE {_HELD} RETURNING *""",  # noqa: S608 - constants
                 self._values(
-                    lease, until_s=self._steady() + lease_s, done=done_tokens, total=total_tokens, kept=kept_tokens
+                    lease,
+                    work,
+                    until_s=self._steady() + lease_s,
+                    done=done_tokens,
+                    total=total_tokens,
+                    kept=kept_tokens,
                 ),
             ).fetchall()
             if not rows:
-                raise LeaseLost(f"job {lease.job.id} ({lease.job.label}): the lease of {lease.worker} is over")
+                raise _lost(lease)
             return self._held(rows[0])
 
         return await self._db.write(act)
 
-    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "") -> None:
+    async def complete(self, lease: Lease, *, outcome: str = "", note: str = "", work: Work = NO_WORK) -> None:
         """See `JobQueue`."""
-        changes = "state = 'done', error = '', note = :note, done_tokens = max(done_tokens, total_tokens)"
-        await self._finish(lease, changes, outcome=outcome, note=note[:2000])
+        changes = f"state = 'done', error = '', note = :note, done_tokens = max(done_tokens, total_tokens), {_RETURN}"
+        await self._finish(lease, changes, work, outcome=outcome, note=note[:2000])
 
     async def count(self, kind: JobKind, outcome: str) -> None:
         """See `JobQueue`."""
@@ -125,18 +199,20 @@ class SqliteJobs:
         rows = self._db.read("SELECT outcome, count FROM job_outcomes WHERE kind = ? ORDER BY outcome", kind)
         return {row["outcome"]: row["count"] for row in rows}
 
-    async def release(self, lease: Lease) -> None:
+    async def release(self, lease: Lease, *, work: Work = NO_WORK) -> None:
         """See `JobQueue`."""
-        await self._finish(lease, "state = 'queued', not_before_s = 0")
+        await self._finish(lease, f"state = 'queued', not_before_s = 0, {_KEEP}", work)
 
-    async def fail(self, lease: Lease, *, error: str, retry_at_s: float | None) -> None:
+    async def fail(self, lease: Lease, *, error: str, retry_in_s: float | None, work: Work = NO_WORK) -> None:
         """See `JobQueue`."""
         await self._finish(
             lease,
-            "state = :state, failures = failures + 1, error = :error, not_before_s = :retry_at_s",
-            state=JobState.DEAD if retry_at_s is None else JobState.QUEUED,
+            "state = :state, failures = failures + 1, error = :error, not_before_s = :now_s + :retry_in_s, "
+            + (_RETURN if retry_in_s is None else _KEEP),
+            work,
+            state="dead" if retry_in_s is None else "waiting" if retry_in_s > 0 else "queued",
             error=error[:2000],
-            retry_at_s=retry_at_s or 0.0,
+            retry_in_s=retry_in_s or 0.0,
         )
 
     async def cancel(self, job_id: JobId) -> bool:
@@ -145,8 +221,8 @@ class SqliteJobs:
         def act(connection: sqlite3.Connection) -> bool:
             return bool(
                 connection.execute(
-                    f"""UPDATE jobs SET state = 'cancelled', updated_at_s = ?, {_FREE}
-                    WHERE id = ? AND state IN ('queued', 'leased')""",  # noqa: S608 - a constant
+                    f"""UPDATE jobs SET state = 'cancelled', updated_at_s = ?, {_FREE}, {_RETURN}
+                    WHERE id = ? AND state IN {UNFINISHED}""",  # noqa: S608 - constants
                     (self._clock(), job_id),
                 ).rowcount
             )
@@ -157,12 +233,13 @@ class SqliteJobs:
         """See `JobQueue`."""
 
         def act(connection: sqlite3.Connection) -> int:
-            where = "kind = :kind AND substr(target, 1, length(:prefix)) = :prefix"
+            # Between the two bounds lies all that begins so: no character comes after the last one.
+            where = "kind = :kind AND target >= :prefix AND target < :prefix || char(1114111)"
             values = {"kind": kind, "prefix": target_prefix, "now_s": self._clock()}
             connection.execute(f"DELETE FROM jobs WHERE {where} AND state = 'dead'", values)  # noqa: S608 - constant
             return connection.execute(
-                f"""UPDATE jobs SET state = 'cancelled', updated_at_s = :now_s, {_FREE}
-                WHERE {where} AND state IN ('queued', 'leased')""",  # noqa: S608 - a constant
+                f"""UPDATE jobs SET state = 'cancelled', updated_at_s = :now_s, {_FREE}, {_RETURN}
+                WHERE {where} AND state IN {UNFINISHED}""",  # noqa: S608 - constants
                 values,
             ).rowcount
 
@@ -172,19 +249,40 @@ class SqliteJobs:
         """See `JobQueue`."""
 
         def act(connection: sqlite3.Connection) -> bool:
-            return bool(
-                connection.execute(
-                    """UPDATE jobs SET state = 'queued', failures = 0, lost = 0, not_before_s = 0, error = '',
-                        updated_at_s = ? WHERE id = ? AND state = 'dead'""",
-                    (self._clock(), job_id),
-                ).rowcount
+            rows = connection.execute("SELECT * FROM jobs WHERE id = ? AND state = 'dead'", (job_id,)).fetchall()
+            if not rows:
+                return False
+            (job,) = rows
+            asked, total = job["asked_tokens"], job["total_tokens"]
+            tokens = min(asked, max(0, total - job["kept_tokens"])) if total else asked
+            now_s = self._clock()
+            self._make_room(connection)
+            check(connection, self._rules.budgets, tenant=job["tenant"], user=job["user"], tokens=tokens, now_s=now_s)
+            connection.execute(
+                """UPDATE jobs SET state = 'queued', failures = 0, lost = 0, not_before_s = 0, error = '',
+                    updated_at_s = ?, reserved_tokens = ? WHERE id = ?""",
+                (now_s, tokens, job_id),
             )
+            return True
 
         return await self._db.write(act)
 
+    async def depth(self, *, kinds: Sequence[JobKind] | None = None) -> QueueDepth:
+        """See `JobQueue`."""
+        while self._overdue():
+            await self._db.write(self._make_due)
+        due = later = leased = tokens = 0
+        for row in self._db.read("SELECT * FROM queue_depth"):
+            if kinds is None or row["kind"] in kinds:
+                due += row["due"]
+                later += row["later"]
+                leased += row["leased"]
+                tokens += row["tokens"]
+        return QueueDepth(due=due, later=later, leased=leased, tokens=tokens)
+
     async def holders(self) -> list[WorkerId]:
         """See `JobQueue`."""
-        rows = self._db.read("SELECT DISTINCT worker FROM jobs WHERE state = 'leased' AND worker IS NOT NULL")
+        rows = self._db.read(f"SELECT DISTINCT worker FROM jobs WHERE state IN {HELD}")  # noqa: S608 - a constant
         return [WorkerId(row["worker"]) for row in rows]
 
     async def reclaim(self, worker: WorkerId) -> int:
@@ -193,9 +291,10 @@ class SqliteJobs:
         def act(connection: sqlite3.Connection) -> int:
             return connection.execute(
                 f"""UPDATE jobs SET lost = lost + 1, state = iif(lost + 1 >= :most, 'dead', 'queued'),
-                    error = iif(lost + 1 >= :most, :error, error), not_before_s = 0, updated_at_s = :now_s, {_FREE}
-                WHERE state = 'leased' AND worker = :worker""",  # noqa: S608 - a constant
-                {"worker": worker, "most": MAX_LOST, "error": _silenced(), "now_s": self._clock()},
+                    error = iif(lost + 1 >= :most, :error, error), not_before_s = 0, updated_at_s = :now_s, {_FREE},
+                    reserved_tokens = iif(lost + 1 >= :most, 0, reserved_tokens)
+                WHERE state IN {HELD} AND worker = :worker""",  # noqa: S608 - constants
+                {"worker": worker, "most": MAX_LOST, "error": _SILENCED, "now_s": self._clock()},
             ).rowcount
 
         return await self._db.write(act)
@@ -207,41 +306,34 @@ class SqliteJobs:
 
     async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
         """See `JobQueue`."""
-        wanted = list(JobState) if states is None else list(states)
-        marks = ", ".join("?" * len(wanted))
-        sql = f"SELECT * FROM jobs WHERE state IN ({marks}) ORDER BY priority DESC, id LIMIT ?"  # noqa: S608
-        return [self._job(row) for row in self._db.read(sql, *wanted, limit)]
+        names = [name for state in (JobState if states is None else states) for name in _STATES[state]]
+        # Each state by itself lies in the wanted order in its index.
+        each = "SELECT * FROM (SELECT * FROM jobs WHERE state = '{}' ORDER BY priority DESC, id LIMIT ?1)"
+        sql = " UNION ALL ".join(each.format(name) for name in names) + " ORDER BY priority DESC, id LIMIT ?1"
+        return [self._job(row) for row in self._db.read(sql, limit)] if names else []
 
     async def prune(self, *, older_than_s: float) -> int:
         """See `JobQueue`."""
         before_s = self._clock() - older_than_s
-        sql = "DELETE FROM jobs WHERE state IN ('done', 'cancelled') AND updated_at_s < ?"
-        return await self._db.write(lambda connection: connection.execute(sql, (before_s,)).rowcount)
+        sql = f"""DELETE FROM jobs WHERE id IN (SELECT id FROM jobs
+            WHERE state IN ('done', 'cancelled') AND updated_at_s < ? LIMIT {_PRUNED_AT_ONCE})"""  # noqa: S608
+        dropped = 0
+        while True:
+            gone = await self._db.write(lambda connection: connection.execute(sql, (before_s,)).rowcount)
+            dropped += gone
+            if gone < _PRUNED_AT_ONCE:
+                return dropped
 
-    def _anything_due(self, kinds: Sequence[JobKind]) -> bool:
-        """Asked of the reader, so that idle workers take no write lock at every look."""
-        marks = ", ".join(f"'{JobKind(kind)}'" for kind in kinds)
-        sql = f"SELECT 1 FROM jobs WHERE kind IN ({marks}) AND {_DUE} LIMIT 1"  # noqa: S608 - checked against the enum
-        return bool(self._db.read(sql, **self._times()))
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        (unfinished,) = connection.execute("SELECT sum(due + later + leased) FROM queue_depth").fetchone()
+        if (unfinished or 0) >= self._rules.max_unfinished:
+            raise QueueFull(f"{unfinished} jobs are waiting already", retry_after_s=60)
 
-    def _lease(
-        self, connection: sqlite3.Connection, worker: WorkerId, kinds: Sequence[JobKind], lease_s: float
-    ) -> Lease | None:
-        connection.execute(
-            f"""UPDATE jobs SET state = 'dead', lost = lost + 1, error = :error, updated_at_s = :now_s, {_FREE}
-            WHERE {_EXPIRED} AND lost + 1 >= :most""",  # noqa: S608 - a constant
-            {**self._times(), "most": MAX_LOST, "error": _silenced()},
-        )
-        marks = ", ".join(f"'{JobKind(kind)}'" for kind in kinds)
-        # One statement claims and leases, or two workers could take the same job.
-        rows = connection.execute(
-            f"""UPDATE jobs SET lost = lost + (state = 'leased'), state = 'leased', worker = :worker,
-                attempts = attempts + 1, lease_boot = :boot, lease_until_s = :steady_s + :lease_s, updated_at_s = :now_s
-            WHERE id = (SELECT id FROM jobs WHERE kind IN ({marks}) AND {_DUE} ORDER BY priority DESC, id LIMIT 1)
-            RETURNING *""",  # noqa: S608 - checked against the enum
-            {**self._times(), "worker": worker, "lease_s": lease_s},
-        ).fetchall()
-        return self._held(rows[0]) if rows else None
+    def _overdue(self) -> bool:
+        return bool(self._db.read(OVERDUE, **self._times())[0][0])
+
+    def _make_due(self, connection: sqlite3.Connection) -> None:
+        make_due(connection, self._times(), most_lost=MAX_LOST, error=_SILENCED)
 
     def _give_back(self, connection: sqlite3.Connection, claim: Future[Lease | None]) -> None:
         if claim.cancelled() or claim.exception() is not None:
@@ -249,18 +341,18 @@ class SqliteJobs:
         lease = claim.result()
         if lease is not None:
             connection.execute(
-                f"UPDATE jobs SET state = 'queued', {_FREE} WHERE {_HELD}",  # noqa: S608 - a constant
-                self._values(lease),
+                f"UPDATE jobs SET state = 'queued', {_FREE} WHERE {_HELD}",  # noqa: S608 - constants
+                self._values(lease, NO_WORK),
             )
 
-    async def _finish(self, lease: Lease, changes: str, *, outcome: str = "", **values: object) -> None:
+    async def _finish(self, lease: Lease, changes: str, work: Work, *, outcome: str = "", **values: object) -> None:
         def act(connection: sqlite3.Connection) -> None:
             changed = connection.execute(
-                f"UPDATE jobs SET {changes}, updated_at_s = :now_s, {_FREE} WHERE {_HELD}",  # noqa: S608 - constants
-                self._values(lease, **values),
+                f"UPDATE jobs SET {changes}, updated_at_s = :now_s, {_CHARGE}, {_FREE} WHERE {_HELD}",  # noqa: S608
+                self._values(lease, work, **values),
             ).rowcount
             if not changed:
-                raise LeaseLost(f"job {lease.job.id} ({lease.job.label}): the lease of {lease.worker} is over")
+                raise _lost(lease)
             if outcome:
                 _count(connection, lease.job.kind, outcome)
 
@@ -269,8 +361,9 @@ class SqliteJobs:
     def _times(self) -> dict[str, object]:
         return {"now_s": self._clock(), "steady_s": self._steady(), "boot": self._boot, "skew_s": SKEW_S}
 
-    def _values(self, lease: Lease, **more: object) -> dict[str, object]:
-        return {**self._times(), "id": lease.job.id, "fence": lease.fence, "worker": lease.worker, **more}
+    def _values(self, lease: Lease, work: Work, **more: object) -> dict[str, object]:
+        told = {"tokens": work.tokens, "seconds": work.seconds, "machine": work.machine}
+        return {**self._times(), **told, "id": lease.job.id, "fence": lease.fence, "worker": lease.worker, **more}
 
     def _held(self, row: Any) -> Lease:
         job = self._job(row)
@@ -290,7 +383,7 @@ class SqliteJobs:
             tenant=row["tenant"],
             label=row["label"],
             priority=row["priority"],
-            state=JobState(row["state"]),
+            state=_STATE_OF[row["state"]],
             attempts=row["attempts"],
             failures=row["failures"],
             lost=row["lost"],
@@ -303,6 +396,9 @@ class SqliteJobs:
             created_at_s=row["created_at_s"],
             updated_at_s=row["updated_at_s"],
             note=row["note"],
+            user=row["user"],
+            needs=row["needs"],
+            reserved_tokens=row["reserved_tokens"],
         )
 
 
@@ -313,5 +409,5 @@ def _count(connection: sqlite3.Connection, kind: JobKind, outcome: str) -> None:
     )
 
 
-def _silenced() -> str:
-    return f"{MAX_LOST} workers in a row fell silent while working on it"
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"job {lease.job.id} ({lease.job.label}): the lease of {lease.worker} is over")

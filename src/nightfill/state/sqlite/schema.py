@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import StateUnavailable
+from nightfill.state.sqlite.sums import FLEET
 
 if TYPE_CHECKING:
     import sqlite3
@@ -130,6 +131,7 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
             since_s REAL NOT NULL
         ) STRICT, WITHOUT ROWID""",
     ),
+    FLEET,
 )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
+from nightfill.state.jobs import QueueRules
 from nightfill.state.process import boot_id
 from nightfill.state.seal import NoSeal
 from nightfill.state.sqlite.access import SqliteAccessLog
 from nightfill.state.sqlite.book import SqliteBook
+from nightfill.state.sqlite.budgets import SqliteBudgetBook
 from nightfill.state.sqlite.database import Database
 from nightfill.state.sqlite.deletions import SqliteDeletions
 from nightfill.state.sqlite.jobs import SqliteJobs
+from nightfill.state.sqlite.ledger import SqliteLedgerBook
 from nightfill.state.sqlite.notes import SqliteEngineBook
 from nightfill.state.sqlite.rotation import reseal_texts
 
@@ -21,32 +24,39 @@ if TYPE_CHECKING:
 
     from nightfill.state.access import AccessLog
     from nightfill.state.book import SourceBook
+    from nightfill.state.budgets import BudgetBook
     from nightfill.state.engines import EngineBook
     from nightfill.state.jobs import JobQueue
+    from nightfill.state.ledger import LedgerBook
     from nightfill.state.seal import RenewableSeal, TextSeal
 
 
 class SqliteState:
-    """Jobs, contexts, accesses and engines in one file. Used from one event loop; any number of processes."""
+    """All books in one file. Used from one event loop; any number of processes."""
 
     jobs: JobQueue
     book: SourceBook
     access: AccessLog
+    budgets: BudgetBook
+    ledger: LedgerBook
     engines: EngineBook
 
     def __init__(
         self,
         database: Database,
         *,
+        rules: QueueRules,
         seal: TextSeal,
         clock: Callable[[], float],
         steady: Callable[[], float],
         boot: str,
     ) -> None:
         self._database = database
-        self.jobs = SqliteJobs(database, clock=clock, steady=steady, boot=boot)
+        self.jobs = SqliteJobs(database, rules=rules, clock=clock, steady=steady, boot=boot)
         self.book = SqliteBook(database, seal=seal, clock=clock)
         self.access = SqliteAccessLog(database, clock=clock)
+        self.budgets = SqliteBudgetBook(database, rules=rules.budgets, clock=clock)
+        self.ledger = SqliteLedgerBook(database, clock=clock)
         self.engines = SqliteEngineBook(database, clock=clock)
         self.deletions = SqliteDeletions(database, clock=clock)
 
@@ -73,6 +83,7 @@ def boot_time() -> float:
 def open_state(
     path: Path,
     *,
+    rules: QueueRules | None = None,
     seal: TextSeal | None = None,
     clock: Callable[[], float] = time.time,
     steady: Callable[[], float] = boot_time,
@@ -80,9 +91,17 @@ def open_state(
 ) -> SqliteState:
     """Open or create the state file; missing folders are made with mode 0700, the file has 0600.
 
+    `rules` must be the same for all processes that share the file; None for no budgets and equal weights.
     `seal` protects texts, sources and token lists. `clock` gives Unix seconds; `steady` and `boot` tell leases, and are
     arguments for tests only. Blocks for a few milliseconds. Raises StateUnavailable: no permission, another program's
     file, a newer schema, a file system without shared memory.
     """
     database = Database(path)
-    return SqliteState(database, seal=seal or NoSeal(), clock=clock, steady=steady, boot=boot or boot_id())
+    return SqliteState(
+        database,
+        rules=rules or QueueRules(),
+        seal=seal or NoSeal(),
+        clock=clock,
+        steady=steady,
+        boot=boot or boot_id(),
+    )

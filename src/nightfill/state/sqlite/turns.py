@@ -1,0 +1,157 @@
+"""Which job is next: whose turn it is among the tenants, and what of theirs a worker can do.
+
+A tenant's `served` is the virtual time of start-time fair queueing (Goyal, Vin and Cheng, 1996): tokens leased to it,
+over its weight. The lowest one is next, and begins where the queue is by now if it is behind: whoever could not be
+served for a while, for want of the right engine, does not keep those waiting who come now. All of this looks at
+tenants and lanes, of which there are few, and never at more than the first job of a lane, but in one case: among jobs
+of about the length of `max_tokens` those that are longer are passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from nightfill.state.jobs import JobKind
+from nightfill.state.sqlite.sums import DUE, size_of
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Mapping, Sequence
+
+    from nightfill.state.jobs import WorkerId
+
+SKEW_S: Final = 60.0
+_BATCH: Final = 1000
+"""Jobs that one transaction makes due, so that others need not wait for long."""
+_WAITED: Final = (
+    "state = 'waiting' AND not_before_s <= :now_s",
+    # Written at a time that is still to come: the clock was set back.
+    "state = 'waiting' AND updated_at_s > :now_s + :skew_s",
+)
+_EXPIRED: Final = (
+    "state = 'leased' AND lease_boot = :boot AND lease_until_s <= :steady_s",
+    "state = 'leased' AND lease_boot < :boot",
+    "state = 'leased' AND lease_boot > :boot",
+)
+_SOME: Final = [f"EXISTS (SELECT 1 FROM jobs WHERE {those})" for those in _WAITED + _EXPIRED]  # noqa: S608
+OVERDUE: Final = f"SELECT {' OR '.join(_SOME)}"
+"""Whether time has made jobs due that nobody has told yet. Takes `now_s`, `skew_s`, `steady_s` and `boot`."""
+
+
+def make_due(connection: sqlite3.Connection, times: Mapping[str, object], *, most_lost: int, error: str) -> None:
+    """What waited long enough is due, and so is what has lost its worker, unless it was the `most_lost`th."""
+
+    def those(wheres: tuple[str, ...]) -> str:
+        return " UNION ALL ".join(f"SELECT id FROM jobs WHERE {where}" for where in wheres)  # noqa: S608 - constants
+
+    values = {**times, "most": most_lost, "error": error}
+    connection.execute(
+        f"UPDATE jobs SET state = 'queued' WHERE id IN ({those(_WAITED)} LIMIT {_BATCH})",  # noqa: S608 - constants
+        values,
+    )
+    connection.execute(
+        f"""UPDATE jobs SET state = 'dead', lost = lost + 1, error = :error, updated_at_s = :now_s, worker = NULL,
+            lease_boot = NULL, lease_until_s = NULL, reserved_tokens = 0
+        WHERE id IN ({those(_EXPIRED)}) AND lost + 1 >= :most""",  # noqa: S608 - constants
+        values,
+    )
+    connection.execute(
+        f"UPDATE jobs SET state = 'expired' WHERE id IN ({those(_EXPIRED)} LIMIT {_BATCH})",  # noqa: S608 - constants
+        values,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a worker asks for: parts of statements about a lane `l` and its jobs `j`, and their values."""
+
+    lanes: str
+    jobs: str
+    ranked: bool
+    values: Mapping[str, object]
+
+    @classmethod
+    def of(
+        cls, kinds: Sequence[JobKind], needs: Sequence[str] | None, max_tokens: int | None, min_priority: float | None
+    ) -> Wanted:
+        """See `JobQueue.lease`."""
+        marks = ", ".join(f"'{JobKind(kind)}'" for kind in kinds)
+        lanes, jobs = f"l.kind IN ({marks})", ""
+        values: dict[str, object] = {}
+        if needs is not None:
+            names = {f"need{n}": need for n, need in enumerate(dict.fromkeys(["", *needs]))}
+            lanes += f" AND l.needs IN ({', '.join(':' + name for name in names)})"
+            values |= names
+        if max_tokens is not None:
+            lanes += " AND l.size <= :size"
+            jobs += " AND j.total_tokens <= :max_tokens"
+            values |= {"size": size_of(max_tokens), "max_tokens": max_tokens}
+        if min_priority is not None:
+            jobs += " AND j.priority >= :min_priority"
+            values["min_priority"] = min_priority
+        return cls(lanes, jobs, min_priority is not None, values)
+
+    @property
+    def _first(self) -> str:
+        return f"""SELECT j.id FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
+            AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{self.jobs}
+            ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+
+    @property
+    def any(self) -> str:
+        """Whether there is one."""
+        if self.ranked:
+            # Most lanes have none of such a rank.
+            lanes = self.lanes.replace("l.", "j.")
+            return (
+                f"SELECT 1 FROM jobs j INDEXED BY jobs_by_state WHERE j.state IN {DUE}{self.jobs} AND {lanes} LIMIT 1"  # noqa: S608
+            )
+        return f"SELECT 1 FROM lanes l WHERE {self.lanes} AND EXISTS ({self._first}) LIMIT 1"  # noqa: S608 - constants
+
+    @property
+    def tenant(self) -> str:
+        """Whose turn it is, with the virtual times of the tenant and of the queue."""
+        return f"""SELECT t.tenant, t.served, (SELECT served FROM turn) FROM turns t INDEXED BY turns_next
+            WHERE t.due > 0 AND EXISTS (
+                SELECT 1 FROM lanes l WHERE l.tenant = t.tenant AND {self.lanes} AND EXISTS ({self._first}))
+            ORDER BY t.served, t.tenant LIMIT 1"""  # noqa: S608 - constants
+
+    @property
+    def job(self) -> str:
+        """The first job of `:tenant`."""
+        return f"""SELECT f.id FROM
+            (SELECT ({self._first}) AS id FROM lanes l WHERE l.tenant = :tenant AND {self.lanes}) h
+            JOIN jobs f ON f.id = h.id ORDER BY f.priority DESC, f.id LIMIT 1"""  # noqa: S608 - constants
+
+
+def claim(
+    connection: sqlite3.Connection,
+    wanted: Wanted,
+    times: Mapping[str, object],
+    *,
+    worker: WorkerId,
+    lease_s: float,
+    weights: Mapping[str, float],
+) -> Any:
+    """Lease the next job: its row, or None when none is due."""
+    values = {**wanted.values, **times, "worker": worker, "lease_s": lease_s}
+    turn = connection.execute(wanted.tenant, values).fetchall()
+    if not turn:
+        return None
+    tenant, served, queue = turn[0]
+    values["tenant"] = tenant
+    # One statement claims and leases, or two workers could take the same job.
+    (row,) = connection.execute(
+        f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = :worker,
+            attempts = attempts + 1, lease_boot = :boot, lease_until_s = :steady_s + :lease_s, updated_at_s = :now_s,
+            lease_tokens = 0, lease_s = 0, machine = ''
+        WHERE id = ({wanted.job}) RETURNING *""",  # noqa: S608 - constants
+        values,
+    ).fetchall()
+    begin = max(served, queue)
+    cost = max(1, row["total_tokens"] - row["done_tokens"]) / weights.get(tenant, 1.0)
+    connection.execute("UPDATE turns SET served = ? WHERE tenant = ?", (begin + cost, tenant))
+    if begin > queue:
+        connection.execute("UPDATE turn SET served = ?", (begin,))
+    return row
