@@ -12,6 +12,7 @@
     |   |   `-- NotAllowed          understood, but refused by configuration (403)
     |   |-- BadSource               a context source that cannot be read (400)
     |   `-- NotFound                no such context, model, job (404)
+    |-- BudgetSpent                 no tokens are left for background work before a certain time (429)
     |-- ClientLeft                  the client hung up; nobody is there to answer (499 in logs)
     |-- Busy                        try again later (429 or 503, with Retry-After)
     |   |-- QueueFull               a bound was reached (429)
@@ -204,6 +205,7 @@ STATUS: Final[dict[type[NightfillError], int]] = {
     NotAllowed: 403,
     NotFound: 404,
     QueueFull: 429,
+    BudgetSpent: 429,
     Busy: 503,
     EngineUnavailable: 503,
     EngineTimeout: 504,

@@ -25,7 +25,7 @@ from nightfill.contexts.fingerprint import (
     normalise,
     text_content,
 )
-from nightfill.contexts.names import parse_name, parse_tenant
+from nightfill.contexts.names import parse_name, parse_tenant, parse_user
 from nightfill.contexts.placement import Front, place_chat, place_completion
 from nightfill.contexts.recognise import Entry, Index
 
@@ -55,6 +55,7 @@ __all__ = [
     "normalise",
     "parse_name",
     "parse_tenant",
+    "parse_user",
     "place_chat",
     "place_completion",
     "text_content",

@@ -1,4 +1,4 @@
-"""Names that people give: of contexts and of tenants."""
+"""Names that people give: of contexts, of tenants and of their users."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def parse_tenant(text: str, *, param: str = "tenant") -> Tenant:
     if not _NAME.fullmatch(text):
         raise BadInput(f"tenant name {_shown(text)} is not allowed: {_ALLOWED}", param=param)
     return Tenant(text)
+
+
+def parse_user(text: str, *, param: str = "user") -> str:
+    """A user's name, within a tenant; the rules are those of a context's. Raises BadInput."""
+    if not _NAME.fullmatch(text):
+        raise BadInput(f"user name {_shown(text)} is not allowed: {_ALLOWED}", param=param)
+    return text
 
 
 def _shown(text: str) -> str:

@@ -30,6 +30,8 @@ class Entry:
     fingerprint: Fingerprint
     content: Content
     forms: tuple[Form, ...]
+    user: str = ""
+    """The context's."""
 
 
 class _Message(msgspec.Struct):

@@ -18,7 +18,7 @@ from nightfill.gateway.relay import Limits
 from nightfill.gateway.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from nightfill.config import ContextSettings, GatewaySettings
     from nightfill.engines.engine import Engine
@@ -44,11 +44,13 @@ async def serving(
     forget: Forget | None = None,
     plan: Planner | None = None,
     audit_share: float = 0.0,
+    machines: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
     forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
-    audit_share: of the requests that a fill served, so many have it looked over.
+    audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
+    engine, by the engine's name.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
@@ -62,6 +64,7 @@ async def serving(
         journal=journal,
         metrics=metrics,
         audits=Audits(queue, share=audit_share),
+        machines=machines,
         limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
     )
     admin = Admin(book=book, queue=queue, limits=contexts, describe=inference.descriptions, forget=forget, plan=plan)

@@ -49,6 +49,8 @@ class Audits:
                     tenant=plan.fill.tenant,
                     label=plan.context or "",
                     priority=PRIORITY,
+                    user=plan.user,
+                    needs=plan.fill.signature,
                 )
         except (StateError, QueueFull, TimeoutError) as exc:
             _LOG.warning("a fill was not queued for its audit: %s", exc or "no answer in time")

@@ -17,11 +17,13 @@ from nightfill.errors import (
     status_of,
 )
 from nightfill.gateway.ask import decode_ask
-from nightfill.gateway.proof import Verdict, judge
+from nightfill.gateway.proof import Layer, Verdict, judge
 from nightfill.gateway.relay import Limits, Relay, Trip
 from nightfill.state.access import Access
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nightfill.contexts import Tenant
     from nightfill.engines.engine import Description, Weighed
     from nightfill.gateway.audit import Audits
@@ -52,7 +54,9 @@ class Inference:
         metrics: Metrics,
         limits: Limits,
         audits: Audits | None = None,
+        machines: Mapping[str, str] | None = None,
     ) -> None:
+        """`machines`: the kind of machine of each engine, by the engine's name."""
         self._fleet = fleet
         self._layers = layers
         self._book = book
@@ -61,6 +65,7 @@ class Inference:
         self._metrics = metrics
         self._limits = limits
         self._audits = audits
+        self._machines = machines or {}
         self._running: set[Relay] = set()
 
     async def descriptions(self) -> list[Description]:
@@ -142,6 +147,8 @@ class Inference:
         if trip.complete:
             metrics.duration(engine.model, layer, total_s)
         metrics.tokens(prompt=tokens.prompt or 0, reused=tokens.reused or 0, output=tokens.output or 0)
+        saved_tokens, saved_s = _saved(plan, trip, verdict)
+        metrics.saved(tokens=saved_tokens, seconds=saved_s)
         status = status_of(trip.error) if trip.error is not None else exchange.status
         if plan.fill is not None and trip.first_s:
             metrics.promise(
@@ -171,6 +178,10 @@ class Inference:
                 restore_s=trip.restore_s,
                 status=status or 500,
                 broken=verdict.broken,
+                user=plan.user,
+                machine=self._machines.get(engine.engine, ""),
+                saved_tokens=saved_tokens,
+                saved_s=saved_s,
             )
         )
         if verdict.broken:
@@ -199,6 +210,14 @@ def _judge(plan: Plan, trip: Trip) -> Verdict:
         reused=trip.tokens.reused,
         claimed_ready=plan.claimed_ready and answered and chosen,
     )
+
+
+def _saved(plan: Plan, trip: Trip, verdict: Verdict) -> tuple[int, float]:
+    """Tokens that the engine says it did not compute thanks to a fill, and the engine seconds that this was worth."""
+    if verdict.layer is not Layer.FILL:
+        return 0, 0.0
+    tokens = min(trip.tokens.reused or 0, plan.planned_tokens)
+    return tokens, max(0.0, tokens * plan.token_s - trip.restore_s)
 
 
 def _head(exchange: Exchange, plan: Plan, trip: Trip) -> list[Header]:

@@ -32,10 +32,14 @@ class Plan:
     call: Call
     context: ContextName | None = None
     fingerprint: Fingerprint | None = None
+    user: str = ""
+    """The context's."""
     fill: FillKey | None = None
     """The fill that the promise rests on; None when nothing is promised."""
     claimed_ready: bool = False
     """The book calls that fill ready and the engine can use it, so all its tokens should be there."""
+    token_s: float = 0.0
+    """Engine seconds that each token of that fill took to compute."""
 
     @property
     def planned_tokens(self) -> int:
@@ -58,7 +62,7 @@ class Layers:
         because an answer without the context's text would be a wrong one.
         """
         members = ask.members
-        found: tuple[ContextName, Fingerprint] | None = None
+        found: tuple[ContextName, Fingerprint, str] | None = None
         if ask.context is not None:
             assert ask.form is not None  # decode_ask refuses a context on other routes
             context = await self._library.context(tenant, ask.context)
@@ -69,7 +73,7 @@ class Layers:
                 front = await self._library.front(tenant, context.current)
             if front is None:
                 raise StateUnavailable(f"the text of context {ask.context!r} cannot be read")
-            found = context.name, context.current
+            found = context.name, context.current, context.user
             if ask.form is Form.CHAT:
                 placed = front.chat(_RAW_LIST.decode(members["messages"]))
                 members = {**members, "messages": msgspec.Raw(b"[" + b",".join(map(bytes, placed)) + b"]")}
@@ -106,11 +110,13 @@ class Layers:
             call=call,
             context=found[0] if found is not None else None,
             fingerprint=found[1] if found is not None else None,
+            user=found[2] if found is not None else "",
             fill=fill.key if fill is not None else None,
             claimed_ready=fill is not None and fill.state is FillState.READY and engine.reuse is not Reuse.NONE,
+            token_s=fill.fill_seconds / fill.stored_tokens if fill is not None else 0.0,
         )
 
-    async def _recognised(self, tenant: Tenant, ask: Ask) -> tuple[ContextName, Fingerprint] | None:
+    async def _recognised(self, tenant: Tenant, ask: Ask) -> tuple[ContextName, Fingerprint, str] | None:
         index = await self._library.index(tenant)
         if not index:
             return None
@@ -118,7 +124,7 @@ class Layers:
             entry = index.chat(_RAW_LIST.decode(ask.members["messages"]))
         else:
             entry = index.completion(ask.members["prompt"])
-        return (entry.name, entry.fingerprint) if entry is not None else None
+        return (entry.name, entry.fingerprint, entry.user) if entry is not None else None
 
     async def _usable(self, key: FillKey) -> Fill | None:
         fill = await self._library.fill(key)

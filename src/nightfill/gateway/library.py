@@ -109,6 +109,7 @@ class Library:
                     fingerprint=context.current,
                     content=held[1],
                     forms=tuple(Form(form) for form in context.forms),
+                    user=context.user,
                 )
                 entries.setdefault(context.tenant, []).append(entry)
         return {tenant: Index(rows) for tenant, rows in entries.items()}

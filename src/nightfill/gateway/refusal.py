@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from nightfill.errors import (
     BadInput,
     BodyTimeout,
+    BudgetSpent,
     Busy,
     Draining,
     EngineError,
@@ -39,6 +41,7 @@ _CODES: Final[dict[type[NightfillError], tuple[str, str | None]]] = {
     NotAuthorised: ("invalid_request_error", "invalid_api_key"),
     NotAllowed: ("invalid_request_error", "not_allowed"),
     NotFound: ("invalid_request_error", "not_found"),
+    BudgetSpent: ("insufficient_quota", "budget_spent"),
     QueueFull: ("rate_limit_error", "rate_limit_exceeded"),
     Draining: ("server_error", "draining"),
     Busy: ("server_error", "busy"),
@@ -88,6 +91,10 @@ def headers_of(error: NightfillError) -> list[Header]:
             return [(b"allow", ", ".join(error.allowed).encode())]
         case NotAuthorised():
             return [(b"www-authenticate", b"Bearer")]
+        case BudgetSpent():
+            # It cannot go better before then, so that OpenAI's clients must not try again by themselves.
+            wait_s = max(1, math.ceil(error.resets_at_s - time.time()))
+            return [(b"x-should-retry", b"false"), (b"retry-after", b"%d" % wait_s)]
         case Busy():
             after_s = error.retry_after_s
         case EngineUnavailable() | StateUnavailable():

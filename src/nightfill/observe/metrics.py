@@ -129,6 +129,10 @@ class Metrics:
             "Stored prefixes that were loaded, or computed again as that is quicker.",
             ("decision",),
         )
+        self._saved = self._counter("saved_tokens", "Prompt tokens that engines did not compute thanks to a fill.")
+        self._saved_s = self._counter(
+            "saved_seconds", "Engine time that computing them would have taken, less what loading them took."
+        )
         self._left = self._counter("clients_left", "Clients that hung up before their answer was complete.")
         self._failed_open = self._counter("failed_open", "Requests served without the state, which had failed.")
         self._dropped = self._counter("access_rows_dropped", "Rows of the access log that could not be written.")
@@ -197,6 +201,12 @@ class Metrics:
             self._prompt.inc(prompt)
             self._reused.inc(reused)
             self._output.inc(output)
+
+    def saved(self, *, tokens: int, seconds: float) -> None:
+        """What a fill spared an engine at one request."""
+        if tokens:
+            self._saved.inc(tokens)
+            self._saved_s.inc(seconds)
 
     def client_left(self) -> None:
         """A client hung up early."""
