@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from nightfill.config import KvSettings, Settings
+    from nightfill.config import BudgetSettings, KvSettings, Settings
     from nightfill.kv import Store, TextSealer
+    from nightfill.state.jobs import QueueRules
     from nightfill.state.seal import RenewableSeal
     from nightfill.state.sqlite import SqliteState
 
@@ -48,13 +49,30 @@ class Workspace:
         """The state, to be closed by the caller; made if it is not there. Raises StateUnavailable, BadSetting."""
         from nightfill.state.sqlite import open_state
 
-        return open_state(self.state_path, seal=text_seal(self.settings.kv))
+        rules = queue_rules(self.settings.budgets)
+        return open_state(self.state_path, rules=rules, seal=text_seal(self.settings.kv))
 
     def open_store(self) -> Store:
         """The KV store, to be closed by the caller. Raises BadSetting."""
         from nightfill.kv import open_store
 
         return open_store(self.settings.kv, data_dir=self.data_dir)
+
+
+def queue_rules(settings: BudgetSettings) -> QueueRules:
+    """What the state's queue goes by; 0 tokens are no bound."""
+    from nightfill.state.budgets import BudgetRules
+    from nightfill.state.jobs import QueueRules
+
+    budgets = BudgetRules(
+        user_day=settings.user_tokens_per_day or None,
+        user_month=settings.user_tokens_per_month or None,
+        tenant_day=settings.tenant_tokens_per_day or None,
+        tenant_month=settings.tenant_tokens_per_month or None,
+        all_day=settings.all_tokens_per_day or None,
+        all_month=settings.all_tokens_per_month or None,
+    )
+    return QueueRules(weights=settings.weights, budgets=budgets)
 
 
 def text_seal(settings: KvSettings) -> RenewableSeal | None:
