@@ -95,7 +95,8 @@ class FakeSampler:
 
     async def sample(self, tail: Sequence[int], way: Way, *, max_tokens: int) -> Sampled:
         store, tokens = self._engine.store, len(self._name[0])
-        await self._engine.compute(len(tail) if way is Way.STORED else tokens)
+        computed = len(tail) if way is Way.STORED else tokens
+        await self._engine.compute(computed)
         off = {Way.OWN: 0.0, Way.STORED: self._engine.loads_off}.get(way, self._engine.rounds)
         if way is Way.STORED and self._name in store.wrong:
             off = 0.7
@@ -104,6 +105,7 @@ class FakeSampler:
             tokens=tuple(range(max_tokens)),
             tops=tuple({token: -0.5 + off, 1000 + token: -3.0} for token in range(max_tokens)),
             reused={Way.STORED: store.stored.get(self._name, 0), Way.COLD: 0}.get(way, tokens),
+            computed=computed,
         )
 
 

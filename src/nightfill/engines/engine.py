@@ -184,6 +184,8 @@ class Sampled:
     """Log-probabilities of the likeliest tokens at each place, the one taken among them."""
     reused: int
     """Tokens of the prompt that were not computed; with `Way.STORED`, those that came from the store."""
+    computed: int = 0
+    """Tokens that were computed for it, those of the prefix before it and of the continuation too."""
 
 
 class Sampler(Protocol):

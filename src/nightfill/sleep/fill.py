@@ -13,7 +13,7 @@ from nightfill.contexts.context import Fill, FillKey, FillState
 from nightfill.engines.engine import BOUNDARY_TOKENS, Prefix, Reuse
 from nightfill.errors import KvError, NightfillError
 from nightfill.kv.key import BLOCK_TOKENS, salt_of
-from nightfill.sleep.checkpoint import LONG_CLOSED_S, STOP_WITHIN_S, save_due
+from nightfill.sleep.checkpoint import LONG_CLOSED_S, STOP_SHARE, save_due
 from nightfill.sleep.plan import too_long
 from nightfill.sleep.retry import Failure, FailureKind
 from nightfill.sleep.stopping import first_of
@@ -199,30 +199,38 @@ class FillRun:
             # Cut short: the engine has some of it, and the next slice will tell how much.
             self._unsaved_s += took_s
             self._engine_s += took_s
+            self._held.computed(0, took_s)
             return
         # An engine that was stopped may count the pause as its own time.
         seconds = min(done.seconds, took_s) if frozen_s > 0 else done.seconds
         self.sizer = self.sizer.after(tokens=done.computed, seconds=seconds)
         self._unsaved_s += seconds
         self._engine_s += seconds
-        self._computed += done.computed
+        # What slices before it did that were cut short is no longer to be computed.
+        computed = max(done.computed, done.reached - self._reached)
+        self._computed += computed
+        self._held.computed(computed, seconds)
         self._reached = self._held.done_tokens = done.reached
 
     async def _keep(self, fill: PrefixFill) -> None:
         """Store what is computed and say so. Raises KvError when it cannot be stored.
 
-        A worker that is to stop waits for it `STOP_WITHIN_S` at most.
+        A worker that is to stop waits for it `STOP_SHARE` of its grace at most.
         """
         began_s = self._clock()
         try:
-            async with asyncio.timeout(STOP_WITHIN_S if self._gate.stopping else None):
+            async with asyncio.timeout(STOP_SHARE * self._settings.grace_s if self._gate.stopping else None):
                 self._stored = await fill.keep()
         except TimeoutError:
             _log.warning("job %d: stopped before the last slice was stored", self._held.job.id)
             return
         self._last_save_s = self._clock() - began_s
         self._unsaved_s = 0.0
-        self._reached = max(self._reached, self._stored)
+        # More than we know of: the engine kept what a slice did that was cut short.
+        more = max(0, self._stored - self._reached)
+        self._computed += more
+        self._held.computed(more, 0.0)
+        self._reached += more
         self._held.kept_tokens = self._stored
         self._held.done_tokens = self._reached
         await self._held.renew()
@@ -230,8 +238,10 @@ class FillRun:
         await self._note(FillState.FILLING)
 
     async def _prove(self, fill: PrefixFill) -> Outcome:
-        total = len(self._tokens)
+        total, began_s = len(self._tokens), self._clock()
         proven = await self._unless_stopping(fill.prove())
+        # One token more than the prefix was asked for, and an engine computes that one in any case.
+        self._held.computed(max(0, total - proven) + 1, self._clock() - began_s)
         if proven >= total - min(BOUNDARY_TOKENS, total // 2):
             await self._note(FillState.READY)
             return Filled(tokens=total, computed=self._computed, seconds=self._engine_s)

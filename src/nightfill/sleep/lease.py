@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nightfill.errors import LeaseLost, NightfillError, StateUnavailable
 from nightfill.sleep.stopping import first_of
+from nightfill.state.jobs import Work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -63,11 +65,20 @@ class HeldLease:
         self.done_tokens = lease.job.done_tokens
         self.kept_tokens = 0
         self.total_tokens = lease.job.total_tokens
+        self.work = self._told = Work()
 
     @property
     def job(self) -> Job:
         """The job, as of the last renewal."""
         return self.lease.job
+
+    def begin_on(self, machine: str) -> None:
+        """Note the kind of machine that the job is done on."""
+        self.work = replace(self.work, machine=machine)
+
+    def computed(self, tokens: int, seconds: float) -> None:
+        """Note what an engine computed for the job, in so many seconds of its own."""
+        self.work = replace(self.work, tokens=self.work.tokens + tokens, seconds=self.work.seconds + seconds)
 
     async def renew(self) -> None:
         """Extend the lease and write down the progress. Raises LeaseLost.
@@ -75,7 +86,7 @@ class HeldLease:
         While the state is out of order the work goes on, up to the moment from which another worker may have the job.
         """
         async with self._renewing:
-            asked_at_s = self._clock()
+            asked_at_s, work = self._clock(), self.work
             try:
                 self.lease = await self._jobs.renew(
                     self.lease,
@@ -83,12 +94,14 @@ class HeldLease:
                     done_tokens=self.done_tokens,
                     total_tokens=self.total_tokens,
                     kept_tokens=self.kept_tokens,
+                    work=work,
                 )
             except StateUnavailable as exc:
                 if self._clock() >= self._ours_until_s:
                     raise LeaseLost(f"job {self.job.id}: its lease ran out while the state was out of order") from exc
                 _log.warning("job %d: lease not renewed: %s", self.job.id, exc)
             else:
+                self._told = work
                 self._ours_until_s = asked_at_s + self._lease_s
                 self._renew_by_s = self._ours_until_s - self._lease_s / RENEWALS_PER_LEASE
 
@@ -97,6 +110,6 @@ class HeldLease:
         every_s = self._lease_s / RENEWALS_PER_LEASE
         while True:
             await self._sleep(min(every_s, PROGRESS_EVERY_S))
-            told = (self.job.done_tokens, self.job.total_tokens)
-            if told != (self.done_tokens, self.total_tokens) or self._clock() + every_s >= self._renew_by_s:
+            told = (self.job.done_tokens, self.job.total_tokens, self._told)
+            if told != (self.done_tokens, self.total_tokens, self.work) or self._clock() + every_s >= self._renew_by_s:
                 await self.renew()

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import AccessLog
     from nightfill.state.book import SourceBook
+    from nightfill.state.budgets import BudgetBook
     from nightfill.state.engines import EngineBook
     from nightfill.state.jobs import JobQueue
+    from nightfill.state.ledger import LedgerBook
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,14 @@ class State(Protocol):
     @property
     def access(self) -> AccessLog:
         """How it was used."""
+
+    @property
+    def budgets(self) -> BudgetBook:
+        """What may be computed."""
+
+    @property
+    def ledger(self) -> LedgerBook:
+        """What was computed, and what it saved."""
 
     @property
     def engines(self) -> EngineBook:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +15,8 @@ from nightfill.sleep.fidelity import Outcome, Question, Verdict, equal, judge, t
 from nightfill.sleep.fill import Gone, Stopped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nightfill.contexts.context import Fill, FillKey
     from nightfill.engines.engine import Engine, Sampled, Sampler
     from nightfill.sleep.gatekeeper import Gatekeeper
@@ -57,13 +60,24 @@ class VerifyRun:
     """Compares one fill on one engine, one request at a time. Used once."""
 
     def __init__(
-        self, key: FillKey, *, book: ContextBook, engine: Engine, gate: Gatekeeper, scope: Scope = AUDIT
+        self,
+        key: FillKey,
+        *,
+        book: ContextBook,
+        engine: Engine,
+        gate: Gatekeeper,
+        scope: Scope = AUDIT,
+        computed: Callable[[int, float], None] = lambda _tokens, _seconds: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`computed` is told what the engine computes for it: tokens, and seconds of its own."""
         self._key = key
         self._book = book
         self._engine = engine
         self._gate = gate
         self._scope = scope
+        self._computed = computed
+        self._clock = clock
 
     async def run(self) -> Verdict | Gone | Stopped | Crowded:
         """Do it, and put a fill that drifted into quarantine. Raises EngineError, KvError, StateUnavailable."""
@@ -102,7 +116,10 @@ class VerifyRun:
             if not await self._gate.opens():
                 raise _StopAsked
             work = sampler.sample(tail, way, max_tokens=self._scope.max_tokens)
-            sampled, _frozen_s = await self._gate.run(self._engine, work)
+            began_s = self._clock()
+            sampled, frozen_s = await self._gate.run(self._engine, work)
+            took_s = max(0.0, self._clock() - began_s - frozen_s)
+            self._computed(sampled.computed if sampled is not None else 0, took_s)
             if sampled is not None:
                 return sampled
         if self._gate.stopping:

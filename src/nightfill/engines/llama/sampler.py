@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nightfill.engines.engine import Sampled, Way
+from nightfill.engines.engine import Way
 from nightfill.engines.llama.fill import SLOT, steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nightfill.engines.engine import Prefix
+    from nightfill.engines.engine import Prefix, Sampled
     from nightfill.engines.llama.api import LlamaApi
     from nightfill.engines.llama.transfer import Transfer
 
@@ -32,25 +33,28 @@ class LlamaSampler:
         """See `Sampler`."""
         tokens = tuple(self._prefix.tokens)
         held, self._holds = self._holds, None
+        computed = 0
         if held is not way:
             await self._api.slot_erase(SLOT)
             match way:
                 case Way.STORED:
                     await self._transfer.load(SLOT, self._prefix)
                 case Way.OWN:
-                    await self._compute(0, len(tokens))
+                    computed = await self._compute(0, len(tokens))
                 case Way.AGAIN:
                     half = len(tokens) // 2
-                    await self._compute(0, half)
-                    await self._compute(half, len(tokens))
+                    computed = await self._compute(0, half) + await self._compute(half, len(tokens))
                 case Way.COLD:
                     pass
         sampled = await self._api.sample((*tokens, *tail), slot=SLOT, max_tokens=max_tokens)
         if self._trims and way in (Way.OWN, Way.AGAIN):
             self._holds = way
-        return sampled
+        computed += len(tokens) + len(tail) - sampled.reused + len(sampled.tokens)
+        return replace(sampled, computed=computed)
 
-    async def _compute(self, start: int, stop: int) -> None:
+    async def _compute(self, start: int, stop: int) -> int:
         # In the batches of a fill: small ones round otherwise.
+        computed = 0
         for length in steps(start, stop, batch_tokens=self._batch_tokens):
-            await self._api.prefill(self._prefix.tokens[:length], slot=SLOT)
+            computed += (await self._api.prefill(self._prefix.tokens[:length], slot=SLOT)).computed
+        return computed

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from nightfill.engines.engine import Sampled, Way
+from nightfill.engines.engine import Way
 from nightfill.engines.vllm.fill import stored_wish, whole
 from nightfill.engines.vllm.wire import Report, Wish
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nightfill.engines.engine import Prefix
+    from nightfill.engines.engine import Prefix, Sampled
     from nightfill.engines.vllm.api import VllmApi
 
 _SALT_BYTES: Final = 32
@@ -45,22 +46,22 @@ class VllmSampler:
     async def sample(self, tail: Sequence[int], way: Way, *, max_tokens: int) -> Sampled:
         """See `Sampler`. A tail below the engine's own block makes its prefix hit end where the prefix does."""
         tokens = self._prefix.tokens
-        wish = Wish(store=False, report=True)
+        wish, computed = Wish(store=False, report=True), 0
         match way:
             case Way.STORED:
                 salt, wish = self._prefix.salt, stored_wish(len(tokens))
             case Way.OWN:
-                salt = await self._own(way, len(tokens))
+                salt, computed = await self._own(way, len(tokens))
             case Way.AGAIN:
                 half = whole(len(tokens) // 2, self._block_tokens) or len(tokens) // 2
-                salt = await self._own(way, half, len(tokens))
+                salt, computed = await self._own(way, half, len(tokens))
             case Way.COLD:
                 salt, wish = self._new_salt(), Wish(cold=True, store=False)
         sampled, report = await self._ask(tail, salt, wish, max_tokens)
-        if way is not Way.STORED or report is None:
-            return sampled
+        computed += len(tokens) + len(tail) - sampled.reused + len(sampled.tokens)
         # What came from the engine's own cache says nothing of the store.
-        return Sampled(tokens=sampled.tokens, tops=sampled.tops, reused=report.loaded)
+        reused = sampled.reused if way is not Way.STORED or report is None else report.loaded
+        return replace(sampled, reused=reused, computed=computed)
 
     async def _ask(
         self, tail: Sequence[int], salt: bytes, wish: Wish, max_tokens: int
@@ -68,13 +69,15 @@ class VllmSampler:
         prompt = (*self._prefix.tokens, *tail)
         return await self._api.sample(prompt, model=self._model, salt=salt, wish=wish, max_tokens=max_tokens)
 
-    async def _own(self, way: Way, *lengths: int) -> bytes:
-        salt = self._computed.get(way)
+    async def _own(self, way: Way, *lengths: int) -> tuple[bytes, int]:
+        """The salt under which the prefix is computed, and the tokens that had to be for it now."""
+        salt, computed = self._computed.get(way), 0
         if salt is None:
             salt = self._new_salt()
             for length in lengths:
-                await self._api.prefill(
+                done = await self._api.prefill(
                     self._prefix.tokens[:length], model=self._model, salt=salt, wish=Wish(store=False)
                 )
+                computed += done.computed
             self._computed[way] = salt
-        return salt
+        return salt, computed
