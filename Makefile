@@ -78,7 +78,7 @@ $(BIN)/python:
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing nightfill into $(VENV) (once; a minute or two)"
-	@$(PIP) install --editable '.[llama,chart,s3]'
+	@$(PIP) install --editable '.[llama,chart,s3,redis]'
 	@touch $@
 
 # The group is read by us: the pip that comes with Python 3.11 does not know dependency groups yet.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 from typing import TYPE_CHECKING, Final, Protocol
 
+from fakes.redis_server import RedisServer
+from nightfill.state.redis import open_redis_state
 from nightfill.state.sqlite import open_state
 
 if TYPE_CHECKING:
@@ -74,4 +78,21 @@ def sqlite_store(folder: Path) -> Store:
     )
 
 
-STORES: Final = {"sqlite": sqlite_store}
+@functools.cache
+def redis_server() -> RedisServer:
+    """One for all tests of this process."""
+    server = RedisServer()
+    atexit.register(server.close)
+    return server
+
+
+def redis_store(folder: Path) -> Store:
+    server = redis_server()
+    server.call([b"FLUSHALL"])
+    clock = HostClock()
+    # Its time is the server's own: no host's wall clock moves it.
+    epoch_s = clock.wall_s - clock.steady_s
+    return Store(lambda: open_redis_state(server.url, clock=lambda: epoch_s + clock.steady_s), clock)
+
+
+STORES: Final = {"redis": redis_store, "sqlite": sqlite_store}

@@ -25,7 +25,7 @@ from nightfill.contexts.context import (
 )
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
-from nightfill.state.sqlite.envelope import pack, unpack, unwrap, wrap
+from nightfill.state.envelope import pack, unpack, unwrap, wrap
 
 if TYPE_CHECKING:
     import sqlite3

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import StateUnavailable
-from nightfill.state.sqlite.envelope import unwrap, wrap
+from nightfill.state.envelope import unwrap, wrap
 
 if TYPE_CHECKING:
     import sqlite3

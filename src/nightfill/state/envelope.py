@@ -1,4 +1,4 @@
-"""How texts and token lists lie in the file: sealed, checksummed and bound to their row."""
+"""How texts and token lists lie in the state: sealed, checksummed and bound to their owner."""
 
 from __future__ import annotations
 

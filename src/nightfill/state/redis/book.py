@@ -1,0 +1,345 @@
+"""The book of contexts in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import logging
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from nightfill.contexts.context import (
+    Content,
+    Context,
+    ContextName,
+    Fill,
+    FillKey,
+    FillState,
+    Fingerprint,
+    Form,
+    Source,
+    Tenant,
+    TextSource,
+)
+from nightfill.contexts.fingerprint import content_bytes
+from nightfill.errors import StateUnavailable
+from nightfill.state.envelope import pack, unpack, unwrap, wrap
+from nightfill.state.redis.server import ROOT, Server, batches, script
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nightfill.state.seal import TextSeal
+
+_LOG: Final = logging.getLogger(__name__)
+_CACHED_TOKENS: Final = 1 << 20
+"""Bound of the unpacked token lists kept in memory, by tokens."""
+_KNOWN: Final = 4096
+_AT_ONCE: Final = 100
+LOOK_EVERY_S: Final = 0.05
+"""So long at most a change by another process goes unseen by `changes`, while the server answers."""
+_TRIES: Final = 3
+
+
+class _Record(msgspec.Struct, array_like=True):
+    """A context as `book.lua` has it."""
+
+    name: str
+    tenant: str
+    source: str
+    forms: str
+    pinned: bool
+    ttl_s: float | bool
+    """False for None."""
+    current: str
+    content_bytes: int
+    created_at_s: float
+    updated_at_s: float
+    checked_at_s: float
+    user: str
+
+
+class _FillRecord(msgspec.Struct, array_like=True):
+    """A fill as `book.lua` has it, without its tokens."""
+
+    state: FillState
+    stored_tokens: int
+    filled_at_s: float
+    fill_seconds: float
+    reason: str
+    digest: str
+
+
+class RedisBook:
+    """See `SourceBook`.
+
+    `changes` answers from memory: own changes are in it at once, those of others within `LOOK_EVERY_S`, and while the
+    server is away it stays as it is, so that who has read something may go on with it.
+
+    What cannot be opened, damaged or sealed with another key, takes nothing else with it: a fill is absent then, and
+    filled again; a source is not looked at any more, until the context is put again. A content alone is missed, and
+    raises StateUnavailable.
+    """
+
+    def __init__(self, server: Server, *, seal: TextSeal) -> None:
+        self._server = server
+        self._seal = seal
+        self._script = script("book")
+        self._unpacked: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._sound: set[str] = set()
+        """Digests of token lists that were opened or written here."""
+        self._unopened: set[str] = set()
+        self._changes = 0
+        self._own_changes = 0
+        self._looking: asyncio.Task[None] | None = None
+
+    async def put(
+        self,
+        *,
+        tenant: Tenant,
+        name: ContextName,
+        source: Source,
+        content: Content,
+        fingerprint: Fingerprint,
+        forms: Sequence[Form],
+        pinned: bool = False,
+        ttl_s: float | None = None,
+        user: str = "",
+    ) -> Context:
+        """See `ContextBook`."""
+        words = (
+            tenant,
+            name,
+            _text(wrap(self._seal, f"{tenant}/{name}", msgspec.json.encode(source))),
+            ",".join(forms),
+            pinned,
+            False if ttl_s is None else ttl_s,
+            user,
+            fingerprint,
+            content_bytes(content),
+        )
+        packed = (await self._change("put", *words, blobs=(self._sealed(tenant, fingerprint, content),)))[1]
+        return self._context(_record(packed))
+
+    async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
+        """See `SourceBook`."""
+        where = (context.tenant, context.name)
+        sealed = self._sealed(context.tenant, fingerprint, content)
+        for _ in range(_TRIES):
+            packed = await self._server.call("HGET", f"{ROOT}:contexts:{context.tenant}", context.name)
+            if packed is None:
+                return None
+            record = _record(packed)
+            there = self._context(record)
+            if (there.current, there.source) != (context.current, context.source):
+                return None
+            words = (*where, record.current, record.source, fingerprint, content_bytes(content))
+            reply = await self._change("replace", *words, blobs=(sealed,))
+            if reply[0]:
+                return self._context(_record(reply[1]))
+        return None
+
+    async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
+        """See `ContextBook`."""
+        packed = await self._server.call("HGET", f"{ROOT}:contexts:{tenant}", name)
+        return None if packed is None else self._context(_record(packed))
+
+    async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
+        """See `ContextBook`. Read in steps; each context is of one instant."""
+        found: dict[tuple[str, str], Context] = {}
+        for whose in await self._tenants(tenant):
+            async for name, packed in self._server.scan("HSCAN", f"{ROOT}:contexts:{whose}"):
+                found[name.decode(), whose] = self._context(_record(packed))
+        return [found[key] for key in sorted(found)]
+
+    async def delete(self, tenant: Tenant, name: ContextName) -> bool:
+        """See `ContextBook`."""
+        self._unpacked.clear()
+        return bool((await self._change("delete", tenant, name))[0])
+
+    async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
+        """See `ContextBook`."""
+        sealed = await self._server.call("GET", f"{ROOT}:content:{tenant}\0{fingerprint}")
+        if sealed is None:
+            return None
+        plain = unwrap(self._seal, f"{tenant}/{fingerprint}", sealed)
+        found: Content = msgspec.msgpack.decode(plain, type=Content)
+        return found
+
+    async def checked(self, tenant: Tenant, name: ContextName) -> None:
+        """See `ContextBook`."""
+        await self._server.run(self._script, "checked", tenant, name)
+
+    async def fill(self, key: FillKey) -> Fill | None:
+        """See `ContextBook`."""
+        packed = await self._server.call("HGET", f"{ROOT}:fills:{key.tenant}", _field(key))
+        return None if packed is None else await self._fill(key, packed)
+
+    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
+        """See `ContextBook`. Read in steps; each fill is of one instant."""
+        found: dict[FillKey, Fill] = {}
+        for whose in await self._tenants(tenant):
+            rows = {field: packed async for field, packed in self._server.scan("HSCAN", f"{ROOT}:fills:{whose}")}
+            for some in batches(tuple(rows.items()), _AT_ONCE):
+                keys = [FillKey.parse(f"{whose}/{field.decode()}") for field, _ in some]
+                for fill in await asyncio.gather(*map(self._fill, keys, (packed for _, packed in some))):
+                    if fill is not None:
+                        found[fill.key] = fill
+        return list(found.values())
+
+    async def put_fill(self, fill: Fill) -> bool:
+        """See `ContextBook`. The token list travels only when it is not known to be there."""
+        key, packed = fill.key, pack(fill.tokens)
+        digest = hashlib.sha256(f"{key}\0".encode() + packed).hexdigest()
+        record = (fill.state, fill.stored_tokens, fill.filled_at_s, fill.fill_seconds, fill.reason, digest)
+        words = (key.tenant, key.fingerprint, _field(key), record)
+        # One that was never opened may be damaged: then nobody sees the fill until its tokens are written again.
+        reply = await self._change("put_fill", *words) if digest in self._sound else [-1]
+        if reply[0] == -1:
+            reply = await self._change("put_fill", *words, blobs=(wrap(self._seal, str(key), packed),))
+            self._know(digest)
+        return bool(reply[0])
+
+    async def mark_fill(self, key: FillKey, *, state: FillState, reason: str, stored_tokens: int | None = None) -> bool:
+        """See `ContextBook`."""
+        stored = False if stored_tokens is None else stored_tokens
+        return bool((await self._change("mark_fill", key.tenant, _field(key), state, reason, stored))[0])
+
+    async def drop_fill(self, key: FillKey) -> bool:
+        """See `ContextBook`."""
+        return bool((await self._change("drop_fill", key.tenant, key.fingerprint, _field(key)))[0])
+
+    def changes(self) -> int:
+        """See `ContextBook`. The first call sets off the task that looks for changes by others."""
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look(), name="changes of the book")
+        return self._changes
+
+    async def aclose(self) -> None:
+        """Stop looking. Idempotent."""
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait({self._looking})
+
+    async def _look(self) -> None:
+        said = ""
+        while True:
+            try:
+                before = self._own_changes
+                number = int(await self._server.call("GET", f"{ROOT}:changes") or 0)
+                if before == self._own_changes:  # else it may be from before our own change
+                    self._changes = number
+                if said:
+                    _LOG.info("the state answers again")
+                said = ""
+            except StateUnavailable as exc:
+                if not said:
+                    _LOG.warning("going on with what is known of contexts: %s", exc)
+                said = str(exc)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _change(self, name: str, *words: object, blobs: tuple[bytes, ...] = ()) -> Any:
+        reply = await self._server.run(self._script, name, *words, blobs=blobs)
+        if reply[0] > 0:
+            self._own_changes += 1
+            self._changes = max(self._changes, reply[0])
+        return reply
+
+    async def _tenants(self, tenant: Tenant | None) -> list[str]:
+        if tenant is not None:
+            return [tenant]
+        return sorted(name.decode() for name in await self._server.call("SMEMBERS", f"{ROOT}:tenants"))
+
+    def _sealed(self, tenant: Tenant, fingerprint: Fingerprint, content: Content) -> bytes:
+        return wrap(self._seal, f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
+
+    async def _fill(self, key: FillKey, packed: bytes) -> Fill | None:
+        record = msgspec.msgpack.decode(packed, type=_FillRecord)
+        tokens = await self._tokens(key, record.digest)
+        if tokens is None:
+            return None
+        return Fill(
+            key=key,
+            state=record.state,
+            tokens=tokens,
+            stored_tokens=record.stored_tokens,
+            filled_at_s=record.filled_at_s,
+            fill_seconds=record.fill_seconds,
+            reason=record.reason,
+        )
+
+    async def _tokens(self, key: FillKey, digest: str) -> tuple[int, ...] | None:
+        tokens = self._unpacked.get(digest)
+        if tokens is not None:
+            self._unpacked.move_to_end(digest)
+            return tokens
+        sealed = await self._server.call("GET", f"{ROOT}:tokens:{key.tenant}\0{_field(key)}")
+        packed = None if sealed is None else self._opened(str(key), sealed)
+        if packed is None or hashlib.sha256(f"{key}\0".encode() + packed).hexdigest() != digest:
+            return None  # cannot be opened, or replaced or dropped since the fill was read
+        self._know(digest)
+        tokens = self._unpacked[digest] = unpack(packed)
+        held = sum(map(len, self._unpacked.values()))
+        while held > _CACHED_TOKENS and len(self._unpacked) > 1:
+            held -= len(self._unpacked.popitem(last=False)[1])
+        return tokens
+
+    def _know(self, digest: str) -> None:
+        if len(self._sound) >= _KNOWN:
+            self._sound.clear()
+        self._sound.add(digest)
+
+    def _opened(self, owner: str, sealed: bytes) -> bytes | None:
+        try:
+            return unwrap(self._seal, owner, sealed)
+        except StateUnavailable as exc:
+            # Once each: the planner comes by every two seconds.
+            if owner not in self._unopened and len(self._unopened) < _KNOWN:
+                self._unopened.add(owner)
+                _LOG.warning("%s", exc)
+            return None
+
+    def _context(self, record: _Record) -> Context:
+        encoded = self._opened(f"{record.tenant}/{record.name}", _bytes(record.source))
+        try:
+            source: Source = TextSource() if encoded is None else msgspec.json.decode(encoded, type=Source)
+        except msgspec.MsgspecError as exc:
+            raise StateUnavailable(f"context {record.name}: its source cannot be read: {exc}") from exc
+        return Context(
+            tenant=Tenant(record.tenant),
+            name=ContextName(record.name),
+            source=source,
+            forms=tuple(Form(form) for form in record.forms.split(",") if form),
+            pinned=record.pinned,
+            ttl_s=None if isinstance(record.ttl_s, bool) else record.ttl_s,
+            current=Fingerprint(record.current),
+            content_bytes=record.content_bytes,
+            created_at_s=record.created_at_s,
+            updated_at_s=record.updated_at_s,
+            checked_at_s=record.checked_at_s,
+            user=record.user,
+        )
+
+
+def _record(packed: bytes) -> _Record:
+    return msgspec.msgpack.decode(packed, type=_Record)
+
+
+def _field(key: FillKey) -> str:
+    return f"{key.fingerprint}/{key.form}/{key.signature}"
+
+
+def _text(sealed: bytes) -> str:
+    """Records hold text alone."""
+    return base64.b64encode(sealed).decode()
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return b""

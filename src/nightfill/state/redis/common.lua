@@ -1,0 +1,72 @@
+-- What all programs share. Called as: 1 root name now args blobs...; `now` is empty but in tests, `args` msgpack.
+-- Each runs as one atomic step. Names hold no NUL, which therefore parts them in keys and members.
+local call = redis.call
+local root, args = KEYS[1], cmsgpack.unpack(ARGV[3])
+local functions = {}
+
+local function clock()
+  if ARGV[2] ~= '' then return tonumber(ARGV[2]) end
+  local time = call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1e6
+end
+local now = clock()
+
+local DAY_S = 86400
+
+-- Days since 1970-01-01 of the first of the month that `day` is in, and of the next one.
+-- Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days and days_from_civil.
+local function month_of(day)
+  local function days(year, month)
+    if month <= 2 then year = year - 1 end
+    local era = math.floor(year / 400)
+    local of_era = year - era * 400
+    local of_year = math.floor((153 * ((month + 9) % 12) + 2) / 5)
+    return era * 146097 + of_era * 365 + math.floor(of_era / 4) - math.floor(of_era / 100) + of_year - 719468
+  end
+  local shifted = day + 719468
+  local era = math.floor(shifted / 146097)
+  local of_era = shifted - era * 146097
+  local year_of_era = math.floor(
+    (of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524) - math.floor(of_era / 146096)) / 365)
+  local of_year = of_era - (365 * year_of_era + math.floor(year_of_era / 4) - math.floor(year_of_era / 100))
+  local shifted_month = math.floor((5 * of_year + 2) / 153)
+  local month = (shifted_month + 2) % 12 + 1
+  local year = year_of_era + era * 400 + (month <= 2 and 1 or 0)
+  return days(year, month), month == 12 and days(year + 1, 1) or days(year, month + 1)
+end
+
+-- Periods of budgets, with the key of what is spent in the current one and when the next begins.
+local function periods()
+  local day = math.floor(now / DAY_S)
+  local first, following = month_of(day)
+  return {
+    {'day', root .. ':spent:day:' .. day, (day + 1) * DAY_S},
+    {'month', root .. ':spent:month:' .. first, following * DAY_S},
+  }
+end
+
+-- For each scope, of day and month: limit of its own or false, spent, set aside, when the next one begins.
+-- :limits, :reserved and :spent:PERIOD:DAY have tokens by scope: `a` of all, `tTENANT`, `uTENANT NUL USER`.
+local function budget_lines(scopes)
+  local lines, current = {}, periods()
+  for index, scope in ipairs(scopes) do
+    local set_aside, line = tonumber(call('HGET', root .. ':reserved', scope) or 0), {}
+    for which, period in ipairs(current) do
+      local own = call('HGET', root .. ':limits', period[1] .. '\0' .. scope)
+      line[which] = {own and tonumber(own), tonumber(call('HGET', period[2], scope) or 0), set_aside, period[3]}
+    end
+    lines[index] = line
+  end
+  return lines
+end
+
+-- Add to the sums of a UTC day, in the order of `LedgerLine`. :ledger has the days, :ledger:DAY a line for each key.
+local COLUMNS = 7
+local function to_ledger(day, tenant, context, machine, user, sums)
+  local key, field = root .. ':ledger:' .. day, table.concat({tenant, context, machine, user}, '\0')
+  local packed = call('HGET', key, field)
+  local line = packed and cmsgpack.unpack(packed) or {0, 0, 0, 0, 0, 0, 0}
+  for column = 1, COLUMNS do line[column] = line[column] + (sums[column] or 0) end
+  call('HSET', key, field, cmsgpack.pack(line))
+  if not packed then call('ZADD', root .. ':ledger', day, day) end
+end

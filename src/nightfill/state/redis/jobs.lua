@@ -1,0 +1,519 @@
+-- The job queue. Under the root:
+--   :job               last id
+--   :jobs              hash: id -> record (below)
+--   :state:KIND:STATE  sorted set of ids by -priority
+--   :open:KIND         TARGET NUL ID, one score: finds a target, and targets by prefix, of what is not done or cancelled
+--   :ended             ids of what is done or cancelled, by when
+--   :queue:CLASS NUL TENANT   what may be leased now, by -priority; CLASS is KIND NUL NEEDS NUL SIZE
+--   :turns:CLASS       tenants with such a queue, by the start tag of their next lease
+--   :classes           classes with such a tenant
+--   :later:KIND, :leases:KIND   ids by when they may be leased, and by when the lease ends
+--   :workers, :held:WORKER      who holds leases; hash: call that leased -> id
+--   :finish, :virtual  of fair queueing: tenant -> tag at which its last lease ends; the start tag of the newest lease
+--   :tokens, :outcomes:KIND     kind -> tokens still to be computed; outcome -> number
+--   :weights:DIGEST    tenant -> weight
+-- Budgets and ledger: see common.
+
+local ID, KIND, TARGET, TENANT, LABEL, PRIORITY, STATE, ATTEMPTS, FAILURES, LOST = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+local NOT_BEFORE, DONE, TOTAL, WORKER, EXPIRES, ERROR, CREATED, UPDATED, NOTE = 11, 12, 13, 14, 15, 16, 17, 18, 19
+local USER, NEEDS, RESERVED = 20, 21, 22
+-- Not shown: tokens kept; what of the lease's work is charged, and where it was done; the calls that leased and ended
+-- it; where it waits; what was to be set aside for it.
+local KEPT, CHARGED_TOKENS, CHARGED_S, MACHINE, LEASED_BY, ENDED_BY, PLACE, ASKED_TOKENS = 23, 24, 25, 26, 27, 28, 29, 30
+
+local MAX_LOST = 20
+local SWEPT = 100  -- late or expired jobs brought back in one step
+local LOOKED = 1000  -- jobs, or tenants, passed by in one step because they are not what is wanted
+local SIZES = {8192, 32768, 131072}  -- longest of each class but the last; what does not fit is mostly not looked at
+local SILENCED = MAX_LOST .. ' workers in a row fell silent while working on it'
+
+local JOBS = root .. ':jobs'
+local before = {}  -- record -> tokens still to be computed when it was read
+
+local function of_state(job) return root .. ':state:' .. job[KIND] .. ':' .. job[STATE] end
+local function size(tokens)
+  for index, most in ipairs(SIZES) do
+    if tokens <= most then return index end
+  end
+  return #SIZES + 1
+end
+local function class_of(job) return job[KIND] .. '\0' .. job[NEEDS] .. '\0' .. size(job[TOTAL]) end
+local function turns(class) return root .. ':turns:' .. class end
+local function queue(class, tenant) return root .. ':queue:' .. class .. '\0' .. tenant end
+-- Ids of one length, so that the older of equals comes first; the length, so that `lease` need not read the record.
+local function member(job) return string.format('%015d %d', job[ID], job[TOTAL]) end
+local function padded(id) return string.format('%015d', id) end
+local function unfinished(job) return job[STATE] == 'queued' or job[STATE] == 'leased' end
+local function left(job) return unfinished(job) and math.max(job[TOTAL] - job[DONE], 0) or 0 end
+
+local function load(id)
+  local packed = call('HGET', JOBS, id)
+  if not packed then return nil end
+  local job = cmsgpack.unpack(packed)
+  before[job] = left(job)
+  return job
+end
+
+local function save(job, updated)
+  job[UPDATED] = updated or now
+  local more = left(job) - (before[job] or 0)
+  if more ~= 0 then call('HINCRBY', root .. ':tokens', job[KIND], more) end
+  before[job] = left(job)
+  local packed = cmsgpack.pack(job)
+  call('HSET', JOBS, job[ID], packed)
+  return packed
+end
+
+-- Change the state and its index.
+local function become(job, state)
+  if job[STATE] then call('ZREM', of_state(job), padded(job[ID])) end
+  job[STATE] = state
+  call('ZADD', of_state(job), -job[PRIORITY], padded(job[ID]))
+  if state == 'done' or state == 'cancelled' then
+    call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. job[ID])
+    call('ZADD', root .. ':ended', now, job[ID])
+  end
+end
+
+-- Out of where it waits.
+local function leave(job)
+  if job[PLACE] == 'queue' then
+    local class = class_of(job)
+    local key = queue(class, job[TENANT])
+    call('ZREM', key, member(job))
+    if call('EXISTS', key) == 0 then
+      call('ZREM', turns(class), job[TENANT])
+      if call('EXISTS', turns(class)) == 0 then call('SREM', root .. ':classes', class) end
+    end
+  elseif job[PLACE] ~= '' then
+    call('ZREM', root .. ':' .. job[PLACE] .. ':' .. job[KIND], job[ID])
+  end
+  job[PLACE] = ''
+end
+
+local function to_queue(job)
+  leave(job)
+  local class = class_of(job)
+  call('ZADD', queue(class, job[TENANT]), -job[PRIORITY], member(job))
+  if not call('ZSCORE', turns(class), job[TENANT]) then
+    local start
+    for _, other in ipairs(call('SMEMBERS', root .. ':classes')) do
+      start = start or call('ZSCORE', turns(other), job[TENANT])
+    end
+    -- Who asked for nothing meanwhile begins now, and does not make up for it.
+    start = tonumber(start or math.max(tonumber(call('HGET', root .. ':finish', job[TENANT]) or 0),
+      tonumber(call('GET', root .. ':virtual') or 0)))
+    call('ZADD', turns(class), start, job[TENANT])
+    call('SADD', root .. ':classes', class)
+  end
+  job[PLACE] = 'queue'
+end
+
+local function wait_until(job, place, at)
+  leave(job)
+  call('ZADD', root .. ':' .. place .. ':' .. job[KIND], at, job[ID])
+  job[PLACE] = place
+end
+
+-- No lease any more; the job goes on.
+local function unhold(job)
+  local held = root .. ':held:' .. job[WORKER]
+  call('HDEL', held, job[LEASED_BY])
+  if call('EXISTS', held) == 0 then call('SREM', root .. ':workers', job[WORKER]) end
+  job[WORKER], job[EXPIRES] = '', 0
+end
+
+local function scopes(job)
+  local paying = {'a', 't' .. job[TENANT]}
+  if job[USER] ~= '' then paying[3] = 'u' .. job[TENANT] .. '\0' .. job[USER] end
+  return paying
+end
+
+-- Set aside, or give back when negative.
+local function reserve(job, tokens)
+  if tokens == 0 then return end
+  for _, scope in ipairs(scopes(job)) do
+    if call('HINCRBY', root .. ':reserved', scope, tokens) == 0 then call('HDEL', root .. ':reserved', scope) end
+  end
+  job[RESERVED] = job[RESERVED] + tokens
+end
+
+-- The budgets as they stand, if one of them has less left than `tokens`. `defaults`: limits of day and month, or false,
+-- for each scope.
+local function refusal(job, tokens, defaults)
+  local paying = scopes(job)
+  local lines = budget_lines(paying)
+  for index = 1, #paying do
+    for which = 1, 2 do
+      local line = lines[index][which]
+      local limit = line[1] or defaults[index][which]
+      if limit and math.max(0, limit - line[2] - line[3]) < tokens then return {'spent', cmsgpack.pack(lines)} end
+    end
+  end
+end
+
+-- Charge what the lease computed since it last told; `work` is tokens, seconds, machine, in all.
+local function charge(job, work, fills)
+  if work[3] ~= '' then job[MACHINE] = work[3] end
+  local tokens = math.max(work[1] - job[CHARGED_TOKENS], 0)
+  local seconds = math.max(work[2] - job[CHARGED_S], 0)
+  job[CHARGED_TOKENS], job[CHARGED_S] = job[CHARGED_TOKENS] + tokens, job[CHARGED_S] + seconds
+  if tokens > 0 then
+    for _, period in ipairs(periods()) do
+      for _, scope in ipairs(scopes(job)) do call('HINCRBY', period[2], scope, tokens) end
+      call('EXPIREAT', period[2], math.floor(period[3]) + DAY_S)
+    end
+    reserve(job, -math.min(tokens, job[RESERVED]))
+  end
+  if tokens > 0 or seconds > 0 or fills > 0 then
+    to_ledger(math.floor(now / DAY_S), job[TENANT], job[LABEL], job[MACHINE], job[USER], {tokens, seconds, fills})
+  end
+end
+
+-- Not to be done any more.
+local function finish(job, state)
+  leave(job)
+  if job[WORKER] ~= '' then unhold(job) end
+  reserve(job, -job[RESERVED])
+  become(job, state)
+end
+
+-- Its worker fell silent.
+local function lose(job)
+  job[LOST] = job[LOST] + 1
+  if job[LOST] < MAX_LOST then return true end
+  job[ERROR] = SILENCED
+  finish(job, 'dead')
+  return false
+end
+
+local function find(kind, target)
+  local found = call('ZRANGEBYLEX', root .. ':open:' .. kind, '[' .. target .. '\0', '(' .. target .. '\1', 'LIMIT', 0, 1)
+  return found[1] and load(tonumber(string.sub(found[1], #target + 2)))
+end
+
+-- The job, if this lease still has it.
+local function held(id, worker, fence)
+  local job = load(id)
+  if job and job[STATE] == 'leased' and job[ATTEMPTS] == fence and job[WORKER] == worker then return job end
+end
+
+-- Whether the bound of unfinished jobs is reached.
+local function crowded(kinds, most)
+  local open = 0
+  for _, kind in ipairs(kinds) do
+    for _, state in ipairs({'queued', 'leased'}) do open = open + call('ZCARD', root .. ':state:' .. kind .. ':' .. state) end
+  end
+  return open >= most
+end
+
+function functions.enqueue()
+  local kind, target, tenant, label, priority, total, user, needs, wanted, asked, most, kinds, defaults = unpack(args)
+  local job = find(kind, target)
+  if job then
+    if job[STATE] ~= 'dead' and job[PRIORITY] ~= asked and job[PRIORITY] ~= priority then
+      job[PRIORITY] = priority
+      if job[PLACE] == 'queue' then call('ZADD', queue(class_of(job), job[TENANT]), -priority, member(job)) end
+      call('ZADD', of_state(job), -priority, padded(job[ID]))
+      save(job, job[UPDATED])
+    end
+    return {'job', cmsgpack.pack(job)}
+  end
+  if crowded(kinds, most) then return {'full'} end
+  job = {0, kind, target, tenant, label, priority, false, 0, 0, 0, 0, 0, total, '', 0, '', now, now, '', user, needs, 0,
+    0, 0, 0, '', '', '', '', wanted}
+  local refused = wanted > 0 and refusal(job, wanted, defaults)
+  if refused then return refused end
+  job[ID] = call('INCR', root .. ':job')
+  call('ZADD', root .. ':open:' .. kind, 0, target .. '\0' .. job[ID])
+  reserve(job, wanted)
+  become(job, 'queued')
+  to_queue(job)
+  return {'job', save(job)}
+end
+
+-- What is late or expired may be leased from now on.
+local function sweep(kind)
+  for _, place in ipairs({'later', 'leases'}) do
+    local due = call('ZRANGEBYSCORE', root .. ':' .. place .. ':' .. kind, '-inf', now, 'LIMIT', 0, SWEPT)
+    for _, id in ipairs(due) do
+      local job = load(id)
+      if place == 'later' or job[LOST] + 1 < MAX_LOST then
+        to_queue(job)  -- until somebody takes it, a late renewal holds it
+        save(job, job[UPDATED])
+      else
+        lose(job)
+        save(job)
+      end
+    end
+  end
+end
+
+-- The first job of a queue that is short enough and of rank, with its score.
+local function first_fit(key, most, rank)
+  local from, to = 0, most and 9 or 0
+  while from < LOOKED do
+    local found = call('ZRANGE', key, from, to, 'WITHSCORES')
+    for index = 1, #found, 2 do
+      local score = tonumber(found[index + 1])
+      if rank and score > -rank then return end
+      if not most or tonumber(string.match(found[index], ' (%d+)$')) <= most then return found[index], score end
+    end
+    if #found < 2 * (to - from + 1) then return end
+    from, to = to + 1, LOOKED
+  end
+end
+
+-- The job whose turn it is, of these classes.
+local function next_job(classes, most, lowest)
+  local passed, index = {}, {}
+  for turn = 1, LOOKED do
+    local tenant, tag
+    for _, class in ipairs(classes) do
+      index[class] = index[class] or 0
+      local head
+      repeat
+        head = call('ZRANGE', turns(class), index[class], index[class], 'WITHSCORES')
+        if head[1] and passed[head[1]] then index[class] = index[class] + 1 end
+      until not head[1] or not passed[head[1]]
+      if head[1] and (not tag or tonumber(head[2]) < tag or (tonumber(head[2]) == tag and head[1] < tenant)) then
+        tenant, tag = head[1], tonumber(head[2])
+      end
+    end
+    if not tenant then return end
+    local best, rank
+    for _, class in ipairs(classes) do
+      local found, score = first_fit(queue(class, tenant), most, lowest)
+      if found and (not best or score < rank or (score == rank and found < best)) then best, rank = found, score end
+    end
+    if best then return tonumber(string.match(best, '^%d+')), tag end
+    passed[tenant] = true
+  end
+end
+
+-- The tenant's next lease begins where this one ends.
+local function take_turn(job, tag, weights)
+  local virtual = math.max(tag, tonumber(call('GET', root .. ':virtual') or 0))
+  local weight = weights ~= '' and tonumber(call('HGET', root .. ':weights:' .. weights, job[TENANT]) or 1) or 1
+  local finish = virtual + math.max(job[TOTAL] - job[KEPT], 1) / weight
+  call('SET', root .. ':virtual', virtual)
+  call('HSET', root .. ':finish', job[TENANT], finish)
+  for _, class in ipairs(call('SMEMBERS', root .. ':classes')) do
+    call('ZADD', turns(class), 'XX', finish, job[TENANT])
+  end
+end
+
+function functions.lease()
+  local worker, kinds, lease_s, needs, most, lowest, weights, nonce = unpack(args)
+  if weights ~= '' and call('EXISTS', root .. ':weights:' .. weights) == 0 then return {'weights'} end
+  -- The answer to the same call may have been lost on its way.
+  local leased = call('HGET', root .. ':held:' .. worker, nonce)
+  if leased then return {'job', call('HGET', JOBS, leased)} end
+  local wanted, classes = {}, {}
+  for _, kind in ipairs(kinds) do
+    sweep(kind)
+    wanted[kind] = true
+  end
+  local fits = {[''] = true}
+  for _, need in ipairs(needs or {}) do fits[need] = true end
+  for _, class in ipairs(call('SMEMBERS', root .. ':classes')) do
+    local kind, need, length = string.match(class, '^(.-)%z(.-)%z(%d+)$')
+    if wanted[kind] and (not needs or fits[need]) and (not most or tonumber(length) <= size(most)) then
+      classes[#classes + 1] = class
+    end
+  end
+  local id, tag = next_job(classes, most, lowest)
+  if not id then return {'none'} end
+  local job = load(id)
+  take_turn(job, tag, weights)
+  leave(job)
+  if job[STATE] == 'leased' then
+    lose(job)
+    unhold(job)
+  else
+    become(job, 'leased')
+  end
+  job[ATTEMPTS], job[WORKER], job[EXPIRES] = job[ATTEMPTS] + 1, worker, now + lease_s
+  job[CHARGED_TOKENS], job[CHARGED_S], job[MACHINE], job[LEASED_BY], job[ENDED_BY] = 0, 0, '', nonce, ''
+  wait_until(job, 'leases', job[EXPIRES])
+  call('HSET', root .. ':held:' .. worker, nonce, id)
+  call('SADD', root .. ':workers', worker)
+  return {'job', save(job)}
+end
+
+function functions.weigh()
+  local digest, weights = unpack(args)
+  local key = root .. ':weights:' .. digest
+  for tenant, weight in pairs(weights) do call('HSET', key, tenant, weight) end
+  call('EXPIRE', key, 7 * DAY_S)
+end
+
+function functions.renew()
+  local id, worker, fence, lease_s, done, total, kept, work = unpack(args)
+  local job = held(id, worker, fence)
+  if not job then return {'lost'} end
+  leave(job)
+  charge(job, work, 0)
+  if kept > job[KEPT] then job[KEPT], job[LOST], job[FAILURES] = kept, 0, 0 end
+  job[DONE], job[TOTAL], job[EXPIRES] = done, total, now + lease_s
+  wait_until(job, 'leases', job[EXPIRES])
+  return {'job', save(job)}
+end
+
+-- complete, release and fail
+local function ending(act, fills)
+  local id, worker, fence, nonce, work = unpack(args)
+  local job = held(id, worker, fence)
+  if not job then
+    job = load(id)
+    -- The answer to the same call may have been lost on its way.
+    return {job and job[ATTEMPTS] == fence and job[ENDED_BY] == nonce and 'job' or 'lost'}
+  end
+  charge(job, work, job[KIND] == 'fill' and fills or 0)
+  job[ENDED_BY] = nonce
+  act(job)
+  save(job)
+  return {'job'}
+end
+
+function functions.complete()
+  return ending(function(job)
+    local outcome, note = args[6], args[7]
+    job[ERROR], job[NOTE], job[DONE] = '', note, math.max(job[DONE], job[TOTAL])
+    finish(job, 'done')
+    if outcome ~= '' then call('HINCRBY', root .. ':outcomes:' .. job[KIND], outcome, 1) end
+  end, 1)
+end
+
+function functions.release()
+  return ending(function(job)
+    leave(job)
+    unhold(job)
+    become(job, 'queued')
+    job[NOT_BEFORE] = 0
+    to_queue(job)
+  end, 0)
+end
+
+function functions.fail()
+  return ending(function(job)
+    local message, retry_in_s = args[6], args[7]
+    job[FAILURES], job[ERROR] = job[FAILURES] + 1, message
+    if not retry_in_s then return finish(job, 'dead') end
+    leave(job)
+    unhold(job)
+    become(job, 'queued')
+    job[NOT_BEFORE] = now + retry_in_s
+    if retry_in_s > 0 then wait_until(job, 'later', job[NOT_BEFORE]) else to_queue(job) end
+  end, 0)
+end
+
+function functions.count()
+  call('HINCRBY', root .. ':outcomes:' .. args[1], args[2], 1)
+end
+
+function functions.cancel()
+  local job = load(args[1])
+  if not job or not unfinished(job) then return 0 end
+  finish(job, 'cancelled')
+  save(job)
+  return 1
+end
+
+local function forget(job)
+  call('ZREM', of_state(job), padded(job[ID]))
+  call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. job[ID])
+  call('ZREM', root .. ':ended', job[ID])
+  call('HDEL', JOBS, job[ID])
+end
+
+function functions.cancel_target()
+  local kind, prefix = unpack(args)
+  local cancelled = 0
+  for _, found in ipairs(call('ZRANGEBYLEX', root .. ':open:' .. kind, '[' .. prefix, '(' .. prefix .. '\255')) do
+    local job = load(string.match(found, '%z(%d+)$'))
+    if job[STATE] == 'dead' then
+      forget(job)
+    else
+      finish(job, 'cancelled')
+      save(job)
+      cancelled = cancelled + 1
+    end
+  end
+  return cancelled
+end
+
+function functions.retry()
+  local id, most, kinds, defaults = unpack(args)
+  local job = load(id)
+  if not job or job[STATE] ~= 'dead' then return {'none'} end
+  if crowded(kinds, most) then return {'full'} end
+  local wanted = job[ASKED_TOKENS]
+  if job[TOTAL] > 0 then wanted = math.min(wanted, math.max(job[TOTAL] - job[KEPT], 0)) end
+  local refused = wanted > 0 and refusal(job, wanted, defaults)
+  if refused then return {'spent', refused[2], wanted} end
+  if refused then return refused end
+  reserve(job, wanted)
+  become(job, 'queued')
+  job[FAILURES], job[LOST], job[NOT_BEFORE], job[ERROR] = 0, 0, 0, ''
+  to_queue(job)
+  save(job)
+  return {'job'}
+end
+
+function functions.reclaim()
+  local ids = call('HVALS', root .. ':held:' .. args[1])
+  for _, id in ipairs(ids) do
+    local job = load(id)
+    if lose(job) then
+      leave(job)
+      unhold(job)
+      become(job, 'queued')
+      job[NOT_BEFORE] = 0
+      to_queue(job)
+    end
+    save(job)
+  end
+  return #ids
+end
+
+function functions.depth()
+  local due, later, leased, tokens = 0, 0, 0, 0
+  for _, kind in ipairs(args[1]) do
+    local function count(place, from, to) return call('ZCOUNT', root .. ':' .. place .. ':' .. kind, from, to) end
+    local function all(key) return call('ZCARD', root .. ':' .. key) end
+    local waiting = all('later:' .. kind) + all('leases:' .. kind)
+    due = due + all('state:' .. kind .. ':queued') + all('state:' .. kind .. ':leased') - waiting
+      + count('later', '-inf', now) + count('leases', '-inf', now)
+    later = later + count('later', '(' .. string.format('%.17g', now), '+inf')
+    leased = leased + count('leases', '(' .. string.format('%.17g', now), '+inf')
+    tokens = tokens + tonumber(call('HGET', root .. ':tokens', kind) or 0)
+  end
+  return {due, later, leased, tokens}
+end
+
+-- Ids by descending priority, then by age.
+function functions.ids()
+  local kinds, states, limit = unpack(args)
+  local all = {}
+  for _, kind in ipairs(kinds) do
+    for _, state in ipairs(states) do
+      local found = call('ZRANGE', root .. ':state:' .. kind .. ':' .. state, 0, limit - 1, 'WITHSCORES')
+      for index = 1, #found, 2 do all[#all + 1] = {tonumber(found[index + 1]), found[index]} end
+    end
+  end
+  table.sort(all, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+  local ids = {}
+  for index = 1, math.min(limit, #all) do ids[index] = tonumber(all[index][2]) end
+  return ids
+end
+
+function functions.prune()
+  local older_than_s, most = unpack(args)
+  local old = call('ZRANGEBYSCORE', root .. ':ended', '-inf', '(' .. string.format('%.17g', now - older_than_s),
+    'LIMIT', 0, most)
+  for _, id in ipairs(old) do forget(load(id)) end
+  return #old
+end
+
+return functions[ARGV[1]]()

@@ -1,0 +1,89 @@
+"""The composition of the books in Redis or Valkey."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Self
+
+from nightfill.kv.resp import parse_url
+from nightfill.state.jobs import QueueRules
+from nightfill.state.redis.access import RedisAccessLog
+from nightfill.state.redis.book import RedisBook
+from nightfill.state.redis.budgets import RedisBudgetBook
+from nightfill.state.redis.deletions import RedisDeletions
+from nightfill.state.redis.jobs import RedisJobs
+from nightfill.state.redis.ledger import RedisLedgerBook
+from nightfill.state.redis.notes import RedisEngineBook
+from nightfill.state.redis.rotation import reseal_texts
+from nightfill.state.redis.server import Server
+from nightfill.state.seal import NoSeal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nightfill.state.access import AccessLog
+    from nightfill.state.book import SourceBook
+    from nightfill.state.budgets import BudgetBook
+    from nightfill.state.deletions import Deletions
+    from nightfill.state.engines import EngineBook
+    from nightfill.state.jobs import JobQueue
+    from nightfill.state.ledger import LedgerBook
+    from nightfill.state.seal import RenewableSeal, TextSeal
+
+TIMEOUT_S: Final = 2.0
+
+
+class RedisState:
+    """All books on one server. Used from one event loop; any number of processes on any number of hosts."""
+
+    jobs: JobQueue
+    book: SourceBook
+    access: AccessLog
+    budgets: BudgetBook
+    ledger: LedgerBook
+    engines: EngineBook
+    deletions: Deletions
+
+    def __init__(self, server: Server, *, rules: QueueRules, seal: TextSeal) -> None:
+        self.server = server
+        self._jobs = RedisJobs(server, rules=rules)
+        self._book = RedisBook(server, seal=seal)
+        self.jobs, self.book = self._jobs, self._book
+        self.access = RedisAccessLog(server)
+        self.budgets = RedisBudgetBook(server, rules=rules.budgets)
+        self.ledger = RedisLedgerBook(server)
+        self.engines = RedisEngineBook(server)
+        self.deletions = RedisDeletions(server)
+
+    async def reseal_texts(self, seal: RenewableSeal) -> int:
+        """Seal texts anew that are under an old key; how many were. Raises StateUnavailable."""
+        return await reseal_texts(self.server, seal)
+
+    async def aclose(self) -> None:
+        """Give back what nobody waits for any more, and hang up. Idempotent."""
+        await self._jobs.aclose()
+        await self._book.aclose()
+        await self.server.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+def open_redis_state(
+    url: str,
+    *,
+    rules: QueueRules | None = None,
+    seal: TextSeal | None = None,
+    timeout_s: float = TIMEOUT_S,
+    clock: Callable[[], float] | None = None,
+) -> RedisState:
+    """The state at `redis[s]://[user:password@]host[:port][/db]` or `unix:///path[?db=n]`. Does not connect yet.
+
+    `rules` must be the same for all processes that share the state; None for no budgets and equal weights. `seal`
+    protects texts, sources and token lists. A server silent for `timeout_s` counts as away. `clock` gives Unix seconds
+    in place of the server's, for tests only. Raises BadSetting, without the password, when the address is no such one.
+    """
+    server = Server(parse_url(url, param="state"), timeout_s=timeout_s, clock=clock)
+    return RedisState(server, rules=rules or QueueRules(), seal=seal or NoSeal())
