@@ -15,6 +15,7 @@ from nightfill.errors import EngineError, StateError
 from nightfill.kv.holdings import keys_of
 from nightfill.kv.key import salt_of
 from nightfill.observe.metrics import Sample
+from nightfill.sleep.bill import Bill
 from nightfill.sleep.description import description_of
 from nightfill.sleep.planner import plan_lines
 from nightfill.sleep.upkeep import StoreUpkeep
@@ -102,13 +103,15 @@ def _named(fills: Sequence[Fill], block_tokens: int) -> frozenset[BlockKey]:
 
 async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]:
     """The plan by the state alone, for the engine seen last; no engine need run."""
+    settings = rooms.settings
     notes = sorted(await rooms.state.engines.notes(), key=lambda note: note.seen_at_s)
     description = description_of(notes[-1].body) if notes else None
     lines = await plan_lines(
         rooms.state,
         [description] if description else [],
         now_s=time.time(),
-        default_ttl_s=rooms.settings.kv.ttl_s,
+        default_ttl_s=settings.kv.ttl_s,
+        bill=Bill(rooms.state, prices=settings.prices, stop_after_s=float(settings.sleep.stop_unpaid_after_s)),
     )
     return [line for line in lines if tenant in (None, line.tenant)]
 

@@ -3,6 +3,7 @@
 from nightfill.ledger.breakeven import does_not_pay, on_trial_since, uses_to_break_even
 from nightfill.ledger.prices import background_money, saved_money, show_money
 from nightfill.ledger.report import By, Row, day_of, day_of_text, report, text_of_day, total
+from nightfill.ledger.reserve import tokens_to_reserve
 
 __all__ = [
     "By",
@@ -16,6 +17,7 @@ __all__ = [
     "saved_money",
     "show_money",
     "text_of_day",
+    "tokens_to_reserve",
     "total",
     "uses_to_break_even",
 ]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.engines.engine import Reuse
+from nightfill.ledger import tokens_to_reserve
 from nightfill.sleep.priority import Priority, recency_frequency
 from nightfill.sleep.retry import NO_ROOM
 from nightfill.sleep.warmth import NEVER_USED, capacity, to_keep_warm
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from nightfill.contexts.context import Context, ContextName, Fill, Form, Tenant
     from nightfill.engines.engine import Description
@@ -48,6 +49,11 @@ class PlanLine:
     total_tokens: int
     """0 while unknown: nobody has asked the engine's tokenizer yet."""
     why: str
+    user: str = ""
+    missing_tokens: int = 0
+    """Still to be computed; an estimate while `total_tokens` is unknown."""
+    queued: bool = False
+    """It has a job already."""
 
 
 def plan(
@@ -78,7 +84,7 @@ def plan(
         for form in context.forms:
             if description is None:
                 verdict, why = Verdict.SKIP, "waits for the first start of an engine"
-                key, fill = None, None
+                key, fill, job = None, None, None
             else:
                 key = FillKey(
                     tenant=context.tenant, fingerprint=context.current, form=form, signature=description.signature
@@ -101,13 +107,16 @@ def plan(
                     priority=priority.score,
                     total_tokens=len(fill.tokens) if fill else 0,
                     why=why,
+                    user=context.user,
+                    missing_tokens=tokens_to_reserve(context, fill),
+                    queued=job is not None,
                 )
             )
     return sorted(lines, key=_order)
 
 
-def obsolete(jobs: Sequence[Job], contexts: Sequence[Context]) -> list[Job]:
-    """Unfinished jobs whose version or form no context has any more."""
+def obsolete(jobs: Sequence[Job], contexts: Sequence[Context], signatures: Collection[str]) -> list[Job]:
+    """Unfinished jobs whose version or form no context has any more, or whose signature no engine that is known."""
     wanted = {(context.tenant, context.current, form) for context in contexts for form in context.forms}
     gone = []
     for job in jobs:
@@ -118,7 +127,7 @@ def obsolete(jobs: Sequence[Job], contexts: Sequence[Context]) -> list[Job]:
         except ValueError:
             gone.append(job)
             continue
-        if (key.tenant, key.fingerprint, key.form) not in wanted:
+        if (key.tenant, key.fingerprint, key.form) not in wanted or key.signature not in signatures:
             gone.append(job)
     return gone
 

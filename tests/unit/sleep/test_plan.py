@@ -204,7 +204,8 @@ def test_jobs_of_gone_versions_and_forms_are_obsolete() -> None:
         job(JobState.QUEUED, target="nonsense"),
     ]
     kept = [current, job(JobState.DONE, target="nonsense")]
-    assert obsolete([*kept, *gone], [context()]) == gone
+    assert obsolete([*kept, *gone], [context()], {KEY.signature}) == gone
+    assert obsolete(kept, [context()], {"another"}) == [current], "no engine computes it any more"
 
 
 @pytest.mark.parametrize(
