@@ -13,7 +13,7 @@ import click
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.errors import BadInput, NightfillError
 from nightfill.sleep.description import description_of
-from nightfill.state.jobs import JobKind, JobState
+from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.process import is_gone
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from nightfill.state.jobs import Job, JobId
     from nightfill.state.sqlite import SqliteState
 
-TOP_PRIORITY: Final = 1e9
-"""Of a fill that somebody asked for: before all that a policy ranks."""
 _LOOK_EVERY_S: Final = 0.25
 _PATIENCE_S: Final = 5.0
 _SHOWN: Final = ("nobody has taken the job yet: is `nightfill serve` running with this data folder?",)
@@ -63,7 +61,7 @@ async def ask(state: SqliteState, context: Context, *, again: bool = False) -> l
             target=str(key),
             tenant=context.tenant,
             label=context.name,
-            priority=TOP_PRIORITY,
+            priority=ASKED,
             total_tokens=len(fill.tokens) if fill else 0,
         )
         if job.state is JobState.DEAD and await state.jobs.retry(job.id):

@@ -31,7 +31,7 @@ from nightfill.contexts.context import (
 from nightfill.contexts.sources import confined, read_source
 from nightfill.errors import BadRequest, NotFound, WrongMethod
 from nightfill.gateway.openai import Record, decode_members, decode_record
-from nightfill.state.jobs import JobKind, JobState
+from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.views import context_view, fill_view, job_view
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     Forget = Callable[[Fill], Awaitable[object]]
     Planner = Callable[[Tenant], Awaitable[object]]
 
-TOP_PRIORITY: Final = 1e9
-"""Of a fill that somebody asked for: before all that a policy ranks."""
 PREFIX: Final = "/v1/nightfill/"
 _READ_S: Final = 120.0
 _FINISHED_SHOWN: Final = 100
@@ -226,7 +224,7 @@ class Admin:
                     target=str(key),
                     tenant=tenant,
                     label=name,
-                    priority=TOP_PRIORITY,
+                    priority=ASKED,
                     total_tokens=len(fill.tokens) if fill is not None else 0,
                 )
                 if job.state is JobState.DEAD and await self._queue.retry(job.id):

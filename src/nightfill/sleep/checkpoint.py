@@ -8,8 +8,8 @@ SAVE_SHARE: Final = 1 / 20
 """Saving takes at most so much of the time: it writes the whole slot, so a long prefix is saved less often."""
 LONG_CLOSED_S: Final = 5.0
 """A gate closed for so long is a good moment to store what would be lost with the worker."""
-STOP_WITHIN_S: Final = 5.0
-"""How long a worker that was asked to stop may take to store what it has."""
+STOP_SHARE: Final = 0.5
+"""Of its grace, for a worker that was asked to stop to store what it has; the rest is for its lease and its engines."""
 
 
 def save_due(*, computed_s: float, last_save_s: float, every_s: float) -> bool:

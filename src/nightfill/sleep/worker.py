@@ -9,10 +9,15 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from nightfill.config import PriceSettings
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.engines.engine import Reuse
 from nightfill.errors import EngineError, KvError, LeaseLost, NightfillError, QueueFull, StateError, StateUnavailable
 from nightfill.kv.key import BLOCK_TOKENS, salt_of
+from nightfill.ledger import day_of
+from nightfill.sleep.autoscale import PACE
+from nightfill.sleep.bill import Bill
+from nightfill.sleep.checkpoint import STOP_SHARE
 from nightfill.sleep.description import note_of
 from nightfill.sleep.fidelity import Verdict
 from nightfill.sleep.fill import Filled, FillRun, Gone, Stopped
@@ -23,14 +28,16 @@ from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPoli
 from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.sources import SourceWatch
 from nightfill.sleep.stopping import pause, unless
+from nightfill.sleep.trigger import CHECK_S, KINDS, Go, Trigger
 from nightfill.sleep.value import scores_of, values
 from nightfill.sleep.verify import Crowded, VerifyRun
-from nightfill.state.jobs import JobKind, WorkerId
+from nightfill.sleep.windows import Windows
+from nightfill.state.jobs import ASKED, JobKind, WorkerId
 from nightfill.state.load import NO_LOAD
 from nightfill.state.process import is_gone, this_worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from nightfill.config import SleepSettings
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
     from nightfill.sleep.fill import Outcome
     from nightfill.sleep.planner import State
     from nightfill.sleep.pool import EnginePool
+    from nightfill.sleep.trigger import Wait
     from nightfill.sleep.upkeep import Upkeep
     from nightfill.state.access import Usage
     from nightfill.state.jobs import Lease
@@ -52,15 +60,19 @@ UPKEEP_EVERY_S: Final = 60.0
 PRUNE_EVERY_S: Final = 3600.0
 KEEP_JOBS_S: Final = 7 * 86400.0
 KEEP_ACCESSES_S: Final = 30 * 86400.0
+KEEP_LEDGER_DAYS: Final = 400
 _SETTLE_WITHIN_S: Final = 5.0
+_PACE_WEIGHT: Final = 0.3
+"""Of the newest fill, in an engine's smoothed pace."""
 _ENGINES_END_WITHIN_S: Final = 15.0
 
 
 class Worker:
     """One process's background work. `run` once.
 
-    `refresh` and `upkeep` run in threads. Engines in `unshared` serve nobody, so live requests
-    do not stop work there. `clock` gives Unix seconds, `steady` this host's monotonic ones.
+    `refresh` and `upkeep` run in threads. Engines in `unshared` serve nobody, so live requests do not stop work there;
+    `machines` has the kind of machine of each engine, for its price. `clock` gives Unix seconds, `steady` this host's
+    monotonic ones.
     """
 
     def __init__(
@@ -75,6 +87,9 @@ class Worker:
         ttl_s: float = 7 * 86400.0,
         block_tokens: int = BLOCK_TOKENS,
         unshared: frozenset[str] = frozenset(),
+        machines: Mapping[str, str] | None = None,
+        prices: PriceSettings | None = None,
+        windows: Windows | None = None,
         worker: WorkerId | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
@@ -88,12 +103,21 @@ class Worker:
         self._upkeep = upkeep
         self._block_tokens = block_tokens
         self._unshared = unshared
+        self._machines = machines or {}
         self._failed_s: dict[str, float] = {}
         self._clock = clock
         self._steady = steady
         self._sleep = sleep
+        self._trigger = Trigger(
+            state.jobs, board, settings, windows or Windows(), on_change=_say, clock=clock, steady=steady
+        )
+        self._paces: dict[str, float] = {}
+        """Tokens per second by engine, live requests and all included."""
+        self._untold: set[str] = set()
+        """Engines whose pace has changed since it was written down."""
         self._sources = SourceWatch(state.book, refresh, every_s=float(settings.check_sources_every_s), clock=steady)
-        self._planner = Planner(state, clock=clock, default_ttl_s=ttl_s)
+        bill = Bill(state, prices=prices or PriceSettings(), stop_after_s=float(settings.stop_unpaid_after_s))
+        self._planner = Planner(state, clock=clock, default_ttl_s=ttl_s, bill=bill)
         self._descriptions: dict[str, Description] = {}
         self._describe_after_s: dict[str, float] = {}
         self._describe_failures: dict[str, int] = {}
@@ -111,17 +135,25 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, or cancelled. Then the slice under way ends, what it computed is stored, the lease
-        goes back and the engines end, all within seconds.
+        goes back and the engines end: what takes longer than `checkpoint.STOP_SHARE` of the grace is given up.
         """
         _log.info("worker %s begins", self.id)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._plan_until(stop), name="planner")
-                tasks.create_task(self._work_until(stop), name="jobs")
+                planner = tasks.create_task(self._plan_until(stop), name="planner")
+                jobs = tasks.create_task(self._work_until(stop), name="jobs")
+                tasks.create_task(self._curb(stop, (planner, jobs)), name="curb")
         finally:
             async with asyncio.timeout(_ENGINES_END_WITHIN_S):
                 await self._pool.aclose()
             _log.info("worker %s ends", self.id)
+
+    async def _curb(self, stop: asyncio.Event, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Whatever they wait for when it is time to leave, they do not for long."""
+        await stop.wait()
+        await asyncio.wait(tasks, timeout=STOP_SHARE * self._settings.grace_s)
+        for task in tasks:
+            task.cancel()
 
     # --- planning ---
 
@@ -145,6 +177,7 @@ class Worker:
                     pruned_at_s = now_s
                     await self._state.jobs.prune(older_than_s=KEEP_JOBS_S)
                     await self._state.access.prune(older_than_s=KEEP_ACCESSES_S)
+                    await self._state.ledger.prune(before_day=day_of(self._clock()) - KEEP_LEDGER_DAYS)
             except (StateError, KvError, QueueFull) as exc:
                 # The next tick may go better, and live requests do not need us.
                 _log.warning("planning: %s", exc)
@@ -159,6 +192,9 @@ class Worker:
                     await self._describe(name, stop)
         if self._descriptions:
             await self._planner.tick(tuple(self._descriptions.values()))
+        while self._untold:
+            name = self._untold.pop()
+            await self._note(name, self._descriptions[name])
 
     async def _describe(self, name: str, stop: asyncio.Event) -> None:
         """Start the engine to learn what it computes; keys of fills need its signature."""
@@ -174,8 +210,11 @@ class Worker:
             _log.warning("engine %s: asked again in %g s: %s", name, wait_s, exc)
             return
         if description is not None:
-            self._descriptions[name] = description
-            await self._state.engines.put(name, note_of(description))
+            await self._note(name, description)
+
+    async def _note(self, name: str, description: Description) -> None:
+        self._descriptions[name] = description
+        await self._state.engines.put(name, {**note_of(description), PACE: round(self._paces.get(name, 0.0))})
 
     async def _reclaim(self) -> None:
         """Free what dead processes of this host still hold, so that nobody waits for their leases to expire."""
@@ -249,16 +288,42 @@ class Worker:
             lease: Lease | None = None
             try:
                 if self._descriptions:
+                    known = self._descriptions.values()
+                    may = isinstance(await self._trigger.now(), Go)
                     lease = await self._state.jobs.lease(
-                        self.id, kinds=[JobKind.FILL, JobKind.VERIFY], lease_s=float(self._settings.lease_s)
+                        self.id,
+                        kinds=KINDS,
+                        # What somebody asked for, he waits for: at any hour.
+                        min_priority=None if may else ASKED,
+                        lease_s=float(self._settings.lease_s),
+                        needs=sorted({description.signature for description in known}),
+                        max_tokens=max(description.context_length for description in known),
                     )
             except StateUnavailable as exc:
                 _log.warning("no job leased: %s", exc)
             if lease is not None:
-                await self._run(lease, stop)
+                await self._run_in_time(lease, stop)
             else:
                 await self._pool.stop_idle()
                 await pause(stop, LOOK_EVERY_S, self._sleep)
+
+    async def _run_in_time(self, lease: Lease, stop: asyncio.Event) -> None:
+        """Run the job; it is handed back when the time for it is over, as when the worker is to stop."""
+        ends = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            job = tasks.create_task(self._run(lease, ends), name="job")
+            watch = tasks.create_task(self._end_in_time(lease, stop, ends), name="trigger")
+            job.add_done_callback(lambda _: watch.cancel())
+
+    async def _end_in_time(self, lease: Lease, stop: asyncio.Event, ends: asyncio.Event) -> None:
+        while not stop.is_set():
+            try:
+                if lease.job.priority < ASKED and not isinstance(await self._trigger.now(), Go):
+                    break
+            except StateUnavailable as exc:
+                _log.warning("job %d goes on, it is not known whether it still may: %s", lease.job.id, exc)
+            await pause(stop, CHECK_S, self._sleep)
+        ends.set()
 
     async def _run(self, lease: Lease, stop: asyncio.Event) -> None:
         held = HeldLease(
@@ -291,7 +356,8 @@ class Worker:
         name = self._engine_for(key.signature)
         if name is None:
             return Gone("no engine here computes its model any more")
-        gate = self._gate(name, stop)
+        held.begin_on(self._machines.get(name, ""))
+        gate, began_s = self._gate(name, stop), self._steady()
         holding = await self._holding(key)
         async with self._pool.lent(name) as engine:
             run = FillRun(
@@ -309,9 +375,11 @@ class Worker:
             )
             try:
                 outcome = await run.run()
+                if isinstance(outcome, Filled) and held.work.tokens:
+                    self._pace(name, held.work.tokens / max(self._steady() - began_s, 1e-3))
                 if isinstance(outcome, Gone):
                     # Perhaps because it computes something else by now.
-                    self._descriptions[name] = await engine.describe()
+                    await self._note(name, await engine.describe())
             except EngineError:
                 self._failed_s[name] = self._steady()
                 raise
@@ -321,6 +389,11 @@ class Worker:
                 # The next prefix begins short again, and so its slices.
                 self._sizers[name] = replace(run.sizer, last_tokens=0)
 
+    def _pace(self, name: str, tps: float) -> None:
+        before = self._paces.get(name, tps)
+        self._paces[name] = before + _PACE_WEIGHT * (tps - before)
+        self._untold.add(name)
+
     async def _verify(self, held: HeldLease, stop: asyncio.Event) -> Outcome | Verdict | Crowded:
         try:
             key = FillKey.parse(held.job.target)
@@ -329,8 +402,16 @@ class Worker:
         name = self._engine_for(key.signature)
         if name is None:
             return Gone("no engine here computes its model any more")
+        held.begin_on(self._machines.get(name, ""))
         async with self._pool.lent(name) as engine:
-            run = VerifyRun(key, book=self._state.book, engine=engine, gate=self._gate(name, stop))
+            run = VerifyRun(
+                key,
+                book=self._state.book,
+                engine=engine,
+                gate=self._gate(name, stop),
+                computed=held.computed,
+                clock=self._steady,
+            )
             return await while_held(held, run.run())
 
     def _gate(self, name: str, stop: asyncio.Event) -> Gatekeeper:
@@ -344,25 +425,27 @@ class Worker:
 
     async def _settle(self, held: HeldLease, outcome: Outcome | Verdict | Crowded) -> None:
         """Write down how it ended. When that cannot be, the lease expires and the job is leased again."""
-        jobs, lease, job = self._state.jobs, held.lease, held.job
+        jobs, lease, job, work = self._state.jobs, held.lease, held.job, held.work
         try:
             async with asyncio.timeout(_SETTLE_WITHIN_S):
                 match outcome:
                     case Filled():
-                        await jobs.complete(lease)
+                        await jobs.complete(lease, work=work)
                         _log.info(
                             "job %d (%s): ready, %d tokens, %d computed now, %.2f engine seconds",
                             job.id, job.label, outcome.tokens, outcome.computed, outcome.seconds,
                         )  # fmt: skip
                     case Verdict():
-                        await jobs.complete(lease, outcome=outcome.outcome, note=outcome.why)
+                        await jobs.complete(lease, outcome=outcome.outcome, note=outcome.why, work=work)
                         _log.info("job %d (%s): %s", job.id, job.label, outcome.why)
                     case Crowded():
-                        await jobs.complete(lease, outcome="crowded", note="live requests left no room for it")
+                        note = "live requests left no room for it"
+                        await jobs.complete(lease, outcome="crowded", note=note, work=work)
                     case Stopped():
-                        await jobs.release(lease)
+                        await jobs.release(lease, work=work)
                         _log.info("job %d (%s): handed back at %d tokens", job.id, job.label, held.kept_tokens)
                     case Gone():
+                        await held.renew()  # what it computed until then is charged
                         await jobs.cancel(job.id)
                         _log.info("job %d (%s): cancelled: %s", job.id, job.label, outcome.reason)
                     case Failure():
@@ -374,12 +457,16 @@ class Worker:
         job = held.job
         match after_failure(job.failures + 1, failure, self._retry):
             case Retry(in_s=in_s):
-                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=in_s)
+                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=in_s, work=held.work)
                 _log.warning("job %d (%s): again in %.1f s: %s", job.id, job.label, in_s, failure.message)
             case GiveUp() if job.kind is JobKind.VERIFY:
                 # Never dead: that would end all further looks at this fill.
-                await self._state.jobs.complete(held.lease, outcome="failed", note=failure.message)
+                await self._state.jobs.complete(held.lease, outcome="failed", note=failure.message, work=held.work)
                 _log.warning("job %d (%s): not verified: %s", job.id, job.label, failure.message)
             case GiveUp():
-                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=None)
+                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=None, work=held.work)
                 _log.error("job %d (%s): given up: %s", job.id, job.label, failure.message)
+
+
+def _say(decision: Go | Wait) -> None:
+    _log.info("background work %s: %s", "goes on" if isinstance(decision, Go) else "waits", decision.why)
