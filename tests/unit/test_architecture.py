@@ -48,6 +48,7 @@ RANK: Final = {
     "ledger": 2,
     "gateway": 2,
     "bench": 2,
+    "simulate": 2,
     "web": 2,
     "cli": 3,
     "__main__": 4,

@@ -1,4 +1,4 @@
-"""Pictures: how times to first token are distributed, how fast tiers move blocks.
+"""Pictures: how times to first token are distributed, how fast tiers move blocks, how often blocks are hit.
 
 Sole importer of matplotlib (extra `chart`)."""
 
@@ -151,3 +151,44 @@ def draw_tiers(tiers: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 def _rate(bps: float) -> str:
     return f"{bps / 1e9:.3g} GB/s" if bps >= 1e8 else f"{bps / 1e6:.3g} MB/s"
+
+
+def draw_hit_ratios(
+    lines: Mapping[str, Sequence[tuple[int, float]]], path: Path, *, title: str, subtitle: str = ""
+) -> None:
+    """Write a PNG: one line per name through its (bytes, ratio of 0 to 1), on a logarithmic axis of bytes.
+
+    At least one line, each with a point. Raises BadSetting when matplotlib is missing or `path` cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, PercentFormatter
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(lines.items()):
+        sizes, ratios = zip(*sorted(points), strict=True)
+        colour, marker = _COLOURS[number % len(_COLOURS)], "osD^vX"[number % 6]
+        axes.plot(sizes, ratios, color=colour, marker=marker, ls="-" if number < len(_COLOURS) else "--", label=name)
+    ticks = sorted({size for points in lines.values() for size, _ in points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [_size(size) for size in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("size of the store (logarithmic)", fontsize=9, color=_INK)
+    axes.grid(color="#DDDDDD", linewidth=0.8)
+    axes.tick_params(length=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    _save(figure, path)
+
+
+def _size(nbytes: float) -> str:
+    power = min(int(math.log2(nbytes)) // 10, 5)
+    return f"{nbytes / 2 ** (10 * power):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
