@@ -127,6 +127,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     forget=lambda fill: forget_fill(rooms, fill),
                     plan=lambda tenant: plan_shown(rooms, tenant),
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
+                    machines={one.name: one.machine for one in wanted},
                 )
             )
             await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
