@@ -1,4 +1,7 @@
-"""nightfill's own routes, below `/v1/nightfill/`: contexts, jobs, engines, plan. A caller sees its own tenant alone."""
+"""nightfill's own routes, below `/v1/nightfill/`: contexts, jobs, engines, plan, ledger, budgets.
+
+A caller sees its own tenant alone.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from nightfill.contexts import (
     fingerprint_of,
     messages_content,
     parse_name,
+    parse_user,
     text_content,
 )
 from nightfill.contexts.context import (
@@ -31,6 +35,7 @@ from nightfill.contexts.context import (
 from nightfill.contexts.sources import confined, read_source
 from nightfill.errors import BadRequest, NotFound, WrongMethod
 from nightfill.gateway.openai import Record, decode_members, decode_record
+from nightfill.ledger import tokens_to_reserve
 from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.views import context_view, fill_view, job_view
 
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from nightfill.config import ContextSettings
     from nightfill.contexts import Content, Context, ContextName, Fill, Source, Tenant
     from nightfill.engines.engine import Description
+    from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.admission import Admission
     from nightfill.gateway.exchange import Exchange
     from nightfill.state.book import ContextBook
@@ -64,6 +70,8 @@ class PutBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Default: both for text, chat alone for messages."""
     pinned: bool = False
     ttl_s: Annotated[float, Meta(gt=0)] | None = None
+    user: str = ""
+    """Whose it is within the tenant, and whose budget pays for its fills."""
 
 
 class PinBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +95,7 @@ class Admin:
         describe: Callable[[], Awaitable[Sequence[Description]]],
         forget: Forget | None = None,
         plan: Planner | None = None,
+        accounts: Accounts | None = None,
     ) -> None:
         self._book = book
         self._queue = queue
@@ -94,6 +103,7 @@ class Admin:
         self._describe = describe
         self._forget = forget
         self._plan = plan
+        self._accounts = accounts
 
     async def job_counts(self) -> tuple[dict[str, int], int]:
         """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before."""
@@ -110,36 +120,48 @@ class Admin:
     async def answer(self, exchange: Exchange, admission: Admission) -> None:
         """Serve one request. Raises NightfillError while nothing was sent."""
         tenant = admission.tenant(exchange.headers)
-        method = "GET" if exchange.method == "HEAD" else exchange.method
-        handlers: dict[str, Handler]
-        match exchange.path.removeprefix(PREFIX).split("/"):
-            case ["contexts"]:
-                handlers = {"GET": self._list}
-            case ["contexts", name]:
-                named = parse_name(name, param="name")
-                handlers = {
-                    "GET": functools.partial(self._show, name=named),
-                    "PUT": functools.partial(self._put, name=named),
-                    "DELETE": functools.partial(self._delete, name=named),
-                }
-            case ["contexts", name, "fill"]:
-                handlers = {"POST": functools.partial(self._fill, name=parse_name(name, param="name"))}
-            case ["contexts", name, "pin"]:
-                handlers = {"POST": functools.partial(self._pin, name=parse_name(name, param="name"))}
-            case ["jobs"]:
-                handlers = {"GET": self._jobs}
-            case ["engines"]:
-                handlers = {"GET": lambda _tenant, _body: self._engines()}
-            case ["plan"] if self._plan is not None:
-                handlers = {"GET": self._planned}
-            case _:
-                raise NotFound(f"there is no {exchange.path[:200]!r} here")
-        handler = handlers.get(method)
+        handlers = self._handlers(exchange.path.removeprefix(PREFIX).split("/"), exchange.query)
+        if not handlers:
+            raise NotFound(f"there is no {exchange.path[:200]!r} here")
+        handler = handlers.get("GET" if exchange.method == "HEAD" else exchange.method)
         if handler is None:
             raise WrongMethod(f"{exchange.method} is not allowed on {exchange.path}", allowed=tuple(sorted(handlers)))
         async with admission.body(exchange) as body:
             status, value = await handler(tenant, body)
             await exchange.respond_json(status, value)
+
+    def _handlers(self, path: Sequence[str], query: bytes) -> dict[str, Handler]:
+        """By method; none where there is nothing."""
+        match path:
+            case ["contexts"]:
+                return {"GET": self._list}
+            case ["contexts", name, *action]:
+                return self._context_handlers(parse_name(name, param="name"), action)
+            case ["jobs"]:
+                return {"GET": self._jobs}
+            case ["engines"]:
+                return {"GET": lambda _tenant, _body: self._engines()}
+            case ["plan"] if self._plan is not None:
+                return {"GET": self._planned}
+            case ["ledger"] if self._accounts is not None:
+                return {"GET": functools.partial(self._ledger, self._accounts, query)}
+            case ["budgets"] if self._accounts is not None:
+                return {"GET": functools.partial(self._budgets, self._accounts)}
+        return {}
+
+    def _context_handlers(self, name: ContextName, action: Sequence[str]) -> dict[str, Handler]:
+        match action:
+            case []:
+                return {
+                    "GET": functools.partial(self._show, name=name),
+                    "PUT": functools.partial(self._put, name=name),
+                    "DELETE": functools.partial(self._delete, name=name),
+                }
+            case ["fill"]:
+                return {"POST": functools.partial(self._fill, name=name)}
+            case ["pin"]:
+                return {"POST": functools.partial(self._pin, name=name)}
+        return {}
 
     async def _list(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
         fills = await self._book.fills(tenant)
@@ -168,6 +190,7 @@ class Admin:
             forms=tuple(dict.fromkeys(forms)),
             pinned=ask.pinned,
             ttl_s=ask.ttl_s,
+            user=parse_user(ask.user) if ask.user else "",
         )
         return 201 if old is None else 200, context_view(context, await self._book.fills(tenant))
 
@@ -226,6 +249,9 @@ class Admin:
                     label=name,
                     priority=ASKED,
                     total_tokens=len(fill.tokens) if fill is not None else 0,
+                    user=context.user,
+                    needs=signature,
+                    reserve_tokens=tokens_to_reserve(context, fill),
                 )
                 if job.state is JobState.DEAD and await self._queue.retry(job.id):
                     job = await self._queue.get(job.id) or job
@@ -247,6 +273,7 @@ class Admin:
             forms=context.forms,
             pinned=pinned,
             ttl_s=context.ttl_s,
+            user=context.user,
         )
         return 200, context_view(context, await self._book.fills(tenant))
 
@@ -276,6 +303,12 @@ class Admin:
     async def _planned(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
         assert self._plan is not None
         return 200, await self._plan(tenant)
+
+    async def _ledger(self, accounts: Accounts, query: bytes, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        return 200, await accounts.billed(tenant, query)
+
+    async def _budgets(self, accounts: Accounts, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        return 200, await accounts.budgeted(tenant)
 
     async def _known(self, tenant: Tenant, name: ContextName) -> Context:
         context = await self._book.get(tenant, name)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from nightfill.config import ContextSettings, GatewaySettings
     from nightfill.engines.engine import Engine
+    from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.admin import Forget, Planner
     from nightfill.observe.metrics import Metrics
     from nightfill.state.access import AccessLog
@@ -43,12 +44,14 @@ async def serving(
     metrics: Metrics,
     forget: Forget | None = None,
     plan: Planner | None = None,
+    accounts: Accounts | None = None,
     audit_share: float = 0.0,
     machines: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
     forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
+    accounts: bill and budgets, where they are to be shown.
     audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
     engine, by the engine's name.
     Raises BadSetting when the address is taken or not allowed.
@@ -67,7 +70,15 @@ async def serving(
         machines=machines,
         limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
     )
-    admin = Admin(book=book, queue=queue, limits=contexts, describe=inference.descriptions, forget=forget, plan=plan)
+    admin = Admin(
+        book=book,
+        queue=queue,
+        limits=contexts,
+        describe=inference.descriptions,
+        forget=forget,
+        plan=plan,
+        accounts=accounts,
+    )
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
     async with journal, fleet, Server(gateway, settings) as server:
         yield server

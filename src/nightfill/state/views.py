@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from nightfill.contexts.context import Context, Fill
     from nightfill.state.access import Usage
+    from nightfill.state.budgets import BudgetLine
     from nightfill.state.jobs import Job
 
 
@@ -83,4 +84,19 @@ def job_view(job: Job) -> dict[str, Any]:
         "note": job.note,
         "created_at": job.created_at_s,
         "updated_at": job.updated_at_s,
+    }
+
+
+def budget_view(line: BudgetLine) -> dict[str, Any]:
+    """A budget."""
+    return {
+        "tenant": line.scope.tenant,
+        "user": line.scope.user,
+        "period": line.period,
+        "limit": line.limit,
+        "own": line.own,
+        "spent": line.spent,
+        "reserved": line.reserved,
+        "left": line.left,
+        "resets_at": line.resets_at_s,
     }

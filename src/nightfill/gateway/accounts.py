@@ -1,0 +1,54 @@
+"""What a tenant may know of its bill and its budgets, over HTTP. Setting budgets is for who runs the server."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
+
+from nightfill.errors import BadRequest
+from nightfill.ledger import DEFAULT_SINCE, By, bill, parse_by, parse_since
+from nightfill.state.budgets import Scope
+from nightfill.state.views import budget_view
+
+if TYPE_CHECKING:
+    from nightfill.config import PriceSettings
+    from nightfill.contexts import Tenant
+    from nightfill.state.budgets import BudgetBook
+    from nightfill.state.ledger import LedgerBook
+
+_ASKED: Final = frozenset({"by", "since"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounts:
+    """Answers for one tenant at a time."""
+
+    ledger: LedgerBook
+    budgets: BudgetBook
+    prices: PriceSettings
+
+    async def billed(self, tenant: Tenant, query: bytes) -> dict[str, Any]:
+        """Answer `GET ledger`; `by` and `since` are as of `nightfill ledger`. Raises BadInput, StateUnavailable."""
+        asked = {key: values[-1] for key, values in parse_qs(query.decode("latin-1"), keep_blank_values=True).items()}
+        if unknown := sorted(asked.keys() - _ASKED):
+            raise BadRequest(f"there is no parameter {unknown[0][:80]!a}; by and since are known", param="query")
+        now_s = time.time()
+        return {
+            "object": "list",
+            **await bill(
+                self.ledger,
+                self.prices,
+                by=parse_by(asked.get("by", By.CONTEXT)),
+                since_day=parse_since(asked.get("since", DEFAULT_SINCE), now_s=now_s),
+                now_s=now_s,
+                tenant=tenant,
+            ),
+        }
+
+    async def budgeted(self, tenant: Tenant) -> dict[str, Any]:
+        """Answer `GET budgets`: the tenant's own, and those of its users. Raises StateUnavailable."""
+        others = {line.scope for line in await self.budgets.lines() if line.scope.tenant == tenant}
+        scopes = [Scope(tenant), *sorted(others - {Scope(tenant)}, key=lambda scope: scope.user or "")]
+        return {"object": "list", "data": [budget_view(line) for line in await self.budgets.lines(scopes)]}
