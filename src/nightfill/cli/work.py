@@ -28,12 +28,14 @@ _LOG: Final = logging.getLogger(__name__)
 
 @click.command()
 @click.option("--model", help="GGUF file, or demo:SIZE; the same as the server's.")
+@click.option("--spot", type=click.Choice(["aws", "gcp", "azure"]), help="Leave on a spot notice of this cloud.")
 @click.option("--handed-over", is_flag=True, hidden=True, help="Settings come on standard input; its end is a stop.")
 @click.pass_obj
-def work(options: Options, /, *, model: str | None, handed_over: bool) -> None:
+def work(options: Options, /, *, model: str | None, spot: str | None, handed_over: bool) -> None:
     """Fill contexts while nobody asks. `nightfill serve` runs one of these by itself.
 
-    SIGTERM ends it in good order: what is computed is stored, the job goes back.
+    SIGTERM, or a spot notice, ends it in good order within sleep.grace_s: what is computed is stored, the job goes
+    back.
     """
     import uvloop
 
@@ -44,14 +46,17 @@ def work(options: Options, /, *, model: str | None, handed_over: bool) -> None:
         settings = decode_settings(sys.stdin.buffer.readline())
         workspace = Workspace(settings=settings, data_dir=Path(settings.data_dir))
     else:
-        workspace = Workspace.load(options, {"engines.0.model": model} if model else {})
+        given = {"engines.0.model": model, "sleep.spot": spot}
+        workspace = Workspace.load(options, {key: value for key, value in given.items() if value})
     uvloop.run(run(workspace, stop_at_end_of=sys.stdin.fileno() if handed_over else None))
 
 
 async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
-    """Work until SIGTERM, SIGINT, or the end of the file descriptor."""
+    """Work until SIGTERM, SIGINT, a spot notice, or the end of the file descriptor."""
     from nightfill.cli.deletion import settling
     from nightfill.cli.engine_room import engines_for, make_filler
+    from nightfill.cli.leaving import end_within, stop_on_notice
+    from nightfill.cli.night import night_windows
     from nightfill.cli.rooms import open_rooms
     from nightfill.cli.upkeep import running, store_upkeep
     from nightfill.cli.workspace import text_seal
@@ -71,6 +76,9 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
         stack.enter_context(stop_on_signals(stop))
         if stop_at_end_of is not None:
             _stop_at_end(stop_at_end_of, stop, stack)
+        await stack.enter_async_context(running(end_within(settings.sleep.grace_s, stop), name="grace"))
+        if settings.sleep.spot:
+            await stack.enter_async_context(running(stop_on_notice(settings.sleep, stop), name="spot notices"))
         rooms = await stack.enter_async_context(open_rooms(workspace))
         board = MmapLoadBoard(rooms.board_path, writes=False)
         stack.callback(board.close)
@@ -88,6 +96,9 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
             ttl_s=settings.kv.ttl_s,
             block_tokens=settings.kv.block_tokens,
             unshared=frozenset(one.name for one in wanted if set(one.roles) == {"fill"}),
+            machines={one.name: one.machine for one in wanted},
+            prices=settings.prices,
+            windows=night_windows(settings.sleep),
         )
         if settings.kv.old_key_files and (seal := text_seal(settings.kv)) is not None:
             # Before blocks: a fill whose tokens nobody can open is filled again.
