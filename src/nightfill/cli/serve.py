@@ -64,11 +64,12 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
         make_split,
         make_vllm,
     )
+    from nightfill.cli.night import Scaler
     from nightfill.cli.rooms import open_rooms, sole
     from nightfill.cli.upkeep import deletion_samples, forget_deleted, plan_shown, running, store_samples
     from nightfill.cli.worker_process import WorkerProcess
     from nightfill.engines.engine import Reuse
-    from nightfill.gateway import serving, stop_on_signals
+    from nightfill.gateway import Accounts, serving, stop_on_signals
     from nightfill.observe import logs
     from nightfill.observe.metrics import Metrics
     from nightfill.sleep import Warmer, warming
@@ -126,6 +127,8 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     metrics=metrics,
                     forget=lambda fill: forget_fill(rooms, fill),
                     plan=lambda tenant: plan_shown(rooms, tenant),
+                    accounts=Accounts(ledger=rooms.state.ledger, budgets=rooms.state.budgets, prices=settings.prices),
+                    autoscale=Scaler(rooms.state, board, settings.sleep).now,
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
                     machines={one.name: one.machine for one in wanted},
                 )

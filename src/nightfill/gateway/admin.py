@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from nightfill.engines.engine import Description
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.admission import Admission
+    from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.exchange import Exchange
+    from nightfill.sleep.autoscale import Scale
     from nightfill.state.book import ContextBook
     from nightfill.state.jobs import Job, JobQueue
 
@@ -96,6 +98,7 @@ class Admin:
         forget: Forget | None = None,
         plan: Planner | None = None,
         accounts: Accounts | None = None,
+        autoscale: Autoscale | None = None,
     ) -> None:
         self._book = book
         self._queue = queue
@@ -104,6 +107,7 @@ class Admin:
         self._forget = forget
         self._plan = plan
         self._accounts = accounts
+        self._autoscale = autoscale
 
     async def job_counts(self) -> tuple[dict[str, int], int]:
         """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before."""
@@ -116,6 +120,10 @@ class Admin:
     async def audit_counts(self) -> dict[str, int]:
         """How often fills were compared with what engines compute, by outcome; of all tenants."""
         return await self._queue.outcomes(JobKind.VERIFY)
+
+    async def scale(self) -> Scale | None:
+        """How many workers are wished for and why; None where nobody says."""
+        return await self._autoscale() if self._autoscale is not None else None
 
     async def answer(self, exchange: Exchange, admission: Admission) -> None:
         """Serve one request. Raises NightfillError while nothing was sent."""
@@ -143,6 +151,8 @@ class Admin:
                 return {"GET": lambda _tenant, _body: self._engines()}
             case ["plan"] if self._plan is not None:
                 return {"GET": self._planned}
+            case ["autoscale"] if self._autoscale is not None:
+                return {"GET": lambda _tenant, _body: self._scaled()}
             case ["ledger"] if self._accounts is not None:
                 return {"GET": functools.partial(self._ledger, self._accounts, query)}
             case ["budgets"] if self._accounts is not None:
@@ -309,6 +319,9 @@ class Admin:
 
     async def _budgets(self, accounts: Accounts, tenant: Tenant, _: bytes) -> tuple[int, object]:
         return 200, await accounts.budgeted(tenant)
+
+    async def _scaled(self) -> tuple[int, object]:
+        return 200, await self.scale()
 
     async def _known(self, tenant: Tenant, name: ContextName) -> Context:
         context = await self._book.get(tenant, name)

@@ -16,6 +16,7 @@ from nightfill.errors import (
     WrongMethod,
 )
 from nightfill.gateway.ask import ENGINE_ROUTES
+from nightfill.gateway.autoscale import scale_samples
 from nightfill.gateway.exchange import CLOSE, Exchange
 from nightfill.gateway.inference import model_of
 from nightfill.gateway.refusal import refusal
@@ -123,6 +124,8 @@ class Gateway:
                 counts, failing = await self._admin.job_counts()
                 self._metrics.jobs(counts, failing=failing)
                 self._metrics.audits(await self._admin.audit_counts())
+                if (scale := await self._admin.scale()) is not None:
+                    self._metrics.scale(tuple(scale_samples(scale)))
             except StateError as exc:
                 _LOG.warning("jobs could not be counted: %s", exc)
             text = await asyncio.to_thread(self._metrics.render)

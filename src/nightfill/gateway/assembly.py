@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nightfill.engines.engine import Engine
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.admin import Forget, Planner
+    from nightfill.gateway.autoscale import Autoscale
     from nightfill.observe.metrics import Metrics
     from nightfill.state.access import AccessLog
     from nightfill.state.book import ContextBook
@@ -47,13 +48,14 @@ async def serving(
     accounts: Accounts | None = None,
     audit_share: float = 0.0,
     machines: Mapping[str, str] | None = None,
+    autoscale: Autoscale | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
     forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
     accounts: bill and budgets, where they are to be shown.
     audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
-    engine, by the engine's name.
+    engine, by the engine's name. autoscale: how many workers are wished for.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
@@ -78,6 +80,7 @@ async def serving(
         forget=forget,
         plan=plan,
         accounts=accounts,
+        autoscale=autoscale,
     )
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
     async with journal, fleet, Server(gateway, settings) as server:

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 import nightfill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _LOG: Final = logging.getLogger(__name__)
 TTFT_BUCKETS: Final = (
@@ -145,6 +145,8 @@ class Metrics:
         )
         self._audits: Mapping[str, int] = {}
         self.watch(self._audited)
+        self._scale: Iterable[Sample] = ()
+        self.watch(lambda: self._scale)
         build = Gauge("nightfill_build_info", "Always 1.", ("version", "python"), registry=self.registry)
         build.labels(nightfill.__version__, platform.python_version()).set(1)
 
@@ -238,6 +240,10 @@ class Metrics:
     def audits(self, counts: Mapping[str, int]) -> None:
         """How often stored KV was compared with what an engine computes, by outcome; the state counts them."""
         self._audits = counts
+
+    def scale(self, samples: Sequence[Sample]) -> None:
+        """The queue, and how many workers it needs, as of now."""
+        self._scale = samples
 
     def _audited(self) -> Iterable[Sample]:
         for outcome, count in self._audits.items():
