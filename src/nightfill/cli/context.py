@@ -62,6 +62,7 @@ def context() -> None:
 @click.option("--form", type=click.Choice(["chat", "completion", "both"]), help="Fill for chat (default), completions.")
 @click.option("--pin", is_flag=True, help="Keep its KV, whatever else needs room.")
 @click.option("--ttl", type=_Duration(), help="Keep its KV for so long after its last use.")
+@click.option("--user", default="", help="Whose it is within the tenant, and whose budget pays.  [default: nobody's]")
 @_tenant_option
 @_wait_options
 @json_option
@@ -73,6 +74,7 @@ def add(
     form: str | None,
     pin: bool,
     ttl: float | None,
+    user: str,
     tenant: str,
     waits: bool,
     timeout: float,
@@ -92,7 +94,7 @@ def add(
     """
     from nightfill.cli.given import Given
     from nightfill.cli.workspace import Workspace
-    from nightfill.contexts import parse_name, parse_tenant
+    from nightfill.contexts import parse_name, parse_tenant, parse_user
 
     forms = _forms(form, messages=given["messages"] is not None)
     _run(
@@ -104,6 +106,7 @@ def add(
             forms=forms,
             pin=pin,
             ttl_s=ttl,
+            user=parse_user(user) if user else "",
             timeout_s=timeout if waits else None,
             as_json=as_json,
         )
@@ -196,6 +199,7 @@ async def _add(
     forms: tuple[Form, ...],
     pin: bool,
     ttl_s: float | None,
+    user: str,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
@@ -215,6 +219,7 @@ async def _add(
             forms=forms,
             pinned=pin,
             ttl_s=ttl_s,
+            user=user,
         )
         same = before is not None and before.current == stored.current
         did = "added" if before is None else ("unchanged" if same else "changed")

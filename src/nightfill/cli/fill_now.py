@@ -12,6 +12,7 @@ import click
 
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.errors import BadInput, NightfillError
+from nightfill.ledger import tokens_to_reserve
 from nightfill.sleep.description import description_of
 from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.process import is_gone
@@ -41,7 +42,7 @@ class Asked:
 async def ask(state: SqliteState, context: Context, *, again: bool = False) -> list[Asked]:
     """Queue fills of all forms of the context for the engine seen last, before all others.
 
-    `again` also fills what is ready. Raises BadInput when no engine has run with this state yet.
+    `again` also fills what is ready. Raises BadInput when no engine has run with this state yet, BudgetSpent.
     """
     notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
     description = description_of(notes[-1].body) if notes else None
@@ -63,6 +64,9 @@ async def ask(state: SqliteState, context: Context, *, again: bool = False) -> l
             label=context.name,
             priority=ASKED,
             total_tokens=len(fill.tokens) if fill else 0,
+            user=context.user,
+            needs=description.signature,
+            reserve_tokens=tokens_to_reserve(context, fill),
         )
         if job.state is JobState.DEAD and await state.jobs.retry(job.id):
             job = await state.jobs.get(job.id) or job

@@ -25,6 +25,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "context": ("nightfill.cli.context:context", "Add, list, fill and remove contexts."),
     "jobs": ("nightfill.cli.jobs:jobs", "Look at background work; retry or cancel it."),
     "plan": ("nightfill.cli.plan:plan", "Say what would be filled next, and why."),
+    "ledger": ("nightfill.cli.ledger:ledger", "Show what background work cost, and what it saved."),
+    "budget": ("nightfill.cli.budget:budget", "Show and set how much background work may compute."),
     "verify": ("nightfill.cli.verify:verify", "Compare what is stored with what the engines compute."),
     "bench": ("nightfill.cli.bench:bench", "Measure the time to first token, with a fill and without."),
     "simulate": ("nightfill.cli.simulate:simulate", "Replay recorded traffic through each policy."),
@@ -123,6 +125,7 @@ def _hint(error: NightfillError) -> str:
     hints: list[tuple[type[NightfillError], str]] = [
         (errors.BadSetting, "docs/settings.md lists every setting; `nightfill doctor` checks them"),
         (errors.NotFound, "`nightfill context ls` and `nightfill jobs ls` show what there is"),
+        (errors.BudgetSpent, "`nightfill budget` shows what is spent, `nightfill budget set` gives more"),
         (errors.StateError, "`nightfill doctor` looks at the state file and its folder"),
         (errors.KvError, "`nightfill doctor` looks at the store's folders and their free space"),
         (errors.EngineStart, "`nightfill doctor` looks at the model and the engine"),
