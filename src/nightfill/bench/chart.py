@@ -192,3 +192,34 @@ def draw_hit_ratios(
 def _size(nbytes: float) -> str:
     power = min(int(math.log2(nbytes)) // 10, 5)
     return f"{nbytes / 2 ** (10 * power):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
+
+
+def draw_shares(rows: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitle: str = "") -> None:
+    """Write a PNG: per name a bar to the mean of its shares (0 to 1) and a dot for each; the first comes on top.
+
+    At least one name, each with a share. Raises BadSetting when matplotlib is missing or `path` cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(8, 1.4 + 0.5 * len(rows)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for row, shares in enumerate(rows.values()):
+        mean = sum(shares) / len(shares)
+        axes.barh(row, mean, height=0.6, color=_COLOURS[1], alpha=0.35, zorder=3)
+        axes.scatter(shares, [row] * len(shares), s=16, color=_COLOURS[1], linewidths=0, zorder=4)
+        axes.text(1.02, row, f"{mean:.1%}", va="center", fontsize=9, color=_INK)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=10)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.8, zorder=0)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    _save(figure, path)

@@ -8,8 +8,8 @@ demands that the sum of `L_i * fills_i` over a day is at most `B`. So over the `
     saved <= sum_i L_i * served_i + p * (D * B - sum_i L_i * fills_i) = sum_i L_i * (served_i - p * fills_i) + p * D * B
 
 whatever the planner does. The right side falls apart into one problem per context, each solved exactly by going
-backwards through the windows: let `best(w)` be the most that `served_i - p * fills_i` can be from fills in window `w` or
-later, none of which overlaps another,
+backwards through the windows: let `best(w)` be the most that `served_i - p * fills_i` can be from fills in window `w`
+or later, none of which overlaps another,
 
     best(w) = max(best(w + 1), uses in w + 1 .. w + lasts - p + best(w + lasts)).
 
@@ -26,8 +26,6 @@ from __future__ import annotations
 
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
-
-from nightfill.simulate.fleet import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +48,7 @@ class Bound:
 
     def tokens(self, fleet: Fleet) -> int:
         """Prefill tokens that no planner can save more of."""
-        budget = fleet.day_tokens * (fleet.windows / DAY)
+        budget = fleet.day_tokens * fleet.days
 
         def at(step: int) -> float:
             best = zip(fleet.tokens, self._best(step), strict=True)
@@ -74,9 +72,9 @@ def best(sums: Sequence[int], price: float, lasts: int) -> float:
     values = [0.0] * (windows + lasts + 1)
     for window in range(windows - 2, -1, -1):
         ends = window + 1 + lasts
-        fill = sums[ends if ends < windows else windows] - sums[window + 1] - price + values[window + lasts]
+        fill = sums[min(ends, windows)] - sums[window + 1] - price + values[window + lasts]
         keep = values[window + 1]
-        values[window] = fill if fill > keep else keep
+        values[window] = max(fill, keep)
     return values[0]
 
 

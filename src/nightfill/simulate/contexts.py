@@ -1,4 +1,4 @@
-"""Which contexts to keep filled: a trace replayed window by window, through the functions that the worker plans with."""
+"""Which contexts to keep filled: a trace replayed window by window, through the functions of the planner."""
 
 from __future__ import annotations
 
@@ -190,6 +190,11 @@ def run(fleet: Fleet, planner: Planner, *, evenly: bool = False) -> Run:
                 served[one.number].append((window + 1, min(one.until, fleet.windows - 1)))
         _observe(known, fleet, window)
     return _tallied(fleet, served)
+
+
+def nothing(fleet: Fleet) -> Run:
+    """With no background work at all."""
+    return _tallied(fleet, [[] for _ in fleet.clients])
 
 
 def unlimited(fleet: Fleet) -> Run:

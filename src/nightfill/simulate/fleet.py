@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nightfill.simulate.rates import DAY_S, WINDOW_S
-from nightfill.sleep.worth import Speeds
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterator, Sequence
 
     from nightfill.simulate.rates import Client
+    from nightfill.sleep.worth import Speeds
 
 SHORTEST_TOKENS: Final = 4_000
 LONGEST_TOKENS: Final = 200_000
@@ -26,7 +26,7 @@ DAY: Final = DAY_S // WINDOW_S
 class Machines:
     """How the fleet computes; each model has machines of its own."""
 
-    speeds: Speeds = Speeds(prefill=10_000.0, fill=10_000.0, restore=100_000.0)
+    speeds: Speeds
     """Of one engine."""
     question_tokens: int = 500
     """Of a request, after its context; computed whatever is filled."""
@@ -56,6 +56,16 @@ class Fleet:
     def windows(self) -> int:
         """Of the whole trace."""
         return len(self.clients[0].uses)
+
+    @property
+    def days(self) -> int:
+        """Of the whole trace, which begins at a midnight and ends at one."""
+        return self.windows // DAY
+
+    @property
+    def requests(self) -> int:
+        """Of the whole trace."""
+        return sum(sum(client.uses) for client in self.clients)
 
 
 def fleet_of(

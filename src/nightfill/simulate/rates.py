@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -12,11 +10,13 @@ from nightfill.errors import BadInput
 from nightfill.simulate.trace import lines
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Sequence
     from pathlib import Path
 
 WINDOW_S: Final = 600
 DAY_S: Final = 86400
+_MOST_RPS: Final = 1_000_000
 _MOST_WINDOWS: Final = 100 * DAY_S // WINDOW_S
 
 
@@ -56,14 +56,21 @@ def _read(path: Path, found: dict[tuple[str, str], dict[int, int]]) -> None:
     with lines(path) as rows:
         for number, row in enumerate(csv.DictReader(rows), start=2):
             try:
-                at_s, rate = float(row["t_s"]), float(row["rate_rps"])
-                if at_s % WINDOW_S or not (at_s >= 0 and 0 <= rate < math.inf):
-                    raise ValueError("t_s must be a multiple of 600 and rate_rps a number, neither below 0")
-                uses = found.setdefault((row.get("model") or "model", row["client"]), {})
-                window = int(at_s) // WINDOW_S
+                key = (row.get("model") or "model", row["client"])
+                window, uses = _cell(float(row["t_s"]), float(row["rate_rps"]))
             except (KeyError, TypeError, ValueError, OverflowError) as exc:
                 raise BadInput(f"{path}, line {number}: no rate of a client: {exc}", param="file") from exc
-            uses[window] = uses.get(window, 0) + round(rate * WINDOW_S)
+            of = found.setdefault(key, {})
+            of[window] = of.get(window, 0) + uses
+
+
+def _cell(at_s: float, rate: float) -> tuple[int, int]:
+    """A window and its requests. Raises ValueError."""
+    if at_s < 0 or at_s % WINDOW_S:
+        raise ValueError(f"t_s {at_s:g} is not the beginning of a window of {WINDOW_S} s")
+    if not 0 <= rate < _MOST_RPS:
+        raise ValueError(f"rate_rps {rate:g} is not from 0 to {_MOST_RPS:,}")
+    return int(at_s) // WINDOW_S, round(rate * WINDOW_S)
 
 
 def scaled(clients: Sequence[Client], count: int, rng: random.Random) -> list[Client]:
