@@ -1,7 +1,8 @@
 """One SQLite file: a connection that reads at once, and one that writes in a thread of its own.
 
 The file is in WAL mode, so readers neither wait for writers nor make them wait, and a read costs microseconds on the
-event loop. Writes wait for each other across processes (up to `BUSY_S`), so they run in the writer thread.
+event loop. Writes wait for each other across processes (up to `BUSY_S`), so they run in the writer thread: all that
+came meanwhile in one transaction, since a commit costs more than what is in it, yet each undone by itself if it fails.
 
 What a power cut may lose: with `synchronous=NORMAL` the file is never damaged, and a killed process loses nothing that
 was committed, but the last transactions before a power cut may be undone together. For jobs, fills and the access log
@@ -16,23 +17,47 @@ import contextlib
 import os
 import sqlite3
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nightfill.errors import StateUnavailable
 from nightfill.state.sqlite.schema import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 BUSY_S: Final = 5.0
 """How long a writer waits for another process's transaction, each of which takes well under a millisecond."""
 _READER_BUSY_S: Final = 0.25
+_LOG_BYTES: Final = 16 << 20
+_CACHE_BYTES: Final = 16 << 20
+"""Of each of the two connections."""
+_TOGETHER: Final = 64
+"""Writes in one transaction, at most."""
 
-P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Write:
+    """What somebody waits for. `future` belongs to the event loop; the outcome to the writer, until it is told."""
+
+    act: Callable[[sqlite3.Connection], Any]
+    future: asyncio.Future[Any]
+    durable: bool
+    scrub: bool
+    result: Any = None
+    error: BaseException | None = None
+
+    def tell(self) -> None:
+        if self.future.done():  # its caller has left
+            return
+        if self.error is None:
+            self.future.set_result(self.result)
+        else:
+            self.future.set_exception(self.error)
 
 
 class Database:
@@ -53,7 +78,11 @@ class Database:
             except BaseException:
                 self._writer.close()
                 raise
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightfill-state")
+        self._asked: list[_Write] = []
+        self._writes: SimpleQueue[list[_Write] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, name="nightfill-state", daemon=True)
+        self._thread.start()
+        self._synchronous = ""
         self._read_lock = threading.Lock()
         self._closed = False
 
@@ -65,49 +94,102 @@ class Database:
 
     def submit(
         self, act: Callable[[sqlite3.Connection], T], *, durable: bool = False, scrub: bool = False
-    ) -> Future[T]:
-        """Run `act` in the writer thread, in one transaction that is undone when it raises.
+    ) -> asyncio.Future[T]:
+        """Run `act` in the writer thread; all of it is undone when it raises. Cancelling the future does not stop it.
 
         `durable` survives a power cut; `scrub` also empties the write-ahead log, where deleted bytes would linger.
         """
         if self._closed:
             raise StateUnavailable(f"the state {self.path} is closed")
-        return self._thread.submit(self._transact, act, durable, scrub)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._asked.append(_Write(act, future, durable, scrub))
+        if len(self._asked) == 1:
+            # After all that run now have asked, too.
+            loop.call_soon(self._hand_over)
+        return future
 
     async def write(self, act: Callable[[sqlite3.Connection], T], *, durable: bool = False, scrub: bool = False) -> T:
         """As `submit`, awaited. When the caller is cancelled, the transaction is done all the same."""
-        return await asyncio.wrap_future(self.submit(act, durable=durable, scrub=scrub))
+        return await self.submit(act, durable=durable, scrub=scrub)
 
     async def aclose(self) -> None:
         """Finish what was submitted and close. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        self._hand_over()
+        self._writes.put(None)
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
-        self._thread.shutdown(wait=True)
+        self._thread.join()
         # The writer goes last: the last connection of all folds the log into the file.
         with self._read_lock, _translated(self.path):
             self._reader.close()
             self._writer.close()
 
-    def _transact(self, act: Callable[[sqlite3.Connection], T], durable: bool, scrub: bool) -> T:
+    def _hand_over(self) -> None:
+        if self._asked:
+            self._writes.put(self._asked)
+            self._asked = []
+
+    def _write_all(self) -> None:
+        while (writes := self._writes.get()) is not None:
+            loop = writes[0].future.get_loop()
+            for first in range(0, len(writes), _TOGETHER):
+                together = writes[first : first + _TOGETHER]
+                try:
+                    self._transact(together)
+                except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
+                    for write in together:
+                        write.error = exc
+                # A loop that is closed by now has nobody who waits.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(_tell, together)
+
+    def _transact(self, writes: Sequence[_Write]) -> None:
         connection = self._writer
         with _translated(self.path):
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
             connection.execute("BEGIN IMMEDIATE")
             try:
-                result = act(connection)
+                for write in writes:
+                    self._do(write, alone=len(writes) == 1)
                 connection.execute("COMMIT")
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            if scrub:
+            if any(write.scrub for write in writes):
                 # Answers "busy" as a row, not as an error, when a reader of another process is in the way; the log is
                 # then emptied by a later one.
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            return result
+
+    def _do(self, write: _Write, *, alone: bool) -> None:
+        """Raises only where the whole transaction is lost."""
+        connection = self._writer
+        if not alone:
+            connection.execute("SAVEPOINT one")
+        try:
+            with _translated(self.path):
+                write.result = write.act(connection)
+        except Exception as exc:
+            if alone or not connection.in_transaction:
+                raise
+            write.error = exc
+            connection.execute("ROLLBACK TO one")
+        if not alone:
+            connection.execute("RELEASE one")
+
+    def _sync(self, mode: str) -> None:
+        if mode != self._synchronous:
+            self._writer.execute(f"PRAGMA synchronous = {mode}")
+            self._synchronous = mode
+
+
+def _tell(writes: Sequence[_Write]) -> None:
+    for write in writes:
+        write.tell()
 
 
 def damage(path: Path) -> list[str]:
@@ -130,7 +212,10 @@ def _connect(path: Path, *, busy_s: float) -> sqlite3.Connection:
         _use_log(connection, path)
         for pragma in ("synchronous = NORMAL", "secure_delete = ON", "foreign_keys = ON", "trusted_schema = OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.execute(f"PRAGMA journal_size_limit = {16 << 20}")
+        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+        # Pages that change again and again are folded into the file less often.
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BYTES // 4096}")
+        connection.execute(f"PRAGMA cache_size = {-(_CACHE_BYTES >> 10)}")
         connection.row_factory = sqlite3.Row
     except BaseException:
         connection.close()

@@ -27,13 +27,12 @@ from nightfill.state.jobs import (
     WorkerId,
 )
 from nightfill.state.sqlite.budgets import check
-from nightfill.state.sqlite.sums import HELD, OPEN, UNFINISHED
+from nightfill.state.sqlite.sums import HELD, UNFINISHED
 from nightfill.state.sqlite.turns import OVERDUE, SKEW_S, Wanted, claim, make_due
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
 
     from nightfill.state.sqlite.database import Database
 
@@ -94,7 +93,7 @@ class SqliteJobs:
 
         def act(connection: sqlite3.Connection) -> Job:
             there = connection.execute(
-                f"SELECT * FROM jobs WHERE kind = ? AND target = ? AND state IN {OPEN}",  # noqa: S608 - a constant
+                "SELECT * FROM jobs WHERE kind = ? AND target = ? AND NOT ended",
                 (kind, target),
             ).fetchall()
             if there:
@@ -135,20 +134,24 @@ class SqliteJobs:
         if not overdue and not self._db.read(wanted.any, **wanted.values):
             return None
 
+        claimed: list[Lease] = []
+
         def act(connection: sqlite3.Connection) -> Lease | None:
             if overdue:
                 self._make_due(connection)
             row = claim(connection, wanted, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
-            return None if row is None else self._held(row)
+            if row is None:
+                return None
+            claimed.append(self._held(row))
+            return claimed[0]
 
-        future = self._db.submit(act)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await self._db.write(act)
         except asyncio.CancelledError:
-            # The writer thread cannot be stopped; what it claims for a caller who has left goes back at once (where
-            # the state is closed by now, when the lease expires).
+            # The writer cannot be stopped; what it claims for a caller who has left goes back at once (where the
+            # state is closed by now, when the lease expires).
             with contextlib.suppress(StateUnavailable):
-                self._db.submit(lambda connection: self._give_back(connection, future))
+                self._db.submit(lambda connection: self._give_back(connection, claimed))
             raise
 
     async def renew(
@@ -187,7 +190,8 @@ class SqliteJobs:
 
     async def complete(self, lease: Lease, *, outcome: str = "", note: str = "", work: Work = NO_WORK) -> None:
         """See `JobQueue`."""
-        changes = f"state = 'done', error = '', note = :note, done_tokens = max(done_tokens, total_tokens), {_RETURN}"
+        changes = f"""state = 'done', ended = 1, error = '', note = :note,
+            done_tokens = max(done_tokens, total_tokens), {_RETURN}"""
         await self._finish(lease, changes, work, outcome=outcome, note=note[:2000])
 
     async def count(self, kind: JobKind, outcome: str) -> None:
@@ -221,7 +225,7 @@ class SqliteJobs:
         def act(connection: sqlite3.Connection) -> bool:
             return bool(
                 connection.execute(
-                    f"""UPDATE jobs SET state = 'cancelled', updated_at_s = ?, {_FREE}, {_RETURN}
+                    f"""UPDATE jobs SET state = 'cancelled', ended = 1, updated_at_s = ?, {_FREE}, {_RETURN}
                     WHERE id = ? AND state IN {UNFINISHED}""",  # noqa: S608 - constants
                     (self._clock(), job_id),
                 ).rowcount
@@ -234,11 +238,11 @@ class SqliteJobs:
 
         def act(connection: sqlite3.Connection) -> int:
             # Between the two bounds lies all that begins so: no character comes after the last one.
-            where = "kind = :kind AND target >= :prefix AND target < :prefix || char(1114111)"
+            where = "NOT ended AND kind = :kind AND target >= :prefix AND target < :prefix || char(1114111)"
             values = {"kind": kind, "prefix": target_prefix, "now_s": self._clock()}
             connection.execute(f"DELETE FROM jobs WHERE {where} AND state = 'dead'", values)  # noqa: S608 - constant
             return connection.execute(
-                f"""UPDATE jobs SET state = 'cancelled', updated_at_s = :now_s, {_FREE}, {_RETURN}
+                f"""UPDATE jobs SET state = 'cancelled', ended = 1, updated_at_s = :now_s, {_FREE}, {_RETURN}
                 WHERE {where} AND state IN {UNFINISHED}""",  # noqa: S608 - constants
                 values,
             ).rowcount
@@ -316,7 +320,7 @@ class SqliteJobs:
         """See `JobQueue`."""
         before_s = self._clock() - older_than_s
         sql = f"""DELETE FROM jobs WHERE id IN (SELECT id FROM jobs
-            WHERE state IN ('done', 'cancelled') AND updated_at_s < ? LIMIT {_PRUNED_AT_ONCE})"""  # noqa: S608
+            WHERE ended AND updated_at_s < ? LIMIT {_PRUNED_AT_ONCE})"""  # noqa: S608
         dropped = 0
         while True:
             gone = await self._db.write(lambda connection: connection.execute(sql, (before_s,)).rowcount)
@@ -335,11 +339,8 @@ class SqliteJobs:
     def _make_due(self, connection: sqlite3.Connection) -> None:
         make_due(connection, self._times(), most_lost=MAX_LOST, error=_SILENCED)
 
-    def _give_back(self, connection: sqlite3.Connection, claim: Future[Lease | None]) -> None:
-        if claim.cancelled() or claim.exception() is not None:
-            return
-        lease = claim.result()
-        if lease is not None:
+    def _give_back(self, connection: sqlite3.Connection, claimed: Sequence[Lease]) -> None:
+        for lease in claimed:
             connection.execute(
                 f"UPDATE jobs SET state = 'queued', {_FREE} WHERE {_HELD}",  # noqa: S608 - constants
                 self._values(lease, NO_WORK),

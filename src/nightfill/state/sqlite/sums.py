@@ -15,7 +15,6 @@ from typing import Final
 DUE: Final = "('queued', 'expired')"
 HELD: Final = "('leased', 'expired')"
 UNFINISHED: Final = "('queued', 'waiting', 'leased', 'expired')"
-OPEN: Final = "('queued', 'waiting', 'leased', 'expired', 'dead')"
 
 _SIZE: Final = " + ".join(f"(total_tokens > {1 << bits})" for bits in range(10, 31))
 """How long a job is, roughly; see `size_of`."""
@@ -78,15 +77,18 @@ FLEET: Final[tuple[str, ...]] = (
     "ALTER TABLE jobs ADD COLUMN lease_s REAL NOT NULL DEFAULT 0",
     "ALTER TABLE jobs ADD COLUMN machine TEXT NOT NULL DEFAULT ''",
     f"ALTER TABLE jobs ADD COLUMN size INTEGER AS ({_SIZE}) VIRTUAL",
+    # Done or cancelled. A column of its own, since an index that asks for the state is written whenever that changes.
+    "ALTER TABLE jobs ADD COLUMN ended INTEGER NOT NULL DEFAULT 0",
+    "UPDATE jobs SET ended = 1 WHERE state IN ('done', 'cancelled')",
     "UPDATE jobs SET state = 'waiting' WHERE state = 'queued' AND not_before_s > 0",
     "DROP INDEX jobs_open_target",
-    f"CREATE UNIQUE INDEX jobs_open_target ON jobs (kind, target) WHERE state IN {OPEN}",
+    "CREATE UNIQUE INDEX jobs_open_target ON jobs (kind, target) WHERE NOT ended",
     f"""CREATE INDEX jobs_due ON jobs (tenant, kind, needs, size, priority DESC, id, total_tokens)
         WHERE state IN {DUE}""",
     "CREATE INDEX jobs_waiting ON jobs (not_before_s) WHERE state = 'waiting'",
     "CREATE INDEX jobs_waiting_since ON jobs (updated_at_s) WHERE state = 'waiting'",
     "CREATE INDEX jobs_leased ON jobs (lease_boot, lease_until_s) WHERE state = 'leased'",
-    "CREATE INDEX jobs_finished ON jobs (updated_at_s) WHERE state IN ('done', 'cancelled')",
+    "CREATE INDEX jobs_finished ON jobs (updated_at_s) WHERE ended",
     # The due jobs of a tenant that the same workers may take.
     """CREATE TABLE lanes (
         tenant TEXT NOT NULL,
