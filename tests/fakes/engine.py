@@ -73,6 +73,8 @@ class FakeEngine:
     """How it decided to load a request's prefix or not."""
     reused: int | None = None
     """What it says early that it reused; None for nothing said."""
+    restore_s: float = 0.0
+    """That loading a prefix took."""
     prompt_tokens: int = 9
     embeddings: bool = False
     is_healthy: bool = True
@@ -125,6 +127,7 @@ class FakeEngine:
             content_type="text/event-stream" if call.stream and self.status == 200 else "application/json",
             loaded_tokens=promised if self.loaded is None else min(self.loaded, promised),
             tokens=Tokens(reused=self.reused),
+            restore_s=self.restore_s,
             weighed=self.weighed,
         )
         self.running += 1

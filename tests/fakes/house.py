@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from nightfill.contexts import Fill
+    from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.server import Server
 
 CHAT: Final[dict[str, Any]] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -37,6 +38,8 @@ class House:
     contexts: ContextSettings = field(default_factory=ContextSettings)
     forgotten: list[Fill] = field(default_factory=list)
     audit_share: float = 0.0
+    accounts: Accounts | None = None
+    machines: dict[str, str] = field(default_factory=dict)
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -52,6 +55,8 @@ class House:
             metrics=self.metrics,
             forget=self.forget,
             audit_share=self.audit_share,
+            accounts=self.accounts,
+            machines=self.machines,
         ) as server:
             yield server
 

@@ -22,7 +22,7 @@ from nightfill.contexts.context import (
     Tenant,
     Text,
 )
-from nightfill.errors import StateUnavailable
+from nightfill.errors import BudgetSpent, StateUnavailable
 from nightfill.state.access import Access, Usage
 from nightfill.state.jobs import ASKED, NO_WORK, Job, JobId, JobKind, JobState, Lease, QueueDepth, Work, WorkerId
 from nightfill.state.load import Load
@@ -224,6 +224,8 @@ class FakeQueue:
     """The part of a `JobQueue` that those who queue work use; leasing belongs to the real ones' tests."""
 
     down: bool = False
+    spent: BudgetSpent | None = None
+    """Raised for each new job."""
     rows: dict[JobId, Job] = field(default_factory=dict)
     counted: dict[tuple[JobKind, str], int] = field(default_factory=dict)
     _ids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
@@ -258,6 +260,8 @@ class FakeQueue:
                 if job.state is not JobState.DEAD and job.priority != ASKED:
                     job = self.rows[job.id] = replace(job, priority=priority)
                 return job
+        if self.spent is not None:
+            raise self.spent
         now_s = time.time()
         job = Job(
             id=JobId(next(self._ids)),

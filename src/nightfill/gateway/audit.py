@@ -7,7 +7,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-from nightfill.errors import QueueFull, StateError
+from nightfill.errors import BudgetSpent, QueueFull, StateError
 from nightfill.gateway.proof import Layer
 from nightfill.state.jobs import JobKind
 
@@ -51,6 +51,7 @@ class Audits:
                     priority=PRIORITY,
                     user=plan.user,
                     needs=plan.fill.signature,
+                    reserve_tokens=plan.planned_tokens,
                 )
-        except (StateError, QueueFull, TimeoutError) as exc:
+        except (StateError, QueueFull, BudgetSpent, TimeoutError) as exc:
             _LOG.warning("a fill was not queued for its audit: %s", exc or "no answer in time")

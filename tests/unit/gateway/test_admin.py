@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from fakes.engine import SIGNATURE
+from fakes.house import CHAT
 from nightfill.config import ByteSize, ContextSettings
 from nightfill.contexts import DEFAULT_TENANT, ContextName, Fill, FillKey, FillState, Fingerprint, Form
+from nightfill.errors import BudgetSpent
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
@@ -173,6 +175,44 @@ async def test_a_tenant_sees_neither_contexts_nor_jobs_of_another(house: House) 
         for method, path in (("GET", "contexts/repo"), ("DELETE", "contexts/repo"), ("POST", "contexts/repo/fill")):
             assert (await call(client, method, path, key="key-b"))[0] == 404
         assert (await call(client, "GET", "contexts"))[0] == 401
+
+
+async def test_a_context_has_a_user_whose_budget_pays_for_its_fill(house: House) -> None:
+    async with house.client() as client:
+        _, made = await call(client, "PUT", "contexts/repo", {**TEXT, "user": "ann"})
+        _, pinned = await call(client, "POST", "contexts/repo/pin")
+        assert (made["user"], pinned["user"]) == ("ann", "ann")
+        _, answer = await call(client, "POST", "contexts/repo/fill")
+        status, refused = await call(client, "PUT", "contexts/repo", {**TEXT, "user": "Ann Smith"})
+    [job] = house.queue.rows.values()
+    assert (job.user, job.needs, answer["jobs"][0]["user"]) == ("ann", SIGNATURE, "ann")
+    assert job.reserved_tokens == -(-len(TEXT["text"]) // 3), "an estimate, while nobody asked the tokenizer"
+    assert (status, refused["error"]["param"]) == (400, "user")
+
+
+async def test_a_known_fill_sets_aside_what_is_missing_of_it(house: House) -> None:
+    async with house.client() as client:
+        _, made = await call(client, "PUT", "contexts/repo", TEXT)
+        fill = filled(made["fingerprint"], Form.CHAT, FillState.FILLING)
+        await house.book.put_fill(replace(fill, tokens=tuple(range(1000)), stored_tokens=600))
+        await call(client, "POST", "contexts/repo/fill")
+    [job] = house.queue.rows.values()
+    assert job.reserved_tokens == 400
+
+
+async def test_a_fill_beyond_the_budget_is_refused_and_not_to_be_tried_again_before_it_resets(house: House) -> None:
+    house.queue.spent = BudgetSpent("user ann has 5 tokens left", resets_at_s=time.time() + 3600)
+    async with house.client() as client:
+        await call(client, "PUT", "contexts/repo", {**TEXT, "user": "ann"})
+        async with client.post("/v1/nightfill/contexts/repo/fill") as reply:
+            error = (await reply.json())["error"]
+            assert reply.status == 429
+            assert reply.headers["x-should-retry"] == "false"
+            assert 3590 <= int(reply.headers["retry-after"]) <= 3600
+        assert (error["type"], error["code"]) == ("insufficient_quota", "budget_spent")
+        assert error["message"] == "user ann has 5 tokens left"
+        async with client.post("/v1/chat/completions", json={**CHAT, "nightfill": {"context": "repo"}}) as reply:
+            assert reply.status == 200, "who asks is not refused for what background work may not do"
 
 
 async def test_engines_show_what_they_are(house: House) -> None:

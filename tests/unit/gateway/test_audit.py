@@ -9,6 +9,7 @@ from fakes.engine import SIGNATURE
 from fakes.state import FakeQueue
 from nightfill.contexts import ContextName, FillKey, Fingerprint, Form, Tenant
 from nightfill.engines.engine import Call
+from nightfill.errors import BudgetSpent
 from nightfill.gateway.audit import PRIORITY, Audits
 from nightfill.gateway.layers import Plan
 from nightfill.gateway.proof import Layer, Verdict
@@ -22,6 +23,7 @@ PLAN = Plan(
     call=Call(path="/v1/chat/completions", body={"model": msgspec.Raw(b'"m"')}, stream=False),
     context=ContextName("repo"),
     fill=KEY,
+    user="ann",
 )
 USED = Verdict(layer=Layer.FILL, proven=True, broken=False)
 
@@ -46,6 +48,7 @@ async def test_a_share_of_the_requests_has_its_fill_looked_over() -> None:
         "repo",
         PRIORITY,
     )
+    assert (job.user, job.needs) == ("ann", SIGNATURE)
 
 
 async def test_a_fill_waits_for_one_look_however_often_it_is_used() -> None:
@@ -78,3 +81,9 @@ async def test_a_share_of_nothing_asks_nobody_and_a_queue_that_is_down_harms_nob
     assert queue.rows == {}
     queue.down = True
     await Audits(queue, share=1.0).consider(PLAN, USED)
+
+
+async def test_a_spent_budget_is_worth_no_audit_and_no_error() -> None:
+    queue = FakeQueue(spent=BudgetSpent("nothing left", resets_at_s=1.0))
+    await Audits(queue, share=1.0).consider(PLAN, USED)
+    assert queue.rows == {}

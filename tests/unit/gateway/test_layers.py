@@ -36,7 +36,7 @@ BOOK_TEXT = "The harbour of the town lies to the north of the old customs house.
 NAMED = {**CHAT, "nightfill": {"context": "repo"}}
 
 
-async def add(house: House, name: str = "repo", content: Content | None = None) -> Context:
+async def add(house: House, name: str = "repo", content: Content | None = None, *, user: str = "") -> Context:
     content = content or Text(BOOK_TEXT)
     return await house.book.put(
         tenant=DEFAULT_TENANT,
@@ -45,6 +45,7 @@ async def add(house: House, name: str = "repo", content: Content | None = None) 
         content=content,
         fingerprint=fingerprint_of(content),
         forms=[Form.CHAT] if isinstance(content, Messages) else list(Form),
+        user=user,
     )
 
 
@@ -80,6 +81,41 @@ async def test_a_named_context_goes_in_front_and_its_fill_is_promised(house: Hou
     assert house.book.marks == []
     row = house.access.rows[0]
     assert (row.layer, row.context, row.promised_tokens, row.reused_tokens) == ("fill", "repo", 100, 99)
+
+
+@pytest.mark.parametrize(
+    ("reused", "restore_s", "saved_tokens", "saved_s"),
+    [
+        (99, 0.0, 99, 0.99),
+        (130, 0.0, 100, 1.0),  # the rest is the engine's own cache's merit
+        (99, 0.6, 99, 0.39),
+        (99, 2.0, 99, 0.0),  # never a loss
+        (None, 0.0, 0, 0.0),  # nobody said anything
+        (3, 0.0, 0, 0.0),  # the promise was broken
+    ],
+)
+async def test_what_a_fill_saved_is_what_the_engine_reused_of_it_less_the_loading(
+    house: House, reused: int | None, restore_s: float, saved_tokens: int, saved_s: float
+) -> None:
+    await fill(house, await add(house, user="ann"), fill_seconds=1.0)
+    house.engine.reused, house.engine.restore_s = reused, restore_s
+    house.machines = {"fake": "h100"}
+    async with house.client() as client:
+        await post(client, "/v1/chat/completions", json=NAMED)
+    row = house.access.rows[0]
+    assert (row.user, row.machine, row.saved_tokens) == ("ann", "h100", saved_tokens)
+    assert row.saved_s == pytest.approx(saved_s)
+    assert house.value("nightfill_saved_tokens_total") == saved_tokens
+    assert house.value("nightfill_saved_seconds_total") == pytest.approx(saved_s)
+
+
+async def test_a_request_that_was_recognised_is_booked_on_the_contexts_user(house: House) -> None:
+    await fill(house, await add(house, user="ann"))
+    async with house.client() as client:
+        ask = {"messages": [{"role": "system", "content": BOOK_TEXT}, *CHAT["messages"]]}
+        await post(client, "/v1/chat/completions", json=ask)
+        await post(client, "/v1/chat/completions", json=CHAT)
+    assert [(row.context, row.user) for row in house.access.rows] == [("repo", "ann"), (None, "")]
 
 
 async def test_a_header_names_a_context_as_well_as_the_body(house: House) -> None:
