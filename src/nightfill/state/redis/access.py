@@ -13,7 +13,7 @@ import msgspec
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
 from nightfill.state.access import HISTORY_DAYS, Access, Usage
-from nightfill.state.redis.server import ROOT, Server, pairs, script
+from nightfill.state.redis.server import ROOT, Server, pairs, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ class RedisAccessLog:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._script = script("books")
+        self._scripts = scripts("books")
         self._me, self._numbers = secrets.token_hex(8), itertools.count(1)
         self._unsure: dict[int, tuple[int, Access]] = {}
         """By identity, with their numbers: given, and not known to be written."""
@@ -53,8 +53,7 @@ class RedisAccessLog:
                     self._unsure[id(row)] = next(self._numbers), row
             batch = sorted((self._unsure[id(row)] for row in rows), key=itemgetter(0))
             await self._server.run(
-                self._script,
-                "append",
+                self._scripts["append"],
                 self._me,
                 MAX_ROWS,
                 [(number, *_sums(row)) for number, row in batch],
@@ -91,7 +90,7 @@ class RedisAccessLog:
 
     async def prune(self, *, older_than_s: float) -> int:
         """See `AccessLog`. Hours go by themselves: a context's, once it was not used for `HISTORY_DAYS`."""
-        return int(await self._server.run(self._script, "prune_accesses", older_than_s))
+        return int(await self._server.run(self._scripts["prune_accesses"], older_than_s))
 
 
 def _sums(row: Access) -> tuple[object, ...]:

@@ -62,95 +62,85 @@ local function make_current(context, fingerprint, bytes, sealed)
   return {changed(), packed}
 end
 
-function functions.put()
-  local tenant, name, source, forms, pinned, ttl, user, fingerprint, bytes = unpack(args)
-  local old = get(contexts(tenant), name) or {name, tenant, '', '', false, false, '', 0, now, now, now, ''}
-  old[SOURCE], old[FORMS], old[PINNED], old[TTL], old[USER] = source, forms, pinned, ttl, user
-  call('SADD', root .. ':tenants', tenant)
-  return make_current(old, fingerprint, bytes, ARGV[4])
-end
+--- put
+local tenant, name, source, forms, pinned, ttl, user, fingerprint, bytes = unpack(args)
+local old = get(contexts(tenant), name) or {name, tenant, '', '', false, false, '', 0, now, now, now, ''}
+old[SOURCE], old[FORMS], old[PINNED], old[TTL], old[USER] = source, forms, pinned, ttl, user
+call('SADD', root .. ':tenants', tenant)
+return make_current(old, fingerprint, bytes, ARGV[3])
 
+--- replace
 -- Only if version and source still are those that were seen.
-function functions.replace()
-  local tenant, name, current, source, fingerprint, bytes = unpack(args)
-  local context = get(contexts(tenant), name)
-  if not context or context[CURRENT] ~= current or context[SOURCE] ~= source then return {0} end
-  return make_current(context, fingerprint, bytes, ARGV[4])
-end
+local tenant, name, current, source, fingerprint, bytes = unpack(args)
+local context = get(contexts(tenant), name)
+if not context or context[CURRENT] ~= current or context[SOURCE] ~= source then return {0} end
+return make_current(context, fingerprint, bytes, ARGV[3])
 
-function functions.delete()
-  local tenant, name = unpack(args)
-  local context = get(contexts(tenant), name)
-  if not context then return {0} end
-  call('HDEL', contexts(tenant), name)
-  if call('EXISTS', contexts(tenant)) == 0 then call('SREM', root .. ':tenants', tenant) end
-  drop(tenant, context[CURRENT])
-  return {changed()}
-end
+--- delete
+local tenant, name = unpack(args)
+local context = get(contexts(tenant), name)
+if not context then return {0} end
+call('HDEL', contexts(tenant), name)
+if call('EXISTS', contexts(tenant)) == 0 then call('SREM', root .. ':tenants', tenant) end
+drop(tenant, context[CURRENT])
+return {changed()}
 
-function functions.checked()
-  local tenant, name = unpack(args)
-  local context = get(contexts(tenant), name)
-  if not context then return end
-  context[CHECKED] = now
-  call('HSET', contexts(tenant), name, cmsgpack.pack(context))
-end
+--- checked
+local tenant, name = unpack(args)
+local context = get(contexts(tenant), name)
+if not context then return end
+context[CHECKED] = now
+call('HSET', contexts(tenant), name, cmsgpack.pack(context))
 
+--- put_fill
 -- 0: no context has the version any more. -1: the token list must be sent too, which is not here under this digest.
-function functions.put_fill()
-  local tenant, fingerprint, field, fill = unpack(args)
-  local version = get(versions(tenant), fingerprint)
-  if not version then return {0} end
-  local old = get(fills(tenant), field)
-  if ARGV[4] then
-    call('SET', tokens(tenant, field), ARGV[4])
-  elseif not old or old[DIGEST] ~= fill[DIGEST] then
-    return {-1}
-  end
-  if not old then
-    version[2][#version[2] + 1] = field
-    call('HSET', versions(tenant), fingerprint, cmsgpack.pack(version))
-  end
-  call('HSET', fills(tenant), field, cmsgpack.pack(fill))
-  return {changed()}
+local tenant, fingerprint, field, fill = unpack(args)
+local version = get(versions(tenant), fingerprint)
+if not version then return {0} end
+local old = get(fills(tenant), field)
+if ARGV[3] then
+  call('SET', tokens(tenant, field), ARGV[3])
+elseif not old or old[DIGEST] ~= fill[DIGEST] then
+  return {-1}
 end
-
-function functions.mark_fill()
-  local tenant, field, state, reason, stored = unpack(args)
-  local fill = get(fills(tenant), field)
-  if not fill then return {0} end
-  fill[STATE], fill[REASON], fill[STORED] = state, reason, stored or fill[STORED]
-  call('HSET', fills(tenant), field, cmsgpack.pack(fill))
-  return {changed()}
+if not old then
+  version[2][#version[2] + 1] = field
+  call('HSET', versions(tenant), fingerprint, cmsgpack.pack(version))
 end
+call('HSET', fills(tenant), field, cmsgpack.pack(fill))
+return {changed()}
 
-function functions.drop_fill()
-  local tenant, fingerprint, field = unpack(args)
-  if call('HDEL', fills(tenant), field) == 0 then return {0} end
-  call('UNLINK', tokens(tenant, field))
-  local version, others = get(versions(tenant), fingerprint), {}
-  for _, other in ipairs(version[2]) do
-    if other ~= field then others[#others + 1] = other end
-  end
-  call('HSET', versions(tenant), fingerprint, cmsgpack.pack({version[1], others}))
-  return {changed()}
+--- mark_fill
+local tenant, field, state, reason, stored = unpack(args)
+local fill = get(fills(tenant), field)
+if not fill then return {0} end
+fill[STATE], fill[REASON], fill[STORED] = state, reason, stored or fill[STORED]
+call('HSET', fills(tenant), field, cmsgpack.pack(fill))
+return {changed()}
+
+--- drop_fill
+local tenant, fingerprint, field = unpack(args)
+if call('HDEL', fills(tenant), field) == 0 then return {0} end
+call('UNLINK', tokens(tenant, field))
+local version, others = get(versions(tenant), fingerprint), {}
+for _, other in ipairs(version[2]) do
+  if other ~= field then others[#others + 1] = other end
 end
+call('HSET', versions(tenant), fingerprint, cmsgpack.pack({version[1], others}))
+return {changed()}
 
+--- reseal
 -- Sealed anew: only if it is still what was opened.
-function functions.reseal()
-  local key = root .. args[1]
-  if call('GET', key) ~= ARGV[4] then return 0 end
-  call('SET', key, ARGV[5])
-  return 1
-end
+local key = root .. args[1]
+if call('GET', key) ~= ARGV[3] then return 0 end
+call('SET', key, ARGV[4])
+return 1
 
-function functions.reseal_source()
-  local tenant, name, before, after = unpack(args)
-  local context = get(contexts(tenant), name)
-  if not context or context[SOURCE] ~= before then return 0 end
-  context[SOURCE] = after
-  call('HSET', contexts(tenant), name, cmsgpack.pack(context))
-  return 1
-end
+--- reseal_source
+local tenant, name, before, after = unpack(args)
+local context = get(contexts(tenant), name)
+if not context or context[SOURCE] ~= before then return 0 end
+context[SOURCE] = after
+call('HSET', contexts(tenant), name, cmsgpack.pack(context))
+return 1
 
-return functions[ARGV[1]]()

@@ -28,7 +28,7 @@ from nightfill.contexts.context import (
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
 from nightfill.state.envelope import pack, unpack, unwrap, wrap
-from nightfill.state.redis.server import ROOT, Server, batches, script
+from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +88,7 @@ class RedisBook:
     def __init__(self, server: Server, *, seal: TextSeal) -> None:
         self._server = server
         self._seal = seal
-        self._script = script("book")
+        self._scripts = scripts("book")
         self._unpacked: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._sound: set[str] = set()
         """Digests of token lists that were opened or written here."""
@@ -172,7 +172,7 @@ class RedisBook:
 
     async def checked(self, tenant: Tenant, name: ContextName) -> None:
         """See `ContextBook`."""
-        await self._server.run(self._script, "checked", tenant, name)
+        await self._server.run(self._scripts["checked"], tenant, name)
 
     async def fill(self, key: FillKey) -> Fill | None:
         """See `ContextBook`."""
@@ -243,7 +243,7 @@ class RedisBook:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _change(self, name: str, *words: object, blobs: tuple[bytes, ...] = ()) -> Any:
-        reply = await self._server.run(self._script, name, *words, blobs=blobs)
+        reply = await self._server.run(self._scripts[name], *words, blobs=blobs)
         if reply[0] > 0:
             self._own_changes += 1
             self._changes = max(self._changes, reply[0])

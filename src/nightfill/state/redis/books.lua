@@ -7,14 +7,15 @@
 
 local HISTORY_S, HISTORY_HOURS = 28 * DAY_S, 28 * 24
 
-function functions.budget_lines() return cmsgpack.pack(budget_lines(args[1])) end
+--- budget_lines
+return cmsgpack.pack(budget_lines(args[1]))
 
+--- spent
 -- The keys of what is spent now.
-function functions.spent()
-  local current = periods()
-  return {current[1][2], current[2][2]}
-end
+local current = periods()
+return {current[1][2], current[2][2]}
 
+--- append
 local function note_use(at, tenant, context, broken)
   local key, hour = root .. ':uses:' .. tenant .. '\0' .. context, math.floor(at / 3600)
   local packed = call('HGET', key, hour)
@@ -29,34 +30,30 @@ local function note_use(at, tenant, context, broken)
   end
 end
 
-function functions.append()
-  local log, most, rows = unpack(args)
-  local last = tonumber(call('GET', root .. ':appended:' .. log) or 0)
-  for index, row in ipairs(rows) do
-    local number, at, tenant, context, broken, machine, user, served, hit, saved_tokens, saved_s = unpack(row)
-    if number > last then
-      last = number
-      call('ZADD', root .. ':accesses', at, string.format('%016d', call('INCR', root .. ':access')) .. ARGV[3 + index])
-      if context ~= '' then
-        note_use(at, tenant, context, broken)
-        if served then
-          to_ledger(math.floor(at / DAY_S), tenant, context, machine, user, {0, 0, 0, 1, hit, saved_tokens, saved_s})
-        end
+local log, most, rows = unpack(args)
+local last = tonumber(call('GET', root .. ':appended:' .. log) or 0)
+for index, row in ipairs(rows) do
+  local number, at, tenant, context, broken, machine, user, served, hit, saved_tokens, saved_s = unpack(row)
+  if number > last then
+    last = number
+    call('ZADD', root .. ':accesses', at, string.format('%016d', call('INCR', root .. ':access')) .. ARGV[2 + index])
+    if context ~= '' then
+      note_use(at, tenant, context, broken)
+      if served then
+        to_ledger(math.floor(at / DAY_S), tenant, context, machine, user, {0, 0, 0, 1, hit, saved_tokens, saved_s})
       end
     end
   end
-  call('SET', root .. ':appended:' .. log, last, 'EX', DAY_S)
-  call('ZREMRANGEBYRANK', root .. ':accesses', 0, -most - 1)
 end
+call('SET', root .. ':appended:' .. log, last, 'EX', DAY_S)
+call('ZREMRANGEBYRANK', root .. ':accesses', 0, -most - 1)
 
-function functions.prune_accesses()
-  return call('ZREMRANGEBYSCORE', root .. ':accesses', '-inf', '(' .. string.format('%.17g', now - args[1]))
-end
+--- prune_accesses
+return call('ZREMRANGEBYSCORE', root .. ':accesses', '-inf', '(' .. string.format('%.17g', now - args[1]))
 
-function functions.note_engine() call('HSET', root .. ':engines', args[1], cmsgpack.pack({now, args[2]})) end
+--- note_engine
+call('HSET', root .. ':engines', args[1], cmsgpack.pack({now, args[2]}))
 
-function functions.owe()
-  for index = 4, #ARGV do call('ZADD', root .. ':deletions', 'NX', now, ARGV[index]) end
-end
+--- owe
+for index = 3, #ARGV do call('ZADD', root .. ':deletions', 'NX', now, ARGV[index]) end
 
-return functions[ARGV[1]]()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nightfill.state.budgets import BudgetLine, BudgetRules, Period, Scope
-from nightfill.state.redis.server import ROOT, Server, batches, script
+from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ class RedisBudgetBook:
 
     def __init__(self, server: Server, *, rules: BudgetRules) -> None:
         self._server = server
-        self._script = script("books")
+        self._scripts = scripts("books")
         self._rules = rules
 
     async def lines(self, scopes: Sequence[Scope] | None = None) -> list[BudgetLine]:
@@ -29,7 +29,7 @@ class RedisBudgetBook:
             scopes = await self._all()
         lines: list[BudgetLine] = []
         for some in batches(scopes, _AT_ONCE):
-            packed = await self._server.run(self._script, "budget_lines", [_key(scope) for scope in some])
+            packed = await self._server.run(self._scripts["budget_lines"], [_key(scope) for scope in some])
             lines += lines_of(some, msgspec.msgpack.decode(packed), self._rules)
         return lines
 
@@ -44,7 +44,7 @@ class RedisBudgetBook:
     async def _all(self) -> list[Scope]:
         """Those with a limit of their own, something spent or something set aside."""
         keys = {field.split(b"\0", 1)[1] async for field, _ in self._server.scan("HSCAN", f"{ROOT}:limits")}
-        for name in ("reserved", *(await self._server.run(self._script, "spent"))):
+        for name in ("reserved", *(await self._server.run(self._scripts["spent"]))):
             name = name.decode() if isinstance(name, bytes) else f"{ROOT}:{name}"
             keys |= {field async for field, _ in self._server.scan("HSCAN", name)}
         scopes = [_scope(key.decode()) for key in keys]

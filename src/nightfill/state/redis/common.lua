@@ -1,11 +1,11 @@
--- What all programs share. Called as: 1 root name now args blobs...; `now` is empty but in tests, `args` msgpack.
+-- What all programs share. Called as: 1 root now args blobs...; `now` is empty but in tests, `args` msgpack.
 -- Each runs as one atomic step. Names hold no NUL, which therefore parts them in keys and members.
+-- In other files follows what their programs share, then the programs, each after a line `--- name`.
 local call = redis.call
-local root, args = KEYS[1], cmsgpack.unpack(ARGV[3])
-local functions = {}
+local root, args = KEYS[1], cmsgpack.unpack(ARGV[2])
 
 local function clock()
-  if ARGV[2] ~= '' then return tonumber(ARGV[2]) end
+  if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
   local time = call('TIME')
   return tonumber(time[1]) + tonumber(time[2]) / 1e6
 end

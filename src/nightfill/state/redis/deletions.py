@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nightfill.state.deletions import Owed
-from nightfill.state.redis.server import ROOT, Server, batches, script
+from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,13 +18,13 @@ class RedisDeletions:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._script = script("books")
+        self._scripts = scripts("books")
         self._owed = Owed(0, None)
 
     async def owe(self, keys: Iterable[bytes]) -> None:
         """See `Deletions`."""
         for some in batches(tuple(keys), _AT_ONCE):
-            await self._server.run(self._script, "owe", blobs=tuple(some))
+            await self._server.run(self._scripts["owe"], blobs=tuple(some))
 
     async def settle(self, keys: Iterable[bytes]) -> None:
         """See `Deletions`."""

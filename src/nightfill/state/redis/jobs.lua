@@ -1,11 +1,11 @@
--- The job queue. Under the root:
+-- The job queue: what its programs share, then the programs. Under the root:
 --   :job               last id
 --   :jobs              hash: id -> record (below)
 --   :state:KIND:STATE  sorted set of ids by -priority
 --   :open:KIND         TARGET NUL ID, one score: finds a target, and targets by prefix, of what is not done or cancelled
 --   :ended             ids of what is done or cancelled, by when
---   :queue:CLASS NUL TENANT   what may be leased now, by -priority; CLASS is KIND NUL NEEDS NUL SIZE
---   :turns:CLASS       tenants with such a queue, by the start tag of their next lease
+--   :queue:SIZE:CLASS NUL TENANT   what may be leased now, by -priority; CLASS is KIND NUL NEEDS
+--   :turns:CLASS       tenants with such queues, by the start tag of their next lease
 --   :classes           classes with such a tenant
 --   :later:KIND, :leases:KIND   ids by when they may be leased, and by when the lease ends
 --   :workers, :held:WORKER      who holds leases; hash: call that leased -> id
@@ -37,9 +37,10 @@ local function size(tokens)
   end
   return #SIZES + 1
 end
-local function class_of(job) return job[KIND] .. '\0' .. job[NEEDS] .. '\0' .. size(job[TOTAL]) end
+local function class_of(job) return job[KIND] .. '\0' .. job[NEEDS] end
 local function turns(class) return root .. ':turns:' .. class end
-local function queue(class, tenant) return root .. ':queue:' .. class .. '\0' .. tenant end
+local function queue(class, length, tenant) return root .. ':queue:' .. length .. ':' .. class .. '\0' .. tenant end
+local function queue_of(job) return queue(class_of(job), size(job[TOTAL]), job[TENANT]) end
 -- Ids of one length, so that the older of equals comes first; the length, so that `lease` need not read the record.
 local function member(job) return string.format('%015d %d', job[ID], job[TOTAL]) end
 local function padded(id) return string.format('%015d', id) end
@@ -78,11 +79,10 @@ end
 -- Out of where it waits.
 local function leave(job)
   if job[PLACE] == 'queue' then
-    local class = class_of(job)
-    local key = queue(class, job[TENANT])
-    call('ZREM', key, member(job))
-    if call('EXISTS', key) == 0 then
-      call('ZREM', turns(class), job[TENANT])
+    local class, tenant = class_of(job), job[TENANT]
+    call('ZREM', queue_of(job), member(job))
+    if call('EXISTS', queue(class, 1, tenant), queue(class, 2, tenant), queue(class, 3, tenant), queue(class, 4, tenant)) == 0 then
+      call('ZREM', turns(class), tenant)
       if call('EXISTS', turns(class)) == 0 then call('SREM', root .. ':classes', class) end
     end
   elseif job[PLACE] ~= '' then
@@ -94,7 +94,7 @@ end
 local function to_queue(job)
   leave(job)
   local class = class_of(job)
-  call('ZADD', queue(class, job[TENANT]), -job[PRIORITY], member(job))
+  call('ZADD', queue_of(job), -job[PRIORITY], member(job))
   if not call('ZSCORE', turns(class), job[TENANT]) then
     local start
     for _, other in ipairs(call('SMEMBERS', root .. ':classes')) do
@@ -153,17 +153,19 @@ local function refusal(job, tokens, defaults)
 end
 
 -- Charge what the lease computed since it last told; `work` is tokens, seconds, machine, in all.
-local function charge(job, work, fills)
+-- `keep`: some of what is set aside is still needed; else all of it returns in the end.
+local function charge(job, work, fills, keep)
   if work[3] ~= '' then job[MACHINE] = work[3] end
   local tokens = math.max(work[1] - job[CHARGED_TOKENS], 0)
   local seconds = math.max(work[2] - job[CHARGED_S], 0)
   job[CHARGED_TOKENS], job[CHARGED_S] = job[CHARGED_TOKENS] + tokens, job[CHARGED_S] + seconds
   if tokens > 0 then
     for _, period in ipairs(periods()) do
-      for _, scope in ipairs(scopes(job)) do call('HINCRBY', period[2], scope, tokens) end
-      call('EXPIREAT', period[2], math.floor(period[3]) + DAY_S)
+      for _, scope in ipairs(scopes(job)) do
+        if call('HINCRBY', period[2], scope, tokens) == tokens then call('EXPIREAT', period[2], period[3] + DAY_S) end
+      end
     end
-    reserve(job, -math.min(tokens, job[RESERVED]))
+    if keep then reserve(job, -math.min(tokens, job[RESERVED])) end
   end
   if tokens > 0 or seconds > 0 or fills > 0 then
     to_ledger(math.floor(now / DAY_S), job[TENANT], job[LABEL], job[MACHINE], job[USER], {tokens, seconds, fills})
@@ -178,24 +180,35 @@ local function finish(job, state)
   become(job, state)
 end
 
--- Its worker fell silent.
-local function lose(job)
-  job[LOST] = job[LOST] + 1
-  if job[LOST] < MAX_LOST then return true end
-  job[ERROR] = SILENCED
-  finish(job, 'dead')
-  return false
-end
-
-local function find(kind, target)
-  local found = call('ZRANGEBYLEX', root .. ':open:' .. kind, '[' .. target .. '\0', '(' .. target .. '\1', 'LIMIT', 0, 1)
-  return found[1] and load(tonumber(string.sub(found[1], #target + 2)))
+-- Queued without a lease; to be leased at once, or after so long.
+local function again(job, in_s)
+  leave(job)
+  if job[WORKER] ~= '' then unhold(job) end
+  become(job, 'queued')
+  job[NOT_BEFORE] = in_s and now + in_s or 0
+  if job[NOT_BEFORE] > now then wait_until(job, 'later', job[NOT_BEFORE]) else to_queue(job) end
 end
 
 -- The job, if this lease still has it.
 local function held(id, worker, fence)
   local job = load(id)
   if job and job[STATE] == 'leased' and job[ATTEMPTS] == fence and job[WORKER] == worker then return job end
+end
+
+-- complete, release and fail
+local function ending(act, fills, keep)
+  local id, worker, fence, nonce, work = unpack(args)
+  local job = held(id, worker, fence)
+  if not job then
+    job = load(id)
+    -- The answer to the same call may have been lost on its way.
+    return {job and job[ATTEMPTS] == fence and job[ENDED_BY] == nonce and 'job' or 'lost'}
+  end
+  charge(job, work, job[KIND] == 'fill' and fills or 0, keep)
+  job[ENDED_BY] = nonce
+  act(job)
+  save(job)
+  return {'job'}
 end
 
 -- Whether the bound of unfinished jobs is reached.
@@ -207,31 +220,52 @@ local function crowded(kinds, most)
   return open >= most
 end
 
-function functions.enqueue()
-  local kind, target, tenant, label, priority, total, user, needs, wanted, asked, most, kinds, defaults = unpack(args)
-  local job = find(kind, target)
-  if job then
-    if job[STATE] ~= 'dead' and job[PRIORITY] ~= asked and job[PRIORITY] ~= priority then
-      job[PRIORITY] = priority
-      if job[PLACE] == 'queue' then call('ZADD', queue(class_of(job), job[TENANT]), -priority, member(job)) end
-      call('ZADD', of_state(job), -priority, padded(job[ID]))
-      save(job, job[UPDATED])
-    end
-    return {'job', cmsgpack.pack(job)}
-  end
-  if crowded(kinds, most) then return {'full'} end
-  job = {0, kind, target, tenant, label, priority, false, 0, 0, 0, 0, 0, total, '', 0, '', now, now, '', user, needs, 0,
-    0, 0, 0, '', '', '', '', wanted}
-  local refused = wanted > 0 and refusal(job, wanted, defaults)
-  if refused then return refused end
-  job[ID] = call('INCR', root .. ':job')
-  call('ZADD', root .. ':open:' .. kind, 0, target .. '\0' .. job[ID])
-  reserve(job, wanted)
-  become(job, 'queued')
-  to_queue(job)
-  return {'job', save(job)}
+-- Its worker fell silent.
+local function lose(job)
+  job[LOST] = job[LOST] + 1
+  if job[LOST] < MAX_LOST then return true end
+  job[ERROR] = SILENCED
+  finish(job, 'dead')
+  return false
 end
 
+local function forget(job)
+  call('ZREM', of_state(job), padded(job[ID]))
+  call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. job[ID])
+  call('ZREM', root .. ':ended', job[ID])
+  call('HDEL', JOBS, job[ID])
+end
+
+--- enqueue
+local function find(kind, target)
+  local found = call('ZRANGEBYLEX', root .. ':open:' .. kind, '[' .. target .. '\0', '(' .. target .. '\1', 'LIMIT', 0, 1)
+  return found[1] and load(tonumber(string.sub(found[1], #target + 2)))
+end
+
+local kind, target, tenant, label, priority, total, user, needs, wanted, asked, most, kinds, defaults = unpack(args)
+local job = find(kind, target)
+if job then
+  if job[STATE] ~= 'dead' and job[PRIORITY] ~= asked and job[PRIORITY] ~= priority then
+    job[PRIORITY] = priority
+    if job[PLACE] == 'queue' then call('ZADD', queue_of(job), -priority, member(job)) end
+    call('ZADD', of_state(job), -priority, padded(job[ID]))
+    save(job, job[UPDATED])
+  end
+  return {'job', cmsgpack.pack(job)}
+end
+if crowded(kinds, most) then return {'full'} end
+job = {0, kind, target, tenant, label, priority, false, 0, 0, 0, 0, 0, total, '', 0, '', now, now, '', user, needs, 0,
+  0, 0, 0, '', '', '', '', wanted}
+local refused = wanted > 0 and refusal(job, wanted, defaults)
+if refused then return refused end
+job[ID] = call('INCR', root .. ':job')
+call('ZADD', root .. ':open:' .. kind, 0, target .. '\0' .. job[ID])
+reserve(job, wanted)
+become(job, 'queued')
+to_queue(job)
+return {'job', save(job)}
+
+--- lease
 -- What is late or expired may be leased from now on.
 local function sweep(kind)
   for _, place in ipairs({'later', 'leases'}) do
@@ -264,28 +298,39 @@ local function first_fit(key, most, rank)
   end
 end
 
--- The job whose turn it is, of these classes.
-local function next_job(classes, most, lowest)
-  local passed, index = {}, {}
-  for turn = 1, LOOKED do
+-- A tenant's first job of these classes: its member and score.
+local function best_of(tenant, classes, most, rank)
+  local longest, best, score = most and size(most) or #SIZES + 1
+  for _, class in ipairs(classes) do
+    for length = 1, longest do
+      -- Among those of about its own length alone are some too long.
+      local bound = length == longest and SIZES[length] ~= most and most
+      local found, at = first_fit(queue(class, length, tenant), bound, rank)
+      if found and (not best or at < score or (at == score and found < best)) then best, score = found, at end
+    end
+  end
+  return best
+end
+
+-- The job whose turn it is, of these classes, and the start tag of its lease.
+local function next_job(classes, most, rank)
+  local passed, places = {}, {}
+  for _ = 1, LOOKED do
     local tenant, tag
     for _, class in ipairs(classes) do
-      index[class] = index[class] or 0
       local head
       repeat
-        head = call('ZRANGE', turns(class), index[class], index[class], 'WITHSCORES')
-        if head[1] and passed[head[1]] then index[class] = index[class] + 1 end
-      until not head[1] or not passed[head[1]]
-      if head[1] and (not tag or tonumber(head[2]) < tag or (tonumber(head[2]) == tag and head[1] < tenant)) then
-        tenant, tag = head[1], tonumber(head[2])
+        head = call('ZRANGE', turns(class), places[class] or 0, places[class] or 0, 'WITHSCORES')
+        local seen = head[1] and passed[head[1]]
+        if seen then places[class] = (places[class] or 0) + 1 end
+      until not seen
+      if head[1] then
+        local at = tonumber(head[2])
+        if not tag or at < tag or (at == tag and head[1] < tenant) then tenant, tag = head[1], at end
       end
     end
     if not tenant then return end
-    local best, rank
-    for _, class in ipairs(classes) do
-      local found, score = first_fit(queue(class, tenant), most, lowest)
-      if found and (not best or score < rank or (score == rank and found < best)) then best, rank = found, score end
-    end
+    local best = best_of(tenant, classes, most, rank)
     if best then return tonumber(string.match(best, '^%d+')), tag end
     passed[tenant] = true
   end
@@ -303,217 +348,156 @@ local function take_turn(job, tag, weights)
   end
 end
 
-function functions.lease()
-  local worker, kinds, lease_s, needs, most, lowest, weights, nonce = unpack(args)
-  if weights ~= '' and call('EXISTS', root .. ':weights:' .. weights) == 0 then return {'weights'} end
-  -- The answer to the same call may have been lost on its way.
-  local leased = call('HGET', root .. ':held:' .. worker, nonce)
-  if leased then return {'job', call('HGET', JOBS, leased)} end
-  local wanted, classes = {}, {}
-  for _, kind in ipairs(kinds) do
-    sweep(kind)
-    wanted[kind] = true
-  end
-  local fits = {[''] = true}
-  for _, need in ipairs(needs or {}) do fits[need] = true end
-  for _, class in ipairs(call('SMEMBERS', root .. ':classes')) do
-    local kind, need, length = string.match(class, '^(.-)%z(.-)%z(%d+)$')
-    if wanted[kind] and (not needs or fits[need]) and (not most or tonumber(length) <= size(most)) then
-      classes[#classes + 1] = class
-    end
-  end
-  local id, tag = next_job(classes, most, lowest)
-  if not id then return {'none'} end
-  local job = load(id)
-  take_turn(job, tag, weights)
-  leave(job)
-  if job[STATE] == 'leased' then
-    lose(job)
-    unhold(job)
+local worker, kinds, lease_s, needs, most, lowest, weights, nonce = unpack(args)
+if weights ~= '' and call('EXISTS', root .. ':weights:' .. weights) == 0 then return {'weights'} end
+-- The answer to the same call may have been lost on its way.
+local leased = call('HGET', root .. ':held:' .. worker, nonce)
+if leased then return {'job', call('HGET', JOBS, leased)} end
+local wanted, classes = {}, {}
+for _, kind in ipairs(kinds) do
+  sweep(kind)
+  wanted[kind] = true
+  wanted[kind .. '\0'] = true
+  for _, need in ipairs(needs or {}) do wanted[kind .. '\0' .. need] = true end
+end
+for _, class in ipairs(call('SMEMBERS', root .. ':classes')) do
+  if wanted[class] or (not needs and wanted[string.match(class, '^%Z*')]) then classes[#classes + 1] = class end
+end
+local id, tag = next_job(classes, most, lowest)
+if not id then return {'none'} end
+local job = load(id)
+take_turn(job, tag, weights)
+leave(job)
+if job[STATE] == 'leased' then
+  lose(job)
+  unhold(job)
+else
+  become(job, 'leased')
+end
+job[ATTEMPTS], job[WORKER], job[EXPIRES] = job[ATTEMPTS] + 1, worker, now + lease_s
+job[CHARGED_TOKENS], job[CHARGED_S], job[MACHINE], job[LEASED_BY], job[ENDED_BY] = 0, 0, '', nonce, ''
+wait_until(job, 'leases', job[EXPIRES])
+call('HSET', root .. ':held:' .. worker, nonce, id)
+call('SADD', root .. ':workers', worker)
+return {'job', save(job)}
+
+--- weigh
+local digest, weights = unpack(args)
+local key = root .. ':weights:' .. digest
+for tenant, weight in pairs(weights) do call('HSET', key, tenant, weight) end
+call('EXPIRE', key, 7 * DAY_S)
+
+--- renew
+local id, worker, fence, lease_s, done, total, kept, work = unpack(args)
+local job = held(id, worker, fence)
+if not job then return {'lost'} end
+leave(job)
+charge(job, work, 0, true)
+if kept > job[KEPT] then job[KEPT], job[LOST], job[FAILURES] = kept, 0, 0 end
+job[DONE], job[TOTAL], job[EXPIRES] = done, total, now + lease_s
+wait_until(job, 'leases', job[EXPIRES])
+return {'job', save(job)}
+
+--- complete
+return ending(function(job)
+  local outcome, note = args[6], args[7]
+  job[ERROR], job[NOTE], job[DONE] = '', note, math.max(job[DONE], job[TOTAL])
+  finish(job, 'done')
+  if outcome ~= '' then call('HINCRBY', root .. ':outcomes:' .. job[KIND], outcome, 1) end
+end, 1, false)
+
+--- release
+return ending(function(job) again(job) end, 0, true)
+
+--- fail
+local message, retry_in_s = args[6], args[7]
+return ending(function(job)
+  job[FAILURES], job[ERROR] = job[FAILURES] + 1, message
+  if retry_in_s then again(job, retry_in_s) else finish(job, 'dead') end
+end, 0, retry_in_s)
+
+--- count
+call('HINCRBY', root .. ':outcomes:' .. args[1], args[2], 1)
+
+--- cancel
+local job = load(args[1])
+if not job or not unfinished(job) then return 0 end
+finish(job, 'cancelled')
+save(job)
+return 1
+
+--- cancel_target
+local kind, prefix = unpack(args)
+local cancelled = 0
+for _, found in ipairs(call('ZRANGEBYLEX', root .. ':open:' .. kind, '[' .. prefix, '(' .. prefix .. '\255')) do
+  local job = load(string.match(found, '%z(%d+)$'))
+  if job[STATE] == 'dead' then
+    forget(job)
   else
-    become(job, 'leased')
-  end
-  job[ATTEMPTS], job[WORKER], job[EXPIRES] = job[ATTEMPTS] + 1, worker, now + lease_s
-  job[CHARGED_TOKENS], job[CHARGED_S], job[MACHINE], job[LEASED_BY], job[ENDED_BY] = 0, 0, '', nonce, ''
-  wait_until(job, 'leases', job[EXPIRES])
-  call('HSET', root .. ':held:' .. worker, nonce, id)
-  call('SADD', root .. ':workers', worker)
-  return {'job', save(job)}
-end
-
-function functions.weigh()
-  local digest, weights = unpack(args)
-  local key = root .. ':weights:' .. digest
-  for tenant, weight in pairs(weights) do call('HSET', key, tenant, weight) end
-  call('EXPIRE', key, 7 * DAY_S)
-end
-
-function functions.renew()
-  local id, worker, fence, lease_s, done, total, kept, work = unpack(args)
-  local job = held(id, worker, fence)
-  if not job then return {'lost'} end
-  leave(job)
-  charge(job, work, 0)
-  if kept > job[KEPT] then job[KEPT], job[LOST], job[FAILURES] = kept, 0, 0 end
-  job[DONE], job[TOTAL], job[EXPIRES] = done, total, now + lease_s
-  wait_until(job, 'leases', job[EXPIRES])
-  return {'job', save(job)}
-end
-
--- complete, release and fail
-local function ending(act, fills)
-  local id, worker, fence, nonce, work = unpack(args)
-  local job = held(id, worker, fence)
-  if not job then
-    job = load(id)
-    -- The answer to the same call may have been lost on its way.
-    return {job and job[ATTEMPTS] == fence and job[ENDED_BY] == nonce and 'job' or 'lost'}
-  end
-  charge(job, work, job[KIND] == 'fill' and fills or 0)
-  job[ENDED_BY] = nonce
-  act(job)
-  save(job)
-  return {'job'}
-end
-
-function functions.complete()
-  return ending(function(job)
-    local outcome, note = args[6], args[7]
-    job[ERROR], job[NOTE], job[DONE] = '', note, math.max(job[DONE], job[TOTAL])
-    finish(job, 'done')
-    if outcome ~= '' then call('HINCRBY', root .. ':outcomes:' .. job[KIND], outcome, 1) end
-  end, 1)
-end
-
-function functions.release()
-  return ending(function(job)
-    leave(job)
-    unhold(job)
-    become(job, 'queued')
-    job[NOT_BEFORE] = 0
-    to_queue(job)
-  end, 0)
-end
-
-function functions.fail()
-  return ending(function(job)
-    local message, retry_in_s = args[6], args[7]
-    job[FAILURES], job[ERROR] = job[FAILURES] + 1, message
-    if not retry_in_s then return finish(job, 'dead') end
-    leave(job)
-    unhold(job)
-    become(job, 'queued')
-    job[NOT_BEFORE] = now + retry_in_s
-    if retry_in_s > 0 then wait_until(job, 'later', job[NOT_BEFORE]) else to_queue(job) end
-  end, 0)
-end
-
-function functions.count()
-  call('HINCRBY', root .. ':outcomes:' .. args[1], args[2], 1)
-end
-
-function functions.cancel()
-  local job = load(args[1])
-  if not job or not unfinished(job) then return 0 end
-  finish(job, 'cancelled')
-  save(job)
-  return 1
-end
-
-local function forget(job)
-  call('ZREM', of_state(job), padded(job[ID]))
-  call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. job[ID])
-  call('ZREM', root .. ':ended', job[ID])
-  call('HDEL', JOBS, job[ID])
-end
-
-function functions.cancel_target()
-  local kind, prefix = unpack(args)
-  local cancelled = 0
-  for _, found in ipairs(call('ZRANGEBYLEX', root .. ':open:' .. kind, '[' .. prefix, '(' .. prefix .. '\255')) do
-    local job = load(string.match(found, '%z(%d+)$'))
-    if job[STATE] == 'dead' then
-      forget(job)
-    else
-      finish(job, 'cancelled')
-      save(job)
-      cancelled = cancelled + 1
-    end
-  end
-  return cancelled
-end
-
-function functions.retry()
-  local id, most, kinds, defaults = unpack(args)
-  local job = load(id)
-  if not job or job[STATE] ~= 'dead' then return {'none'} end
-  if crowded(kinds, most) then return {'full'} end
-  local wanted = job[ASKED_TOKENS]
-  if job[TOTAL] > 0 then wanted = math.min(wanted, math.max(job[TOTAL] - job[KEPT], 0)) end
-  local refused = wanted > 0 and refusal(job, wanted, defaults)
-  if refused then return {'spent', refused[2], wanted} end
-  if refused then return refused end
-  reserve(job, wanted)
-  become(job, 'queued')
-  job[FAILURES], job[LOST], job[NOT_BEFORE], job[ERROR] = 0, 0, 0, ''
-  to_queue(job)
-  save(job)
-  return {'job'}
-end
-
-function functions.reclaim()
-  local ids = call('HVALS', root .. ':held:' .. args[1])
-  for _, id in ipairs(ids) do
-    local job = load(id)
-    if lose(job) then
-      leave(job)
-      unhold(job)
-      become(job, 'queued')
-      job[NOT_BEFORE] = 0
-      to_queue(job)
-    end
+    finish(job, 'cancelled')
     save(job)
+    cancelled = cancelled + 1
   end
-  return #ids
 end
+return cancelled
 
-function functions.depth()
-  local due, later, leased, tokens = 0, 0, 0, 0
-  for _, kind in ipairs(args[1]) do
-    local function count(place, from, to) return call('ZCOUNT', root .. ':' .. place .. ':' .. kind, from, to) end
-    local function all(key) return call('ZCARD', root .. ':' .. key) end
-    local waiting = all('later:' .. kind) + all('leases:' .. kind)
-    due = due + all('state:' .. kind .. ':queued') + all('state:' .. kind .. ':leased') - waiting
-      + count('later', '-inf', now) + count('leases', '-inf', now)
-    later = later + count('later', '(' .. string.format('%.17g', now), '+inf')
-    leased = leased + count('leases', '(' .. string.format('%.17g', now), '+inf')
-    tokens = tokens + tonumber(call('HGET', root .. ':tokens', kind) or 0)
+--- retry
+local id, most, kinds, defaults = unpack(args)
+local job = load(id)
+if not job or job[STATE] ~= 'dead' then return {'none'} end
+if crowded(kinds, most) then return {'full'} end
+local wanted = job[ASKED_TOKENS]
+if job[TOTAL] > 0 then wanted = math.min(wanted, math.max(job[TOTAL] - job[KEPT], 0)) end
+local refused = wanted > 0 and refusal(job, wanted, defaults)
+if refused then return {'spent', refused[2], wanted} end
+reserve(job, wanted)
+job[FAILURES], job[LOST], job[ERROR] = 0, 0, ''
+again(job)
+save(job)
+return {'job'}
+
+--- reclaim
+local ids = call('HVALS', root .. ':held:' .. args[1])
+for _, id in ipairs(ids) do
+  local job = load(id)
+  if lose(job) then again(job) end
+  save(job)
+end
+return #ids
+
+--- depth
+local due, later, leased, tokens = 0, 0, 0, 0
+for _, kind in ipairs(args[1]) do
+  local function count(place, from, to) return call('ZCOUNT', root .. ':' .. place .. ':' .. kind, from, to) end
+  local function all(key) return call('ZCARD', root .. ':' .. key) end
+  local waiting = all('later:' .. kind) + all('leases:' .. kind)
+  due = due + all('state:' .. kind .. ':queued') + all('state:' .. kind .. ':leased') - waiting
+    + count('later', '-inf', now) + count('leases', '-inf', now)
+  later = later + count('later', '(' .. string.format('%.17g', now), '+inf')
+  leased = leased + count('leases', '(' .. string.format('%.17g', now), '+inf')
+  tokens = tokens + tonumber(call('HGET', root .. ':tokens', kind) or 0)
+end
+return {due, later, leased, tokens}
+
+--- ids
+-- By descending priority, then by age.
+
+local kinds, states, limit = unpack(args)
+local all = {}
+for _, kind in ipairs(kinds) do
+  for _, state in ipairs(states) do
+    local found = call('ZRANGE', root .. ':state:' .. kind .. ':' .. state, 0, limit - 1, 'WITHSCORES')
+    for index = 1, #found, 2 do all[#all + 1] = {tonumber(found[index + 1]), found[index]} end
   end
-  return {due, later, leased, tokens}
 end
+table.sort(all, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
+local ids = {}
+for index = 1, math.min(limit, #all) do ids[index] = tonumber(all[index][2]) end
+return ids
 
--- Ids by descending priority, then by age.
-function functions.ids()
-  local kinds, states, limit = unpack(args)
-  local all = {}
-  for _, kind in ipairs(kinds) do
-    for _, state in ipairs(states) do
-      local found = call('ZRANGE', root .. ':state:' .. kind .. ':' .. state, 0, limit - 1, 'WITHSCORES')
-      for index = 1, #found, 2 do all[#all + 1] = {tonumber(found[index + 1]), found[index]} end
-    end
-  end
-  table.sort(all, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
-  local ids = {}
-  for index = 1, math.min(limit, #all) do ids[index] = tonumber(all[index][2]) end
-  return ids
-end
-
-function functions.prune()
-  local older_than_s, most = unpack(args)
-  local old = call('ZRANGEBYSCORE', root .. ':ended', '-inf', '(' .. string.format('%.17g', now - older_than_s),
-    'LIMIT', 0, most)
-  for _, id in ipairs(old) do forget(load(id)) end
-  return #old
-end
-
-return functions[ARGV[1]]()
+--- prune
+local older_than_s, most = unpack(args)
+local old = call('ZRANGEBYSCORE', root .. ':ended', '-inf', '(' .. string.format('%.17g', now - older_than_s),
+  'LIMIT', 0, most)
+for _, id in ipairs(old) do forget(load(id)) end
+return #old

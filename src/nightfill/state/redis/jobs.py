@@ -26,7 +26,7 @@ from nightfill.state.jobs import (
     WorkerId,
 )
 from nightfill.state.redis.budgets import lines_of
-from nightfill.state.redis.server import ROOT, Server, batches, pairs, script
+from nightfill.state.redis.server import ROOT, Server, batches, pairs, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ class RedisJobs:
 
     def __init__(self, server: Server, *, rules: QueueRules) -> None:
         self._server = server
-        self._script = script("jobs")
+        self._scripts = scripts("jobs")
         self._rules = rules
         self._weights = dict(rules.weights)
         digest = hashlib.sha256(msgspec.json.encode(sorted(self._weights.items()))).hexdigest()[:16]
@@ -160,7 +160,7 @@ class RedisJobs:
 
     async def count(self, kind: JobKind, outcome: str) -> None:
         """See `JobQueue`."""
-        await self._server.run(self._script, "count", kind, outcome, again=False)
+        await self._server.run(self._scripts["count"], kind, outcome, again=False)
 
     async def outcomes(self, kind: JobKind) -> dict[str, int]:
         """See `JobQueue`."""
@@ -177,11 +177,11 @@ class RedisJobs:
 
     async def cancel(self, job_id: JobId) -> bool:
         """See `JobQueue`."""
-        return bool(await self._server.run(self._script, "cancel", job_id))
+        return bool(await self._server.run(self._scripts["cancel"], job_id))
 
     async def cancel_target(self, *, kind: JobKind, target_prefix: str) -> int:
         """See `JobQueue`."""
-        return int(await self._server.run(self._script, "cancel_target", kind, target_prefix))
+        return int(await self._server.run(self._scripts["cancel_target"], kind, target_prefix))
 
     async def retry(self, job_id: JobId) -> bool:
         """See `JobQueue`."""
@@ -197,7 +197,7 @@ class RedisJobs:
     async def depth(self, *, kinds: Sequence[JobKind] | None = None) -> QueueDepth:
         """See `JobQueue`."""
         wanted = _KINDS if kinds is None else tuple(kinds)
-        due, later, leased, tokens = await self._server.run(self._script, "depth", wanted)
+        due, later, leased, tokens = await self._server.run(self._scripts["depth"], wanted)
         return QueueDepth(due=due, later=later, leased=leased, tokens=tokens)
 
     async def holders(self) -> list[WorkerId]:
@@ -206,7 +206,7 @@ class RedisJobs:
 
     async def reclaim(self, worker: WorkerId) -> int:
         """See `JobQueue`."""
-        return int(await self._server.run(self._script, "reclaim", worker))
+        return int(await self._server.run(self._scripts["reclaim"], worker))
 
     async def get(self, job_id: JobId) -> Job | None:
         """See `JobQueue`."""
@@ -216,7 +216,7 @@ class RedisJobs:
     async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
         """See `JobQueue`. Which they are is read at once, what they are in steps; who changed its state is left out."""
         wanted = tuple(JobState if states is None else states)
-        ids = await self._server.run(self._script, "ids", _KINDS, wanted, limit)
+        ids = await self._server.run(self._scripts["ids"], _KINDS, wanted, limit)
         found: list[Job] = []
         for some in batches(ids, _AT_ONCE):
             rows = await self._server.call("HMGET", f"{ROOT}:jobs", *some)
@@ -227,7 +227,7 @@ class RedisJobs:
         """See `JobQueue`."""
         dropped = 0
         while True:
-            gone = int(await self._server.run(self._script, "prune", older_than_s, _AT_ONCE))
+            gone = int(await self._server.run(self._scripts["prune"], older_than_s, _AT_ONCE))
             dropped += gone
             if gone < _AT_ONCE:
                 return dropped
@@ -240,10 +240,10 @@ class RedisJobs:
                 task.cancel()
 
     async def _lease(self, words: tuple[object, ...]) -> Lease | None:
-        reply = await self._server.run(self._script, "lease", *words)
+        reply = await self._server.run(self._scripts["lease"], *words)
         if reply[0] == b"weights":
-            await self._server.run(self._script, "weigh", self._weights_digest, self._weights)
-            reply = await self._server.run(self._script, "lease", *words)
+            await self._server.run(self._scripts["weigh"], self._weights_digest, self._weights)
+            reply = await self._server.run(self._scripts["lease"], *words)
         return None if reply[0] == b"none" else _lease(self._job(reply))
 
     async def _give_back(self, claim: asyncio.Task[Lease | None]) -> None:
@@ -259,7 +259,7 @@ class RedisJobs:
         await self._run(name, *_held(lease), self._nonce(), told, *words, lease=lease)
 
     async def _run(self, name: str, *words: object, lease: Lease | None = None) -> Any:
-        reply = await self._server.run(self._script, name, *words)
+        reply = await self._server.run(self._scripts[name], *words)
         if reply[0] == b"lost":
             assert lease is not None
             raise LeaseLost(f"job {lease.job.id} ({lease.job.label}): the lease of {lease.worker} is over")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nightfill.state.engines import EngineNote
-from nightfill.state.redis.server import ROOT, Server, pairs, script
+from nightfill.state.redis.server import ROOT, Server, pairs, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,11 +18,11 @@ class RedisEngineBook:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._script = script("books")
+        self._scripts = scripts("books")
 
     async def put(self, name: str, body: Mapping[str, str | int | bool]) -> None:
         """See `EngineBook`."""
-        await self._server.run(self._script, "note_engine", name, msgspec.json.encode(dict(body)).decode())
+        await self._server.run(self._scripts["note_engine"], name, msgspec.json.encode(dict(body)).decode())
 
     async def get(self, name: str) -> EngineNote | None:
         """See `EngineBook`."""

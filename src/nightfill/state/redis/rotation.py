@@ -9,7 +9,7 @@ import msgspec
 
 from nightfill.errors import StateUnavailable
 from nightfill.state.envelope import unwrap, wrap
-from nightfill.state.redis.server import ROOT, Server, script
+from nightfill.state.redis.server import ROOT, Server, scripts
 
 if TYPE_CHECKING:
     from nightfill.state.seal import RenewableSeal
@@ -21,7 +21,7 @@ async def reseal_texts(server: Server, seal: RenewableSeal) -> int:
     What cannot be opened stays as it is, and so does what changed meanwhile: it is under the current key then.
     Raises StateUnavailable.
     """
-    program = script("book")
+    programs = scripts("book")
     renewed = 0
     for tenant in [name.decode() for name in await server.call("SMEMBERS", f"{ROOT}:tenants")]:
         async for name, packed in server.scan("HSCAN", f"{ROOT}:contexts:{tenant}"):
@@ -29,7 +29,7 @@ async def reseal_texts(server: Server, seal: RenewableSeal) -> int:
             fresh = _fresh(seal, f"{tenant}/{name.decode()}", base64.b64decode(before))
             if fresh is not None:
                 after = base64.b64encode(fresh).decode()
-                renewed += await server.run(program, "reseal_source", tenant, name.decode(), before, after)
+                renewed += await server.run(programs["reseal_source"], tenant, name.decode(), before, after)
         places = [("versions", "content"), ("fills", "tokens")]
         for index, place in places:
             async for field, _ in server.scan("HSCAN", f"{ROOT}:{index}:{tenant}"):
@@ -37,7 +37,7 @@ async def reseal_texts(server: Server, seal: RenewableSeal) -> int:
                 sealed = await server.call("GET", ROOT + key)
                 fresh = None if sealed is None else _fresh(seal, f"{tenant}/{field.decode()}", sealed)
                 if fresh is not None:
-                    renewed += await server.run(program, "reseal", key, blobs=(sealed, fresh))
+                    renewed += await server.run(programs["reseal"], key, blobs=(sealed, fresh))
     return renewed
 
 

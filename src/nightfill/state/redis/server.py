@@ -7,6 +7,7 @@ the server's.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import random
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from nightfill.errors import StateUnavailable
 from nightfill.state.redis.connection import Connection, ConnectionLost, Reply, ServerSilent, Word, open_connection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from nightfill.kv.resp import Address
 
@@ -33,17 +34,26 @@ _LONGEST_WAIT_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua program of this package, with what all of them share in front."""
+    """A Lua program."""
 
     source: str
     digest: str
 
 
-def script(name: str) -> Script:
-    """The program `name`.lua."""
+@functools.cache
+def scripts(name: str) -> Mapping[str, Script]:
+    """The programs of `name`.lua. Each has in front what they share, and nothing of the others: a server makes the
+    functions of a program anew at each call.
+    """
     folder = resources.files("nightfill.state.redis")
-    source = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
-    return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    common, text = ((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
+    shared, *sections = text.split("\n--- ")
+    made = {}
+    for section in sections:
+        title, body = section.split("\n", 1)
+        source = f"{common}\n{shared}\n{body}"
+        made[title] = Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+    return made
 
 
 def batches(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
@@ -80,12 +90,10 @@ class Server:
         """One command that may be sent twice: when the connection ends before the answer, it is asked again."""
         return await self._asked(words, again=True)
 
-    async def run(
-        self, program: Script, name: str, *args: object, blobs: tuple[bytes, ...] = (), again: bool = True
-    ) -> Any:
-        """The function `name` of a program, in one atomic step. `again`: doing it twice does no more than once."""
+    async def run(self, program: Script, *args: object, blobs: tuple[bytes, ...] = (), again: bool = True) -> Any:
+        """A program, in one atomic step. `again`: doing it twice does no more than doing it once."""
         now = "" if self._clock is None else repr(self._clock())
-        tail: tuple[Word, ...] = (1, ROOT, name, now, msgspec.msgpack.encode(args), *blobs)
+        tail: tuple[Word, ...] = (1, ROOT, now, msgspec.msgpack.encode(args), *blobs)
         try:
             return await self._asked(("EVALSHA", program.digest, *tail), again=again)
         except _NoScriptError:
