@@ -2,7 +2,7 @@
 
 The file is in WAL mode, so readers neither wait for writers nor make them wait, and a read costs microseconds on the
 event loop. Writes wait for each other across processes (up to `BUSY_S`), so they run in the writer thread: all that
-came meanwhile in one transaction, since a commit costs more than what is in it, yet each undone by itself if it fails.
+came meanwhile in one transaction, since a commit costs more than what is in it, unless one of them fails.
 
 What a power cut may lose: with `synchronous=NORMAL` the file is never damaged, and a killed process loses nothing that
 was committed, but the last transactions before a power cut may be undone together. For jobs, fills and the access log
@@ -96,6 +96,7 @@ class Database:
         self, act: Callable[[sqlite3.Connection], T], *, durable: bool = False, scrub: bool = False
     ) -> asyncio.Future[T]:
         """Run `act` in the writer thread; all of it is undone when it raises. Cancelling the future does not stop it.
+        It may run twice, its first run undone, since it shares a transaction with others.
 
         `durable` survives a power cut; `scrub` also empties the write-ahead log, where deleted bytes would linger.
         """
@@ -139,47 +140,43 @@ class Database:
             loop = writes[0].future.get_loop()
             for first in range(0, len(writes), _TOGETHER):
                 together = writes[first : first + _TOGETHER]
-                try:
-                    self._transact(together)
-                except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
+                # Savepoints would cost as much as the writes. So one that fails undoes all, and each is done by itself.
+                if not self._do(together) and len(together) > 1:
                     for write in together:
-                        write.error = exc
+                        self._do([write])
                 # A loop that is closed by now has nobody who waits.
                 with contextlib.suppress(RuntimeError):
                     loop.call_soon_threadsafe(_tell, together)
 
-    def _transact(self, writes: Sequence[_Write]) -> None:
-        connection = self._writer
-        with _translated(self.path):
-            self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                for write in writes:
-                    self._do(write, alone=len(writes) == 1)
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-            if any(write.scrub for write in writes):
-                # Answers "busy" as a row, not as an error, when a reader of another process is in the way; the log is
-                # then emptied by a later one.
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-    def _do(self, write: _Write, *, alone: bool) -> None:
-        """Raises only where the whole transaction is lost."""
-        connection = self._writer
-        if not alone:
-            connection.execute("SAVEPOINT one")
+    def _do(self, writes: Sequence[_Write]) -> bool:
+        """False when one of them failed, and so all; where the file cannot be written at all, all have failed alike."""
+        error: BaseException | None = None
+        begun = False
         try:
             with _translated(self.path):
+                self._sync("FULL" if any(write.durable for write in writes) else "NORMAL")
+                self._writer.execute("BEGIN IMMEDIATE")
+                begun = True
+                self._transact(writes)
+        except BaseException as exc:  # noqa: BLE001 - whoever waits gets it
+            error = exc
+        for write in writes:
+            write.error = error
+        return error is None or not begun
+
+    def _transact(self, writes: Sequence[_Write]) -> None:
+        connection = self._writer
+        try:
+            for write in writes:
                 write.result = write.act(connection)
-        except Exception as exc:
-            if alone or not connection.in_transaction:
-                raise
-            write.error = exc
-            connection.execute("ROLLBACK TO one")
-        if not alone:
-            connection.execute("RELEASE one")
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        if any(write.scrub for write in writes):
+            # Answers "busy" as a row, not as an error, when a reader of another process is in the way; the log is
+            # then emptied by a later one.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _sync(self, mode: str) -> None:
         if mode != self._synchronous:

@@ -142,7 +142,7 @@ class SqliteJobs:
             row = claim(connection, wanted, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
             if row is None:
                 return None
-            claimed.append(self._held(row))
+            claimed[:] = [self._held(row)]
             return claimed[0]
 
         try:
