@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -84,6 +85,8 @@ def read_blocks(path: Path) -> BlockTrace:
 def _request(line: _Line, block_tokens: int, before: dict[int, int | None]) -> Request:
     ids = line.hash_ids
     full = len(ids) * block_tokens
+    if not 0 <= line.timestamp < math.inf:
+        raise ValueError(f"its time, {line.timestamp:g} ms, is before the trace begins, or never")
     if not 0 < line.input_length <= full:
         raise ValueError(f"{line.input_length} tokens do not fit its {len(ids)} blocks of {block_tokens}")
     if len(set(ids)) < len(ids):

@@ -1,4 +1,4 @@
-"""Stores of a fixed number of blocks that a trace is replayed against, each with its own rule of what goes.
+"""Stores of a fixed number of blocks, at least 1, that a trace is replayed against, each with its own rule.
 
 All of them count and keep alike: a hit is a block of the prompt that is held and before which all are held, looked up
 before anything moves; then all blocks of the prompt have been used, first to last, and those that were missing are
@@ -63,10 +63,7 @@ class Lru:
                 continue
             incoming = Record(key, 1, request.at_s)
             short = shortfall(incoming_bytes=1, used_bytes=index.total_bytes, max_bytes=self._capacity)
-            chosen = room_for(incoming, index, short_bytes=short, retention=self._retention)
-            if chosen is None:
-                continue  # not even one block fits
-            for record in chosen:
+            for record in room_for(incoming, index, short_bytes=short, retention=self._retention) or ():
                 index.remove(record.key)
             index.put(incoming)
         return hits
@@ -92,20 +89,19 @@ class Lfu:
         """See `Cache`."""
         hits = leading(request.blocks, self._held.__contains__)
         for key in request.blocks:
-            if key not in self._held and len(self._held) >= self._capacity and not self._evict():
-                continue  # not even one block fits
+            if key not in self._held and len(self._held) == self._capacity:
+                self._evict()
             self._now += 1
             self._uses[key] = self._uses.get(key, 0) + 1
             self._held[key] = self._now
             heapq.heappush(self._least, (self._uses[key], self._now, key))
         return hits
 
-    def _evict(self) -> bool:
-        while self._least:
+    def _evict(self) -> None:
+        while True:
             _, used, key = heapq.heappop(self._least)
             if self._held.get(key) == used:
                 del self._held[key]
                 if not self._perfect:
                     del self._uses[key]
-                return True
-        return False
+                return

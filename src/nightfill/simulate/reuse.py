@@ -33,23 +33,27 @@ def group_of(uses: int, *, partial: bool) -> int:
 
 
 def rates(returned: Sequence[int], aged: Sequence[int], waiting: Sequence[int]) -> list[float]:
-    """Of one group, by age: the most uses per second of keeping a block that can be had by any later date of giving up.
+    """The most uses per second of keeping a block that any date of giving it up can give, for each age of one group.
 
-    That is Gittins' index of a block that waits for its next use (Gittins 1979; with ages and groups learned as in
+    The counts, at least 0, are by age: how many came back at it, how many grew older, how many are of it now.
+
+    It is Gittins' index of a block that waits for its next use (Gittins 1979; with ages and groups learned as in
     Beckmann, Chen, Cidon: LHD, NSDI 2018). A store that keeps what has the highest one spends its space where it
     serves most, which need not be what was used last: who writes to a chat seldom does so within seconds.
     """
-    back = [(returned[age] + _PRIOR) / (returned[age] + aged[age] + waiting[age] + 1) for age in range(len(returned))]
-    found = []
-    for start in range(len(back)):
-        best = uses = seconds = 0.0
-        there = 1.0
-        for age in range(start, len(back)):
-            uses += there * back[age]
-            seconds += there * (_EDGES_S[age + 1] - _EDGES_S[age]) * (1 - back[age] / 2)
-            there *= 1 - back[age]
-            best = max(best, uses / seconds)
-        found.append(best)
+    found: list[float] = []
+    later: list[tuple[float, float, float]] = []
+    """Runs of ages, the next last: uses and seconds of a block that begins it, and how likely it is to see its end."""
+    for age in range(AGES - 1, -1, -1):
+        back = (returned[age] + _PRIOR) / (returned[age] + aged[age] + waiting[age] + 1)
+        uses, seconds, stays = back, (_EDGES_S[age + 1] - _EDGES_S[age]) * (1 - back / 2), 1 - back
+        while later and later[-1][0] * seconds > uses * later[-1][1]:
+            # what comes next is better than what is here: whoever keeps a block here keeps it until then
+            more_uses, more_seconds, more_stays = later.pop()
+            uses, seconds, stays = uses + stays * more_uses, seconds + stays * more_seconds, stays * more_stays
+        later.append((uses, seconds, stays))
+        found.append(uses / seconds)
+    found.reverse()
     return found
 
 
