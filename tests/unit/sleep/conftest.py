@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
-
 import pytest
 
-from fakes.virtual_time import done_by
-from nightfill.errors import StateUnavailable
 from nightfill.state.sqlite.database import Database
-
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Callable
-    from concurrent.futures import Future
-
-T = TypeVar("T")
 
 
 @pytest.fixture(autouse=True)
 def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def submit(
-        self: Database, act: Callable[[sqlite3.Connection], T], *, durable: bool = False, scrub: bool = False
-    ) -> Future[T]:
-        if self._closed:
-            raise StateUnavailable("closed")
-        return done_by(lambda: self._transact(act, durable, scrub))
+    def hand_over(self: Database) -> None:
+        asked, self._asked = self._asked, []
+        for write in asked:
+            self._do([write])
+            write.tell()
 
-    monkeypatch.setattr(Database, "submit", submit)
+    monkeypatch.setattr(Database, "_hand_over", hand_over)
