@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from nightfill.contexts.context import Fill
     from nightfill.sleep.upkeep import Upkeep
+    from nightfill.sleep.windows import Windows
 
 T = Tenant("default")
 WALL_S = 1.7e9
@@ -114,6 +115,8 @@ class House:
     """Of the engines, all of them made by `make_engine`."""
     unshared: frozenset[str] = frozenset()
     """Engines that serve nobody."""
+    machines: dict[str, str] = field(default_factory=dict)
+    windows: Windows | None = None
     make_engine: Callable[[House], FakeFillEngine] = lambda house: FakeFillEngine(store=house.store, log=house.log)
 
     async def start_engine(self) -> FakeFillEngine:
@@ -142,6 +145,8 @@ class House:
             refresh=lambda context: self.sources.get(context.name),
             upkeep=self.upkeep,
             unshared=self.unshared,
+            machines=self.machines,
+            windows=self.windows,
             worker=WorkerId(name),
             clock=lambda: WALL_S + now_s(),
             steady=now_s,

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime
-from typing import Any
+import contextlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
-from fakes.background import FakeBoard
+from fakes.background import SETTINGS, WALL_S, FakeBoard, House, T, house, key_of
+from fakes.fill_engine import FakeFillEngine
 from fakes.virtual_time import now_s, virtual
 from nightfill.cli.units import parse_duration
 from nightfill.config import Duration, SleepSettings
@@ -15,8 +18,12 @@ from nightfill.sleep.autoscale import PACE, pace_of, scale
 from nightfill.sleep.trigger import CHECK_S, Go, Reason, Trigger, Wait, decide, idle_for_s
 from nightfill.sleep.windows import windows_of
 from nightfill.state.engines import EngineNote
-from nightfill.state.jobs import QueueDepth
+from nightfill.state.jobs import ASKED, JobKind, JobState, QueueDepth
 from nightfill.state.load import Load
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
 
 NIGHT = ("0 2 * * *",)
 
@@ -192,6 +199,87 @@ async def test_a_state_that_fails_is_told_and_asked_again() -> None:
     queue.fails = False
     queue.due = 60
     assert isinstance(await found.now(), Go)
+
+
+# --- a worker that goes by it ---
+
+
+@contextlib.asynccontextmanager
+async def night_house(folder: Path, window: str, **given: Any) -> AsyncIterator[House]:
+    """It is 22:30 UTC."""
+    async with house(folder) as h:
+        h.settings = msgspec.structs.replace(SETTINGS, windows=(window,), **given)
+        h.windows = windows_of(h.settings, duration=parse_duration)
+        assert f"{datetime.fromtimestamp(WALL_S + now_s(), UTC):%H:%M}" == "22:30"
+        yield h
+
+
+@virtual
+async def test_a_worker_fills_when_its_window_opens_and_plans_before(tmp_path: Path) -> None:
+    async with night_house(tmp_path, "40 22 * * *") as h, h.working():
+        await h.put("x" * 3000)
+        await asyncio.sleep(595)
+        assert (h.log.computed, (await h.one_job()).state) == (0, JobState.QUEUED)
+        await asyncio.sleep(30)
+        assert (await h.one_job()).state is JobState.DONE
+
+
+@virtual
+async def test_a_fill_that_its_window_ends_goes_back_with_what_it_has(tmp_path: Path) -> None:
+    async with night_house(tmp_path, "31 22 * * * for 1m") as h:
+        h.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log, speed_tps=20.0)
+        context = await h.put("x" * 3000)
+        async with h.working():
+            await asyncio.sleep(90)
+            assert h.log.computed > 0
+            await asyncio.sleep(32)
+            job, computed = await h.one_job(), h.log.computed
+            assert (job.state, job.failures, job.lost, job.worker) == (JobState.QUEUED, 0, 0, None)
+            fill = await h.state.book.fill(key_of(context))
+            assert fill is not None
+            assert fill.stored_tokens == computed < 1300
+            await asyncio.sleep(120)
+            assert h.log.computed == computed
+
+
+@virtual
+async def test_what_somebody_asked_for_is_filled_at_any_hour_and_nothing_else_is(tmp_path: Path) -> None:
+    async with night_house(tmp_path, "0 2 * * *") as h:
+        asked = await h.put("x" * 3000, name="asked")
+        await h.put("y" * 3000, name="other")
+        async with h.working():
+            await asyncio.sleep(30)
+            assert h.log.computed == 0
+            await h.state.jobs.enqueue(
+                kind=JobKind.FILL, target=str(key_of(asked)), tenant=T, label="asked", priority=ASKED
+            )
+            await asyncio.sleep(60)
+        states = {job.label: job.state for job in await h.state.jobs.jobs()}
+        assert states == {"asked": JobState.DONE, "other": JobState.QUEUED}
+
+
+@virtual
+async def test_a_long_queue_wakes_a_worker_until_a_fifth_of_it_is_left(tmp_path: Path) -> None:
+    async with night_house(tmp_path, "0 2 * * *", wake_at_queue_depth=10) as h, h.working():
+        for n in range(9):
+            await h.put(f"{n}" * 300, name=f"c{n}")
+        await asyncio.sleep(60)
+        assert h.log.computed == 0
+        await h.put("9" * 300, name="c9")
+        await asyncio.sleep(120)
+        assert (await h.state.jobs.depth()).due == 2
+        await asyncio.sleep(60)
+        assert (await h.state.jobs.depth()).due == 2
+
+
+@virtual
+async def test_how_fast_a_worker_fills_is_written_down_for_autoscalers(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log, speed_tps=100.0)
+        await h.put("x" * 3000)
+        async with h.working():
+            await asyncio.sleep(60)
+        assert 50 < pace_of(await h.state.engines.notes()) <= 105
 
 
 # --- how many workers ---
