@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nightfill.contexts import Fill
     from nightfill.gateway.accounts import Accounts
+    from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.server import Server
 
 CHAT: Final[dict[str, Any]] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
@@ -40,6 +41,7 @@ class House:
     audit_share: float = 0.0
     accounts: Accounts | None = None
     machines: dict[str, str] = field(default_factory=dict)
+    autoscale: Autoscale | None = None
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -55,6 +57,7 @@ class House:
             metrics=self.metrics,
             forget=self.forget,
             audit_share=self.audit_share,
+            autoscale=self.autoscale,
             accounts=self.accounts,
             machines=self.machines,
         ) as server:
