@@ -8,6 +8,7 @@ import functools
 from typing import TYPE_CHECKING, Final, Protocol
 
 from fakes.redis_server import RedisServer
+from nightfill.state.jobs import QueueRules
 from nightfill.state.redis import open_redis_state
 from nightfill.state.sqlite import open_state
 
@@ -54,13 +55,13 @@ class HostClock:
 class Store:
     """One store, of which several handles may be open, as if by several processes."""
 
-    def __init__(self, opened: Callable[[], State], clock: HostClock) -> None:
+    def __init__(self, opened: Callable[[QueueRules], State], clock: HostClock) -> None:
         self._opened = opened
         self._stack = contextlib.AsyncExitStack()
         self.clock = clock
 
-    def open(self) -> State:
-        state = self._opened()
+    def open(self, rules: QueueRules | None = None) -> State:
+        state = self._opened(rules or QueueRules())
         self._stack.push_async_callback(state.aclose)
         return state
 
@@ -71,8 +72,12 @@ class Store:
 def sqlite_store(folder: Path) -> Store:
     clock = HostClock()
     return Store(
-        lambda: open_state(
-            folder / "data" / "state.db", clock=lambda: clock.wall_s, steady=lambda: clock.steady_s, boot="a boot"
+        lambda rules: open_state(
+            folder / "data" / "state.db",
+            rules=rules,
+            clock=lambda: clock.wall_s,
+            steady=lambda: clock.steady_s,
+            boot="a boot",
         ),
         clock,
     )
@@ -92,7 +97,7 @@ def redis_store(folder: Path) -> Store:
     clock = HostClock()
     # Its time is the server's own: no host's wall clock moves it.
     epoch_s = clock.wall_s - clock.steady_s
-    return Store(lambda: open_redis_state(server.url, clock=lambda: epoch_s + clock.steady_s), clock)
+    return Store(lambda rules: open_redis_state(server.url, rules=rules, clock=lambda: epoch_s + clock.steady_s), clock)
 
 
 STORES: Final = {"redis": redis_store, "sqlite": sqlite_store}
