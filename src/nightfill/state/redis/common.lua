@@ -1,15 +1,12 @@
 -- What all programs share. Called as: 1 root now args blobs...; `now` is empty but in tests, `args` msgpack.
 -- Each runs as one atomic step. Names hold no NUL, which therefore parts them in keys and members.
--- In other files follows what their programs share, then the programs, each after a line `--- name`.
+-- In other files follows what their programs share, then the programs, each after a line `--- name`. A program gets the
+-- functions that it names and those that they name, for they are made anew at each call; the rest all get.
 local call = redis.call
 local root, args = KEYS[1], cmsgpack.unpack(ARGV[2])
 
-local function clock()
-  if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
-  local time = call('TIME')
-  return tonumber(time[1]) + tonumber(time[2]) / 1e6
-end
-local now = clock()
+local time = ARGV[1] == '' and call('TIME')
+local now = time and tonumber(time[1]) + tonumber(time[2]) / 1e6 or tonumber(ARGV[1])
 
 local DAY_S = 86400
 
@@ -61,12 +58,11 @@ local function budget_lines(scopes)
 end
 
 -- Add to the sums of a UTC day, in the order of `LedgerLine`. :ledger has the days, :ledger:DAY a line for each key.
-local COLUMNS = 7
 local function to_ledger(day, tenant, context, machine, user, sums)
   local key, field = root .. ':ledger:' .. day, table.concat({tenant, context, machine, user}, '\0')
   local packed = call('HGET', key, field)
   local line = packed and cmsgpack.unpack(packed) or {0, 0, 0, 0, 0, 0, 0}
-  for column = 1, COLUMNS do line[column] = line[column] + (sums[column] or 0) end
+  for column = 1, #line do line[column] = line[column] + (sums[column] or 0) end
   call('HSET', key, field, cmsgpack.pack(line))
   if not packed then call('ZADD', root .. ':ledger', day, day) end
 end

@@ -1,7 +1,7 @@
 -- The job queue: what its programs share, then the programs. Under the root:
 --   :job               last id
 --   :jobs              hash: id -> record (below)
---   :state:KIND:STATE  sorted set of ids by -priority
+--   :state:KIND:STATE  sorted set of ids by -priority, but for those that are leased
 --   :open:KIND         TARGET NUL ID, one score: finds a target, and targets by prefix, of what is not done or cancelled
 --   :ended             ids of what is done or cancelled, by when
 --   :queue:SIZE:CLASS NUL TENANT   what may be leased now, by -priority; CLASS is KIND NUL NEEDS
@@ -9,7 +9,7 @@
 --   :classes           classes with such a tenant
 --   :later:KIND, :leases:KIND   ids by when they may be leased, and by when the lease ends
 --   :workers, :held:WORKER      who holds leases; hash: call that leased -> id
---   :finish, :virtual  of fair queueing: tenant -> tag at which its last lease ends; the start tag of the newest lease
+--   :finish            of fair queueing: tenant -> tag at which its last lease ends, '' -> start tag of the newest lease
 --   :tokens, :outcomes:KIND     kind -> tokens still to be computed; outcome -> number
 --   :weights:DIGEST    tenant -> weight
 -- Budgets and ledger: see common.
@@ -67,9 +67,9 @@ end
 
 -- Change the state and its index.
 local function become(job, state)
-  if job[STATE] then call('ZREM', of_state(job), padded(job[ID])) end
+  if job[STATE] and job[STATE] ~= 'leased' then call('ZREM', of_state(job), padded(job[ID])) end
   job[STATE] = state
-  call('ZADD', of_state(job), -job[PRIORITY], padded(job[ID]))
+  if state ~= 'leased' then call('ZADD', of_state(job), -job[PRIORITY], padded(job[ID])) end
   if state == 'done' or state == 'cancelled' then
     call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. job[ID])
     call('ZADD', root .. ':ended', now, job[ID])
@@ -102,7 +102,7 @@ local function to_queue(job)
     end
     -- Who asked for nothing meanwhile begins now, and does not make up for it.
     start = tonumber(start or math.max(tonumber(call('HGET', root .. ':finish', job[TENANT]) or 0),
-      tonumber(call('GET', root .. ':virtual') or 0)))
+      tonumber(call('HGET', root .. ':finish', '') or 0)))
     call('ZADD', turns(class), start, job[TENANT])
     call('SADD', root .. ':classes', class)
   end
@@ -211,12 +211,13 @@ local function ending(act, fills, keep)
   return {'job'}
 end
 
--- Whether the bound of unfinished jobs is reached.
+-- How many jobs of a kind are not done, dead or cancelled.
+local function number(kind) return call('ZCARD', root .. ':open:' .. kind) - call('ZCARD', root .. ':state:' .. kind .. ':dead') end
+
+-- Whether the bound of these is reached.
 local function crowded(kinds, most)
   local open = 0
-  for _, kind in ipairs(kinds) do
-    for _, state in ipairs({'queued', 'leased'}) do open = open + call('ZCARD', root .. ':state:' .. kind .. ':' .. state) end
-  end
+  for _, kind in ipairs(kinds) do open = open + number(kind) end
   return open >= most
 end
 
@@ -248,7 +249,7 @@ if job then
   if job[STATE] ~= 'dead' and job[PRIORITY] ~= asked and job[PRIORITY] ~= priority then
     job[PRIORITY] = priority
     if job[PLACE] == 'queue' then call('ZADD', queue_of(job), -priority, member(job)) end
-    call('ZADD', of_state(job), -priority, padded(job[ID]))
+    if job[STATE] == 'queued' then call('ZADD', of_state(job), -priority, padded(job[ID])) end
     save(job, job[UPDATED])
   end
   return {'job', cmsgpack.pack(job)}
@@ -337,15 +338,13 @@ local function next_job(classes, most, rank)
 end
 
 -- The tenant's next lease begins where this one ends.
-local function take_turn(job, tag, weights)
-  local virtual = math.max(tag, tonumber(call('GET', root .. ':virtual') or 0))
+local function take_turn(job, tag, weights, classes)
+  local finishes = root .. ':finish'
+  local virtual = math.max(tag, tonumber(call('HGET', finishes, '') or 0))
   local weight = weights ~= '' and tonumber(call('HGET', root .. ':weights:' .. weights, job[TENANT]) or 1) or 1
   local finish = virtual + math.max(job[TOTAL] - job[KEPT], 1) / weight
-  call('SET', root .. ':virtual', virtual)
-  call('HSET', root .. ':finish', job[TENANT], finish)
-  for _, class in ipairs(call('SMEMBERS', root .. ':classes')) do
-    call('ZADD', turns(class), 'XX', finish, job[TENANT])
-  end
+  call('HSET', finishes, '', virtual, job[TENANT], finish)
+  for _, class in ipairs(classes) do call('ZADD', turns(class), 'XX', finish, job[TENANT]) end
 end
 
 local worker, kinds, lease_s, needs, most, lowest, weights, nonce = unpack(args)
@@ -360,14 +359,15 @@ for _, kind in ipairs(kinds) do
   wanted[kind .. '\0'] = true
   for _, need in ipairs(needs or {}) do wanted[kind .. '\0' .. need] = true end
 end
-for _, class in ipairs(call('SMEMBERS', root .. ':classes')) do
+local all = call('SMEMBERS', root .. ':classes')
+for _, class in ipairs(all) do
   if wanted[class] or (not needs and wanted[string.match(class, '^%Z*')]) then classes[#classes + 1] = class end
 end
 local id, tag = next_job(classes, most, lowest)
 if not id then return {'none'} end
 local job = load(id)
-take_turn(job, tag, weights)
 leave(job)
+take_turn(job, tag, weights, all)
 if job[STATE] == 'leased' then
   lose(job)
   unhold(job)
@@ -471,7 +471,7 @@ for _, kind in ipairs(args[1]) do
   local function count(place, from, to) return call('ZCOUNT', root .. ':' .. place .. ':' .. kind, from, to) end
   local function all(key) return call('ZCARD', root .. ':' .. key) end
   local waiting = all('later:' .. kind) + all('leases:' .. kind)
-  due = due + all('state:' .. kind .. ':queued') + all('state:' .. kind .. ':leased') - waiting
+  due = due + number(kind) - waiting
     + count('later', '-inf', now) + count('leases', '-inf', now)
   later = later + count('later', '(' .. string.format('%.17g', now), '+inf')
   leased = leased + count('leases', '(' .. string.format('%.17g', now), '+inf')
@@ -488,6 +488,11 @@ for _, kind in ipairs(kinds) do
   for _, state in ipairs(states) do
     local found = call('ZRANGE', root .. ':state:' .. kind .. ':' .. state, 0, limit - 1, 'WITHSCORES')
     for index = 1, #found, 2 do all[#all + 1] = {tonumber(found[index + 1]), found[index]} end
+    for _, worker in ipairs(state == 'leased' and kind == kinds[1] and call('SMEMBERS', root .. ':workers') or {}) do
+      for _, id in ipairs(call('HVALS', root .. ':held:' .. worker)) do
+        all[#all + 1] = {-load(id)[PRIORITY], padded(tonumber(id))}
+      end
+    end
   end
 end
 table.sort(all, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import hashlib
 import random
+import re
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -42,18 +43,28 @@ class Script:
 
 @functools.cache
 def scripts(name: str) -> Mapping[str, Script]:
-    """The programs of `name`.lua. Each has in front what they share, and nothing of the others: a server makes the
-    functions of a program anew at each call.
-    """
+    """The programs of `name`.lua; see common.lua."""
     folder = resources.files("nightfill.state.redis")
     common, text = ((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
-    shared, *sections = text.split("\n--- ")
+    shared, *programs = text.split("\n--- ")
     made = {}
-    for section in sections:
-        title, body = section.split("\n", 1)
-        source = f"{common}\n{shared}\n{body}"
+    for program in programs:
+        title, body = program.split("\n", 1)
+        source = _with_needed((common, shared), body)
         made[title] = Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
     return made
+
+
+def _with_needed(shared: Sequence[str], program: str) -> str:
+    """The program, behind the constants of `shared` and those functions that it needs."""
+    for part in reversed(shared):
+        constants, *functions = re.split(r"^local function ", part, flags=re.MULTILINE)
+        for function in reversed(functions):  # each names earlier ones alone
+            name = function[: function.index("(")]
+            if re.search(rf"\b{name}\b", program):
+                program = f"local function {function}{program}"
+        program = f"{constants}\n{program}"
+    return program
 
 
 def batches(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
