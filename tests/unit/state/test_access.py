@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
@@ -66,6 +67,24 @@ async def test_usage_counts_seven_days_of_this_context_alone(access: AccessLog, 
     )
 
 
+async def test_hours_with_an_access_are_kept_for_four_weeks(access: AccessLog, clock: HostClock) -> None:
+    now_s, hour = clock.wall_s, int(clock.wall_s // 3600)
+    ago = [0, 0, 1, 167, 168, 671, 672]
+    await access.append([row((hour - hours) * 3600.0 + 1, broken=hours > 1) for hours in ago])
+    usage = await access.usage(T, REPO, now_s=now_s)
+    assert dict(usage.hours) == {hour: 2, hour - 1: 1, hour - 167: 1, hour - 168: 1, hour - 671: 1}
+    assert (usage.accesses_7d, usage.broken_7d, usage.last_access_s) == (4, 1, hour * 3600.0 + 1)
+    earlier = await access.usage(T, REPO, now_s=now_s - 3600)
+    assert (earlier.accesses_7d, earlier.last_access_s) == (3, (hour - 1) * 3600.0 + 1)
+
+
+async def test_hours_outlive_the_rows_that_they_count(access: AccessLog, clock: HostClock) -> None:
+    await access.append([row(clock.wall_s - 7200)])
+    await access.prune(older_than_s=60)
+    assert await access.recent() == []
+    assert (await access.usage(T, REPO, now_s=clock.wall_s)).accesses_7d == 1
+
+
 async def test_broken_promises_are_counted_as_they_were_judged(access: AccessLog, clock: HostClock) -> None:
     at_s = clock.wall_s
     await access.append([row(at_s), row(at_s, broken=True), row(at_s, broken=True), row(at_s - 8 * 86400, broken=True)])
@@ -73,7 +92,8 @@ async def test_broken_promises_are_counted_as_they_were_judged(access: AccessLog
 
 
 async def test_the_newest_rows_come_first_and_as_they_were(access: AccessLog) -> None:
-    rows = [row(1.0), row(3.0, context=None), row(2.0, tenant=Tenant("other"))]
+    billed = replace(row(1.0), user="ann", machine="spot", saved_tokens=5, saved_s=0.25)
+    rows = [billed, row(3.0, context=None), row(2.0, tenant=Tenant("other"))]
     await access.append(rows)
     await access.append([])
     assert await access.recent() == [rows[1], rows[2], rows[0]]

@@ -73,6 +73,28 @@ def fill_of(text: str, *, tenant: Tenant = T, tokens: tuple[int, ...] = (1, 2, 7
     )
 
 
+async def test_a_context_belongs_to_the_user_that_it_was_last_put_for(book: SourceBook) -> None:
+    async def put_for(user: str) -> Context:
+        return await book.put(
+            tenant=T,
+            name=REPO,
+            source=TextSource(),
+            content=Text("x"),
+            fingerprint=fingerprint("x"),
+            forms=[Form.CHAT],
+            user=user,
+        )
+
+    assert (await put_for("ann")).user == "ann"
+    made = await put_for("bob")
+    assert (await book.get(T, REPO)) == made
+    assert made.user == "bob"
+    replaced = await book.replace(made, content=Text("y"), fingerprint=fingerprint("y"))
+    assert replaced is not None
+    assert replaced.user == "bob"
+    assert (await put(book, "y")).user == ""
+
+
 async def test_what_was_put_is_read_back_by_another_handle(store: Store) -> None:
     source = FolderSource(path="/srv/code", include=("*.py",))
     made = await put(store.open().book, "hello", source=source, pinned=True)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nightfill.errors import LeaseLost
-from nightfill.state.jobs import ASKED, Job, JobId, JobKind, JobQueue, JobState, Lease, WorkerId
+from nightfill.errors import LeaseLost, QueueFull
+from nightfill.state.jobs import (
+    ASKED,
+    Job,
+    JobId,
+    JobKind,
+    JobQueue,
+    JobState,
+    Lease,
+    QueueDepth,
+    QueueRules,
+    WorkerId,
+)
 
 if TYPE_CHECKING:
     from fakes.stores import HostClock, Store
@@ -16,8 +27,9 @@ if TYPE_CHECKING:
 A, B = WorkerId("worker-a"), WorkerId("worker-b")
 
 
-async def enqueue(jobs: JobQueue, target: str = "t/1", priority: float = 1.0) -> Job:
-    return await jobs.enqueue(kind=JobKind.FILL, target=target, tenant="t", label="repo", priority=priority)
+async def enqueue(jobs: JobQueue, target: str = "t/1", priority: float = 1.0, **of: Any) -> Job:
+    given = {"tenant": "t", "label": "repo", **of}
+    return await jobs.enqueue(kind=JobKind.FILL, target=target, priority=priority, **given)
 
 
 async def lease(jobs: JobQueue, worker: WorkerId = A, lease_s: float = 30) -> Lease | None:
@@ -294,3 +306,142 @@ async def test_an_outcome_of_a_lost_lease_is_not_counted(jobs: JobQueue, clock: 
     with pytest.raises(LeaseLost):
         await jobs.complete(lease, outcome="equal")
     assert await jobs.outcomes(JobKind.VERIFY) == {}
+
+
+async def test_a_worker_is_given_what_it_can_do_and_what_needs_nothing(jobs: JobQueue) -> None:
+    for priority, needs in enumerate(["", "sig-a", "sig-b", "sig-c"]):
+        await enqueue(jobs, needs, priority, needs=needs)
+
+    async def taken(*needs: str) -> list[str]:
+        held = []
+        while (one := await jobs.lease(A, kinds=[JobKind.FILL], lease_s=30, needs=needs)) is not None:
+            held.append(one.job.needs)
+        return held
+
+    assert await taken("sig-b") == ["sig-b", ""]
+    assert await taken() == []
+    assert await taken("sig-x", "sig-a") == ["sig-a"]
+    assert (await leased(jobs)).job.needs == "sig-c"
+
+
+@pytest.mark.parametrize("most", [999, 1000, 1023, 1024, 1500])
+async def test_longer_jobs_are_left_alone(jobs: JobQueue, most: int) -> None:
+    sizes = [1, 999, 1000, 1001, 1024, 1025, 1500, 1501, 2048, 100_000]
+    for priority, tokens in enumerate(sizes):
+        await enqueue(jobs, str(tokens), priority, total_tokens=tokens)
+    held = []
+    while (one := await jobs.lease(A, kinds=[JobKind.FILL], lease_s=30, max_tokens=most)) is not None:
+        held.append(one.job.total_tokens)
+    assert held == [tokens for tokens in reversed(sizes) if tokens <= most]
+
+
+async def test_what_nobody_asked_for_is_left_alone_where_only_that_is_wanted(jobs: JobQueue) -> None:
+    await enqueue(jobs, "planned", 5)
+    await enqueue(jobs, "asked", ASKED, tenant="u")
+    await enqueue(jobs, "planned too", 7, tenant="u")
+
+    async def asked_for() -> Lease | None:
+        return await jobs.lease(A, kinds=[JobKind.FILL], lease_s=30, min_priority=ASKED)
+
+    held = await asked_for()
+    assert held is not None
+    assert held.job.target == "asked"
+    assert await asked_for() is None
+    assert await jobs.lease(A, kinds=[JobKind.VERIFY], lease_s=30) is None
+    assert await lease(jobs) is not None
+
+
+async def test_one_job_of_another_tenant_waits_for_one_job_at_most(jobs: JobQueue) -> None:
+    for n in range(100):
+        await enqueue(jobs, f"many/{n}", 9, tenant="many", total_tokens=1000)
+    for _ in range(10):
+        await leased(jobs)
+    await enqueue(jobs, "one/1", 1, tenant="one", total_tokens=200_000)
+    assert "one" in {(await leased(jobs)).job.tenant for _ in range(2)}
+
+
+async def test_a_new_tenant_does_not_make_up_for_the_time_it_asked_for_nothing(jobs: JobQueue) -> None:
+    for n in range(60):
+        await enqueue(jobs, f"early/{n}", tenant="early", total_tokens=1000)
+    for _ in range(30):
+        await leased(jobs)
+    for n in range(30):
+        await enqueue(jobs, f"late/{n}", tenant="late", total_tokens=1000)
+    turns = [(await leased(jobs)).job.tenant for _ in range(20)]
+    assert abs(turns.count("early") - turns.count("late")) <= 1
+
+
+async def test_tenants_share_by_weight(store: Store) -> None:
+    jobs = store.open(QueueRules(weights={"three": 3.0})).jobs
+    for tenant in ("three", "one"):
+        for n in range(100):
+            await enqueue(jobs, f"{tenant}/{n}", tenant=tenant, total_tokens=1000 if tenant == "one" else 500)
+    tokens = dict.fromkeys(("three", "one"), 0)
+    for _ in range(70):
+        job = (await leased(jobs)).job
+        tokens[job.tenant] += job.total_tokens
+    assert tokens["three"] / tokens["one"] == pytest.approx(3, rel=0.1)
+
+
+async def test_a_tenant_whose_engine_was_away_does_not_keep_others_waiting_for_all_that_it_missed(
+    jobs: JobQueue,
+) -> None:
+    for n in range(20):
+        await enqueue(jobs, f"stuck/{n}", tenant="stuck", needs="away", total_tokens=1000)
+    for n in range(50):
+        await enqueue(jobs, f"busy/{n}", tenant="busy", needs="here", total_tokens=1000)
+        held = await jobs.lease(A, kinds=[JobKind.FILL], lease_s=30, needs=["here"])
+        assert held is not None
+        assert held.job.tenant == "busy"
+    for n in range(5):
+        await enqueue(jobs, f"new/{n}", tenant="new", needs="away", total_tokens=1000)
+    turns = []
+    for _ in range(6):
+        held = await jobs.lease(B, kinds=[JobKind.FILL], lease_s=30, needs=["away"])
+        assert held is not None
+        turns.append(held.job.tenant)
+    assert turns.count("new") >= 2
+
+
+async def test_depth_counts_what_is_due_waits_or_is_under_way(jobs: JobQueue, clock: HostClock) -> None:
+    assert await jobs.depth() == QueueDepth(due=0, later=0, leased=0, tokens=0)
+    for n in range(5):
+        await enqueue(jobs, f"t/{n}", 9 - n, total_tokens=1000)
+    await jobs.enqueue(kind=JobKind.VERIFY, target="v", tenant="t", label="l", priority=1, total_tokens=70)
+    held = await leased(jobs)
+    await jobs.renew(held, lease_s=30, done_tokens=400, total_tokens=1200)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=100)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=None)
+    await jobs.complete(await leased(jobs))
+    assert await jobs.depth() == QueueDepth(due=2, later=1, leased=1, tokens=800 + 1000 + 1000 + 70)
+    assert await jobs.depth(kinds=[JobKind.FILL]) == QueueDepth(due=1, later=1, leased=1, tokens=2800)
+    assert await jobs.depth(kinds=[JobKind.VERIFY]) == QueueDepth(due=1, later=0, leased=0, tokens=70)
+    clock.advance(100)
+    assert await jobs.depth() == QueueDepth(due=4, later=0, leased=0, tokens=2870), "a lost lease is due, too"
+    await jobs.renew(held, lease_s=30, done_tokens=1200, total_tokens=1200)
+    assert await jobs.depth() == QueueDepth(due=3, later=0, leased=1, tokens=2070)
+
+
+async def test_a_full_queue_refuses_new_jobs_alone(store: Store) -> None:
+    jobs = store.open(QueueRules(max_unfinished=2)).jobs
+    first = await enqueue(jobs, "t/1", 9)
+    await enqueue(jobs, "t/2")
+    with pytest.raises(QueueFull):
+        await enqueue(jobs, "t/3")
+    assert (await enqueue(jobs, "t/1", 5)).id == first.id
+    held = await leased(jobs)
+    with pytest.raises(QueueFull):
+        await enqueue(jobs, "t/3")
+    await jobs.complete(held)
+    await enqueue(jobs, "t/3")
+
+
+async def test_a_late_renewal_comes_too_late_for_a_job_that_was_reclaimed(jobs: JobQueue, clock: HostClock) -> None:
+    await enqueue(jobs)
+    held = await leased(jobs)
+    clock.advance(31)
+    assert (await jobs.depth()).due == 1
+    assert await jobs.reclaim(A) == 1
+    with pytest.raises(LeaseLost):
+        await jobs.renew(held, lease_s=30, done_tokens=0, total_tokens=0)
+    assert await jobs.holders() == []
