@@ -6,10 +6,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from nightfill.cli.checks import Finding, fail, ok, warn
+from nightfill.cli.night import night_windows
 from nightfill.cli.output import show_ago
+from nightfill.cli.units import show_duration
 from nightfill.errors import NightfillError, StateUnavailable
 from nightfill.kv import BlockKey
 from nightfill.sleep.description import description_of
+from nightfill.sleep.trigger import KINDS, Wait, decide
 from nightfill.state.jobs import JobState
 from nightfill.state.sqlite import damage
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.cli.workspace import Workspace
+    from nightfill.config import SleepSettings
     from nightfill.kv import Store, StoreReport, TierReport
     from nightfill.state.sqlite import SqliteState
 
@@ -51,7 +55,12 @@ async def check_contents(workspace: Workspace) -> tuple[list[Finding], int]:
         async with workspace.open_state() as state:
             notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
             description = description_of(notes[-1].body) if notes else None
-            findings = [await _check_jobs(state), await _check_promises(state), _check_deletions(state)]
+            findings = [
+                await _check_jobs(state),
+                await _check_night(state, workspace.settings.sleep),
+                await _check_promises(state),
+                _check_deletions(state),
+            ]
             return findings, description.kv_bytes_per_token if description else 0
     except NightfillError as error:
         return [fail("state", str(error), "see the line on the state file; with encryption, kv.key_file")], 0
@@ -68,6 +77,17 @@ async def _check_jobs(state: SqliteState) -> Finding:
         listed = "; ".join(f"{job.id} ({job.label}): {job.error}" for job in failing[:_SHOWN])
         return warn("jobs", f"{len(failing)} failing, tried again later: {listed}", "mend the cause")
     return ok("jobs", f"{len(jobs)} wait or run, none is failing")
+
+
+async def _check_night(state: SqliteState, settings: SleepSettings) -> Finding:
+    depth = await state.jobs.depth(kinds=KINDS)
+    # Of the gateways' idleness and of what woke whom, each process knows for itself.
+    decision = decide(
+        time.time(), night_windows(settings), due=depth.due, idle_for_s=0.0, awake=False, settings=settings
+    )
+    idle_s = float(settings.wake_when_idle_s)
+    idle = f"; or when nobody asked for {show_duration(idle_s)}" if idle_s and isinstance(decision, Wait) else ""
+    return ok("background", f"{'waits' if isinstance(decision, Wait) else 'may run'}: {decision.why}{idle}")
 
 
 async def _check_promises(state: SqliteState) -> Finding:

@@ -183,6 +183,17 @@ def test_dead_jobs_and_broken_promises_are_reported(cli: Cli) -> None:
     assert report["ok"]  # both are warnings
 
 
+def test_it_says_whether_it_is_time_for_background_work(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli.data.mkdir(mode=0o700)
+    cli.state(troubled)
+    assert finding(cli.json("doctor"), "background")["detail"] == "may run: no windows are set"
+    monkeypatch.setenv("NIGHTFILL_SLEEP__WINDOWS", '["0 0 29 2 *"]')
+    monkeypatch.setenv("NIGHTFILL_SLEEP__WAKE_WHEN_IDLE_S", "10m")
+    detail = finding(cli.json("doctor"), "background")["detail"]
+    assert detail.startswith("waits: the next window opens at 20")
+    assert detail.endswith("02-29 00:00 UTC; 0 of 50 jobs are due; or when nobody asked for 10 min")
+
+
 def test_a_store_that_cannot_be_opened_fails(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     cli.data.mkdir(mode=0o700)
     monkeypatch.setenv("NIGHTFILL_KV__KEY_FILE", str(cli.folder / "gone"))
