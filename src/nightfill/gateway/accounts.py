@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 
 from nightfill.errors import BadRequest
 from nightfill.ledger import DEFAULT_SINCE, By, bill, parse_by, parse_since
+from nightfill.observe.metrics import Sample
 from nightfill.state.budgets import Scope
 from nightfill.state.views import budget_view
 
@@ -52,3 +53,20 @@ class Accounts:
         others = {line.scope for line in await self.budgets.lines() if line.scope.tenant == tenant}
         scopes = [Scope(tenant), *sorted(others - {Scope(tenant)}, key=lambda scope: scope.user or "")]
         return {"object": "list", "data": [budget_view(line) for line in await self.budgets.lines(scopes)]}
+
+    async def samples(self) -> list[Sample]:
+        """The budget of all together, as gauges: no label may tell a tenant or a user. Raises StateUnavailable."""
+        return [
+            Sample(name=name, help=text, value=tokens, labels={"period": str(line.period)})
+            for line in await self.budgets.lines([Scope()])
+            for name, text, tokens in (
+                ("background_tokens", "Tokens computed by background work since the period began.", line.spent),
+                ("background_reserved_tokens", "Tokens set aside in budgets for unfinished jobs.", line.reserved),
+                (
+                    "background_limit_tokens",
+                    "Tokens that all may compute; absent for no bound.",
+                    line.limit,
+                ),
+            )
+            if tokens is not None
+        ]

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.admission import Admission
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.exchange import Exchange
+    from nightfill.observe.metrics import Sample
     from nightfill.sleep.autoscale import Scale
     from nightfill.state.book import ContextBook
     from nightfill.state.jobs import Job, JobQueue
@@ -120,6 +121,10 @@ class Admin:
     async def audit_counts(self) -> dict[str, int]:
         """How often fills were compared with what engines compute, by outcome; of all tenants."""
         return await self._queue.outcomes(JobKind.VERIFY)
+
+    async def budget_samples(self) -> Sequence[Sample]:
+        """What is spent of the budget of all together; nothing where accounts are not shown."""
+        return await self._accounts.samples() if self._accounts is not None else ()
 
     async def scale(self) -> Scale | None:
         """How many workers are wished for and why; None where nobody says."""

@@ -147,6 +147,8 @@ class Metrics:
         self.watch(self._audited)
         self._scale: Iterable[Sample] = ()
         self.watch(lambda: self._scale)
+        self._budgets: Iterable[Sample] = ()
+        self.watch(lambda: self._budgets)
         build = Gauge("nightfill_build_info", "Always 1.", ("version", "python"), registry=self.registry)
         build.labels(nightfill.__version__, platform.python_version()).set(1)
 
@@ -240,6 +242,10 @@ class Metrics:
     def audits(self, counts: Mapping[str, int]) -> None:
         """How often stored KV was compared with what an engine computes, by outcome; the state counts them."""
         self._audits = counts
+
+    def budgets(self, samples: Sequence[Sample]) -> None:
+        """What background work has spent of the budget of all; the state counts it."""
+        self._budgets = samples
 
     def scale(self, samples: Sequence[Sample]) -> None:
         """The queue, and how many workers it needs, as of now."""

@@ -129,6 +129,21 @@ async def test_a_tenant_sees_its_budgets_and_those_of_its_users_alone(house: Hou
     assert by_scope["a", None, "month"]["left"] is None
 
 
+async def test_metrics_know_what_all_have_spent_and_no_names(house: House, state: SqliteState) -> None:
+    await filled(state, "a")
+    await filled(state, "b", tokens=70)
+    await state.budgets.set_limit(Scope(), Period.DAY, 5000)
+    async with house.client() as client, client.get("/metrics") as reply:
+        lines = [line for line in (await reply.text()).splitlines() if line.startswith("nightfill_background_")]
+    assert {*lines} >= {
+        'nightfill_background_tokens{period="day"} 470.0',
+        'nightfill_background_tokens{period="month"} 470.0',
+        'nightfill_background_reserved_tokens{period="day"} 0.0',
+        'nightfill_background_limit_tokens{period="day"} 5000.0',
+    }
+    assert not any("limit" in line and "month" in line for line in lines), "there is no bound"
+
+
 async def test_budgets_cannot_be_set_over_http(house: House) -> None:
     async with house.client() as client:
         headers = {"authorization": "Bearer key-a"}
