@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from nightfill.contexts import Context, ContextName, Tenant
     from nightfill.state.access import Usage
-    from nightfill.state.sqlite import SqliteState
+    from nightfill.state.state import State
 
 
-async def known(state: SqliteState, tenant: Tenant, name: ContextName) -> Context:
+async def known(state: State, tenant: Tenant, name: ContextName) -> Context:
     """The context. Raises NotFound, which names those that there are."""
     found = await state.book.get(tenant, name)
     if found is None:
@@ -27,7 +27,7 @@ async def known(state: SqliteState, tenant: Tenant, name: ContextName) -> Contex
     return found
 
 
-async def usages(state: SqliteState, contexts: Sequence[Context]) -> list[Usage]:
+async def usages(state: State, contexts: Sequence[Context]) -> list[Usage]:
     """How each of the contexts was used up to now."""
     now_s = time.time()
     return [await state.access.usage(context.tenant, context.name, now_s=now_s) for context in contexts]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nightfill.cli.root import Options
     from nightfill.cli.workspace import Workspace
     from nightfill.contexts import Context, ContextName, Fill, Form, Tenant
-    from nightfill.state.sqlite import SqliteState
+    from nightfill.state.state import State
 
 
 class _Duration(click.ParamType[float]):
@@ -396,7 +396,7 @@ _DID = {
 
 
 async def _filled(
-    state: SqliteState, found: Context, *, again: bool, timeout_s: float | None
+    state: State, found: Context, *, again: bool, timeout_s: float | None
 ) -> tuple[list[Asked], list[Fill]]:
     """Fill and wait; nothing without a time-out."""
     from nightfill.cli.fill_now import ask, progress, wait
@@ -413,7 +413,7 @@ def _say_filled(fills: Sequence[Fill]) -> None:
         click.echo(f"{one.key.form}: {one.stored_tokens:,} tokens {one.state}, {one.fill_seconds:.1f} s of engine time")
 
 
-async def _view(state: SqliteState, found: Context) -> dict[str, Any]:
+async def _view(state: State, found: Context) -> dict[str, Any]:
     from nightfill.cli.books import usages
     from nightfill.state.views import context_view
 
@@ -421,7 +421,7 @@ async def _view(state: SqliteState, found: Context) -> dict[str, Any]:
     return context_view(found, await state.book.fills(found.tenant), usage)
 
 
-async def _jobs(state: SqliteState, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+async def _jobs(state: State, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     """The jobs as they are now."""
     from nightfill.state.views import job_view
 

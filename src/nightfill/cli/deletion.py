@@ -48,7 +48,7 @@ async def forget_fill(rooms: Rooms, fill: Fill) -> Forgotten:
 async def settle_deletions(rooms: Rooms) -> int:
     """Delete what is still owed, but for what is wanted again; how many blocks were. Raises KvError, StateError."""
     settled = 0
-    while owed := rooms.state.deletions.keys(limit=_BATCH):
+    while owed := await rooms.state.deletions.keys(limit=_BATCH):
         fills = await rooms.state.book.fills()
         doomed = await asyncio.to_thread(_unnamed, owed, fills, rooms.settings.kv.block_tokens)
         await asyncio.to_thread(rooms.store.drop, doomed)

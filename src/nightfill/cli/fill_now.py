@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from nightfill.contexts import Context, Fill, Form
     from nightfill.state.jobs import Job, JobId
-    from nightfill.state.sqlite import SqliteState
+    from nightfill.state.state import State
 
 _LOOK_EVERY_S: Final = 0.25
 _PATIENCE_S: Final = 5.0
@@ -39,7 +39,7 @@ class Asked:
     job: Job | None
 
 
-async def ask(state: SqliteState, context: Context, *, again: bool = False) -> list[Asked]:
+async def ask(state: State, context: Context, *, again: bool = False) -> list[Asked]:
     """Queue fills of all forms of the context for the engine seen last, before all others.
 
     `again` also fills what is ready. Raises BadInput when no engine has run with this state yet, BudgetSpent.
@@ -74,9 +74,7 @@ async def ask(state: SqliteState, context: Context, *, again: bool = False) -> l
     return asked
 
 
-async def wait(
-    state: SqliteState, asked: Asked, *, timeout_s: float, watch: Callable[[Job, Fill | None], None]
-) -> Fill:
+async def wait(state: State, asked: Asked, *, timeout_s: float, watch: Callable[[Job, Fill | None], None]) -> Fill:
     """Wait until the fill is ready. Raises NightfillError when its job fails, is cancelled, or takes too long."""
     began_s = time.monotonic()
     warned = False
@@ -100,7 +98,7 @@ async def wait(
     return fill
 
 
-async def _anybody_works(state: SqliteState, job_id: JobId) -> bool:
+async def _anybody_works(state: State, job_id: JobId) -> bool:
     job = await state.jobs.get(job_id)
     if job is None or job.state is not JobState.QUEUED:
         return True

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nightfill.cli.workspace import Workspace
     from nightfill.config import SleepSettings
     from nightfill.kv import Store, StoreReport, TierReport
-    from nightfill.state.sqlite import SqliteState
+    from nightfill.state.state import State
 
 _DAY_S: Final = 86400.0
 _REQUESTS: Final = 10_000
@@ -49,7 +49,7 @@ def check_state_file(path: Path) -> Finding:
 
 async def check_contents(workspace: Workspace) -> tuple[list[Finding], int]:
     """Findings about jobs and promises, and the KV bytes per token of the engine seen last (0 when unknown)."""
-    if not workspace.state_path.exists():
+    if not workspace.settings.state and not workspace.state_path.exists():
         return [], 0
     try:
         async with workspace.open_state() as state:
@@ -59,14 +59,14 @@ async def check_contents(workspace: Workspace) -> tuple[list[Finding], int]:
                 await _check_jobs(state),
                 await _check_night(state, workspace.settings.sleep),
                 await _check_promises(state),
-                _check_deletions(state),
+                await _check_deletions(state),
             ]
             return findings, description.kv_bytes_per_token if description else 0
     except NightfillError as error:
         return [fail("state", str(error), "see the line on the state file; with encryption, kv.key_file")], 0
 
 
-async def _check_jobs(state: SqliteState) -> Finding:
+async def _check_jobs(state: State) -> Finding:
     jobs = await state.jobs.jobs(states=(JobState.QUEUED, JobState.LEASED, JobState.DEAD))
     dead = [job for job in jobs if job.state is JobState.DEAD]
     failing = [job for job in jobs if job.state is not JobState.DEAD and job.failures]
@@ -79,7 +79,7 @@ async def _check_jobs(state: SqliteState) -> Finding:
     return ok("jobs", f"{len(jobs)} wait or run, none is failing")
 
 
-async def _check_night(state: SqliteState, settings: SleepSettings) -> Finding:
+async def _check_night(state: State, settings: SleepSettings) -> Finding:
     depth = await state.jobs.depth(kinds=KINDS)
     # Of the gateways' idleness and of what woke whom, each process knows for itself.
     decision = decide(
@@ -90,7 +90,7 @@ async def _check_night(state: SqliteState, settings: SleepSettings) -> Finding:
     return ok("background", f"{'waits' if isinstance(decision, Wait) else 'may run'}: {decision.why}{idle}")
 
 
-async def _check_promises(state: SqliteState) -> Finding:
+async def _check_promises(state: State) -> Finding:
     since_s = time.time() - _DAY_S
     recent = [row for row in await state.access.recent(limit=_REQUESTS) if row.at_s >= since_s]
     broken = [row for row in recent if row.broken]
@@ -105,7 +105,8 @@ async def _check_promises(state: SqliteState) -> Finding:
     return ok("proof", detail)
 
 
-def _check_deletions(state: SqliteState) -> Finding:
+async def _check_deletions(state: State) -> Finding:
+    await state.deletions.keys(limit=1)
     owed = state.deletions.owed()
     if not owed.blocks:
         return ok("deletion", "nothing that was deleted is left in any tier")

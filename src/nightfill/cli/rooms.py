@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING
 from nightfill.cli.root import environment
 from nightfill.cli.settings import cache_dir
 from nightfill.errors import BadSetting
+from nightfill.state.board import MmapLoadBoard
+from nightfill.state.fleet_board import FleetBoard, FleetState
+from nightfill.state.process import host_tag
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
     from nightfill.cli.workspace import Workspace
     from nightfill.config import Settings
     from nightfill.kv import Store
-    from nightfill.state.sqlite import SqliteState
+    from nightfill.state.load import LoadBoard
+    from nightfill.state.state import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +34,27 @@ class Rooms:
     settings: Settings
     data_dir: Path
     cache_dir: Path
-    state: SqliteState
+    state: State
     store: Store
 
     @property
     def board_path(self) -> Path:
         """The load board's file."""
         return self.data_dir / "load.board"
+
+
+@contextlib.asynccontextmanager
+async def open_board(rooms: Rooms, *, serves: bool, shared_engines: bool) -> AsyncIterator[LoadBoard]:
+    """The load board: of this host, and of the fleet where hosts share the state and `shared_engines`, which other
+    hosts' gateways send requests to. Raises StateUnavailable.
+    """
+    with contextlib.closing(MmapLoadBoard(rooms.board_path, writes=serves)) as local:
+        if not shared_engines or not isinstance(rooms.state, FleetState):
+            yield local
+            return
+        me = hashlib.sha256(f"{host_tag()}/{rooms.board_path.resolve()}".encode()).hexdigest()[:16]
+        async with FleetBoard(local, rooms.state.loads, me=me, publishes=serves) as board:
+            yield board
 
 
 @contextlib.asynccontextmanager

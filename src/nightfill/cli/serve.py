@@ -65,7 +65,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
         make_vllm,
     )
     from nightfill.cli.night import Scaler
-    from nightfill.cli.rooms import open_rooms, sole
+    from nightfill.cli.rooms import open_board, open_rooms, sole
     from nightfill.cli.upkeep import deletion_samples, forget_deleted, plan_shown, running, store_samples
     from nightfill.cli.worker_process import WorkerProcess
     from nightfill.engines.engine import Reuse
@@ -74,7 +74,6 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
     from nightfill.observe.metrics import Metrics
     from nightfill.sleep import Warmer, warming
     from nightfill.sleep.description import note_of
-    from nightfill.state.board import MmapLoadBoard
 
     settings = workspace.settings
     logs.set_up(level=settings.log_level, kind=settings.log_format)
@@ -84,8 +83,8 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
         stack.enter_context(stop_on_signals(stop))
         rooms = await stack.enter_async_context(open_rooms(workspace))
         stack.enter_context(sole(rooms.data_dir / "serve.lock", "serves"))
-        board = MmapLoadBoard(rooms.board_path)
-        stack.callback(board.close)
+        remote = any(one.kind == "vllm" for one in wanted)
+        board = await stack.enter_async_context(open_board(rooms, serves=True, shared_engines=remote))
         engines: list[tuple[Engine, float]] = []
         """With the seconds that each has to come up."""
         local: LlamaEngine | None = None

@@ -26,7 +26,7 @@ PREFIX: Final = "NIGHTFILL_"
 _APART: Final = frozenset({"NIGHTFILL_CONFIG", "NIGHTFILL_VLLM_PYTHON"})
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_ITEMS: Final = 64
-_UNSHOWN: Final = ("api_key", "url")
+_UNSHOWN: Final = ("api_key", "url", "state")
 """Parts of keys whose values may be or hold a secret."""
 
 

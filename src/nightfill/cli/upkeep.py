@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nightfill.kv.key import BlockKey
     from nightfill.kv.report import StoreReport
     from nightfill.sleep.plan import PlanLine
-    from nightfill.state.sqlite.deletions import SqliteDeletions
+    from nightfill.state.deletions import Deletions
 
 _LOG: Final = logging.getLogger(__name__)
 _LOOK_EVERY_S: Final = 1.0
@@ -121,7 +121,7 @@ async def plan_shown(rooms: Rooms, tenant: Tenant) -> list[dict[str, Any]]:
     return [plan_view(line) for line in await plan_now(rooms, tenant)]
 
 
-def deletion_samples(deletions: SqliteDeletions) -> Iterable[Sample]:
+def deletion_samples(deletions: Deletions) -> Iterable[Sample]:
     """What was deleted, and could not be in some tier; nothing while the state cannot say."""
     try:
         blocks = deletions.owed().blocks

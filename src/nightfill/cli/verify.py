@@ -121,10 +121,10 @@ async def _ready(rooms: Rooms, names: Sequence[str]) -> list[tuple[Context, Fill
 async def _compared(
     rooms: Rooms, settings: EngineSettings, engine: Engine, context: Context, fill: Fill, scope: Scope
 ) -> list[Found]:
+    from nightfill.cli.rooms import open_board
     from nightfill.sleep.fidelity import Verdict
     from nightfill.sleep.gatekeeper import Gatekeeper
     from nightfill.sleep.verify import VerifyRun
-    from nightfill.state.board import MmapLoadBoard
     from nightfill.state.jobs import JobKind
     from nightfill.state.load import NO_LOAD
 
@@ -138,7 +138,7 @@ async def _compared(
         "tokens": len(fill.tokens),
     }
     shared = set(settings.roles) != {"fill"}
-    with contextlib.closing(MmapLoadBoard(rooms.board_path, writes=False)) as board:
+    async with open_board(rooms, serves=False, shared_engines=settings.kind == "vllm") as board:
         gate = Gatekeeper(board if shared else NO_LOAD, rooms.settings.sleep, stop=asyncio.Event())
         outcome = await VerifyRun(fill.key, book=rooms.state.book, engine=engine, gate=gate, scope=scope).run()
     if not isinstance(outcome, Verdict):

@@ -57,13 +57,12 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     from nightfill.cli.engine_room import engines_for, make_filler
     from nightfill.cli.leaving import end_within, stop_on_notice
     from nightfill.cli.night import night_windows
-    from nightfill.cli.rooms import open_rooms
+    from nightfill.cli.rooms import open_board, open_rooms
     from nightfill.cli.upkeep import running, store_upkeep
     from nightfill.cli.workspace import text_seal
     from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
     from nightfill.sleep import EnginePool, Worker
-    from nightfill.state.board import MmapLoadBoard
 
     settings = workspace.settings
     _go_behind()
@@ -80,8 +79,8 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
         if settings.sleep.spot:
             await stack.enter_async_context(running(stop_on_notice(settings.sleep, stop), name="spot notices"))
         rooms = await stack.enter_async_context(open_rooms(workspace))
-        board = MmapLoadBoard(rooms.board_path, writes=False)
-        stack.callback(board.close)
+        remote = any(one.kind == "vllm" for one in wanted)
+        board = await stack.enter_async_context(open_board(rooms, serves=False, shared_engines=remote))
         pool = EnginePool(
             {one.name: partial(make_filler, one, rooms) for one in wanted},
             idle_stop_s={one.name: float(one.fill_idle_stop_s) for one in wanted},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from nightfill.cli.root import Options, environment
 from nightfill.cli.settings import data_dir, load_settings
+from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from nightfill.kv import Store, TextSealer
     from nightfill.state.jobs import QueueRules
     from nightfill.state.seal import RenewableSeal
-    from nightfill.state.sqlite import SqliteState
+    from nightfill.state.state import State
 
 STATE_FILE: Final = "state.db"
 
@@ -45,12 +46,20 @@ class Workspace:
         """The state file."""
         return self.data_dir / STATE_FILE
 
-    def open_state(self) -> SqliteState:
-        """The state, to be closed by the caller; made if it is not there. Raises StateUnavailable, BadSetting."""
+    def open_state(self) -> State:
+        """The state, to be closed by the caller; a file is made if it is not there. Raises StateUnavailable,
+        BadSetting.
+        """
+        rules, seal = queue_rules(self.settings.budgets), text_seal(self.settings.kv)
+        if self.settings.state:
+            try:
+                from nightfill.state.redis import open_redis_state
+            except ImportError as exc:
+                raise BadSetting("state: Redis needs hiredis: pip install 'nightfill[redis]'", param="state") from exc
+            return open_redis_state(self.settings.state, rules=rules, seal=seal)
         from nightfill.state.sqlite import open_state
 
-        rules = queue_rules(self.settings.budgets)
-        return open_state(self.state_path, rules=rules, seal=text_seal(self.settings.kv))
+        return open_state(self.state_path, rules=rules, seal=seal)
 
     def open_store(self) -> Store:
         """The KV store, to be closed by the caller. Raises BadSetting."""

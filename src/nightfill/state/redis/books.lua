@@ -4,6 +4,7 @@
 --   :appended:LOG       highest number of a log's rows that are here
 --   :engines            name -> seen at, note
 --   :deletions          names of blocks, by since when they are to go
+--   :load               host -> requests in flight, idle for, time to first token, said at
 
 local HISTORY_S, HISTORY_HOURS = 28 * DAY_S, 28 * 24
 
@@ -57,3 +58,18 @@ call('HSET', root .. ':engines', args[1], cmsgpack.pack({now, args[2]}))
 --- owe
 for index = 3, #ARGV do call('ZADD', root .. ':deletions', 'NX', now, ARGV[index]) end
 
+--- publish
+local host, in_flight, idle_s, ttft_s = unpack(args)
+call('HSET', root .. ':load', host, cmsgpack.pack({in_flight, idle_s, ttft_s, now}))
+
+--- loads
+local rows, all = {}, call('HGETALL', root .. ':load')
+for index = 1, #all, 2 do
+  local load = cmsgpack.unpack(all[index + 1])
+  if now - load[4] > args[1] then
+    call('HDEL', root .. ':load', all[index])
+  else
+    rows[#rows + 1] = {all[index], load[1], load[2], load[3], math.max(now - load[4], 0)}
+  end
+end
+return cmsgpack.pack(rows)

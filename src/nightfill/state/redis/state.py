@@ -12,6 +12,7 @@ from nightfill.state.redis.budgets import RedisBudgetBook
 from nightfill.state.redis.deletions import RedisDeletions
 from nightfill.state.redis.jobs import RedisJobs
 from nightfill.state.redis.ledger import RedisLedgerBook
+from nightfill.state.redis.loads import RedisLoads
 from nightfill.state.redis.notes import RedisEngineBook
 from nightfill.state.redis.rotation import reseal_texts
 from nightfill.state.redis.server import Server
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from nightfill.state.budgets import BudgetBook
     from nightfill.state.deletions import Deletions
     from nightfill.state.engines import EngineBook
+    from nightfill.state.fleet_board import SharedLoads
     from nightfill.state.jobs import JobQueue
     from nightfill.state.ledger import LedgerBook
     from nightfill.state.seal import RenewableSeal, TextSeal
@@ -53,6 +55,7 @@ class RedisState:
         self.ledger = RedisLedgerBook(server)
         self.engines = RedisEngineBook(server)
         self.deletions = RedisDeletions(server)
+        self.loads: SharedLoads = RedisLoads(server)
 
     async def reseal_texts(self, seal: RenewableSeal) -> int:
         """Seal texts anew that are under an old key; how many were. Raises StateUnavailable."""

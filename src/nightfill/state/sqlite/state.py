@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nightfill.state.access import AccessLog
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
+    from nightfill.state.deletions import Deletions
     from nightfill.state.engines import EngineBook
     from nightfill.state.jobs import JobQueue
     from nightfill.state.ledger import LedgerBook
@@ -40,6 +41,7 @@ class SqliteState:
     budgets: BudgetBook
     ledger: LedgerBook
     engines: EngineBook
+    deletions: Deletions
 
     def __init__(
         self,
