@@ -24,6 +24,7 @@ remains a bound. How close it is shows a schedule that knows the future and obey
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -54,7 +55,7 @@ class Bound:
             best = zip(fleet.tokens, self._best(step), strict=True)
             return sum(length * value for length, value in best) + _STEP**step * budget
 
-        return int(min(at(_lowest(at, _MOST)), at(0), self._all(fleet)))
+        return math.ceil(min(at(_lowest(at, _MOST)), at(0), self._all(fleet)))
 
     def _all(self, fleet: Fleet) -> float:
         """Every use but those of window 0: no fill is ready by then."""

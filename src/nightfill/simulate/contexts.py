@@ -79,11 +79,13 @@ class ByValue:
         self._ttl_s = float(fleet.lasts * WINDOW_S)
         self._floor = break_even
         self._price = break_even
+        self._known = 0
 
     def order(self, known: Collection[Known], window: int, left_tokens: int) -> list[Known]:
-        """See `Planner`. The price is found anew each hour."""
+        """See `Planner`. The price is found anew each hour, and when there are new contexts."""
         now_s = float(window * WINDOW_S)
-        if window % _HOUR == 0:
+        if window % _HOUR == 0 or len(known) > self._known:
+            self._known = len(known)
             reset_s = (now_s // DAY_S + 1) * DAY_S
             wanted = (pair for one in known for pair in self._wanted(one, now_s, reset_s))
             self._price = max(self._floor, clearing_price(wanted, left_tokens))
@@ -93,7 +95,7 @@ class ByValue:
                 continue
             case, ready_s = self._case(one, now_s), now_s + WINDOW_S
             whole = worth(case, start_s=ready_s)
-            if whole.score <= self._price:
+            if whole.score < self._price:
                 continue
             soon = worth(case, start_s=ready_s, horizon_s=float(WINDOW_S))
             if choose(whole, soon, soon_share=1 / self._fleet.lasts, price=self._price) is Choice.FILL:
@@ -126,11 +128,13 @@ class Clairvoyant:
         self._fleet = fleet
         self._sums = [[0, *accumulate(client.uses)] for client in fleet.clients]
         self._price = 0.0
+        self._known = 0
 
     def order(self, known: Collection[Known], window: int, left_tokens: int) -> list[Known]:
         """See `Planner`."""
         lasts = self._fleet.lasts
-        if window % _HOUR == 0:
+        if window % _HOUR == 0 or len(known) > self._known:
+            self._known = len(known)
             reset = (window // DAY + 1) * DAY
             wanted = (
                 (float(self._uses(one, start + 1, lasts)), one.tokens)
@@ -142,7 +146,7 @@ class Clairvoyant:
             (uses, one)
             for one in known
             if one.until <= window
-            and (uses := self._uses(one, window + 1, lasts)) > self._price
+            and (uses := self._uses(one, window + 1, lasts)) >= max(self._price, 1.0)
             and self._uses(one, window + 1, 1) * lasts >= self._price
         ]
         return [one for _, one in sorted(chosen, key=lambda pair: (-pair[0], pair[1].number))]

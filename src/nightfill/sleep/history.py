@@ -26,14 +26,12 @@ class Expected:
     """Of at least one use."""
 
 
-NOTHING: Final = Expected(0.0, 0.0)
-
-
 def expected_uses(usage: Usage, *, start_s: float, horizon_s: float, now_s: float, since_s: float) -> Expected:
     """What is expected from `start_s`, which is not before `now_s`, for `horizon_s` seconds, above 0.
 
     `since_s` is since when the context exists: earlier hours say nothing, later ones without an access say that there
-    was none. All in Unix seconds.
+    was none. In its first half hour the rest of it counts as silent: two uses in a minute do not make 120 in an
+    hour. All in Unix seconds.
 
     Each past day tells how a level of use like that of now went on: `then` is its level at this time of day, `went`
     what followed in the span asked for. The expectation is the mean of what followed, in proportion to the level now
@@ -49,8 +47,7 @@ def expected_uses(usage: Usage, *, start_s: float, horizon_s: float, now_s: floa
             break
         span += LATELY[back]
         uses += LATELY[back] * get(hour - back, 0)
-    if not span:
-        return NOTHING
+    span = max(span, LATELY[1])
     level = uses / span * (horizon_s / HOUR_S)
     end_s = start_s + horizon_s
     asked = [

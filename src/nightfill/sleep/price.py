@@ -9,15 +9,17 @@ if TYPE_CHECKING:
 
 
 def clearing_price(wanted: Iterable[tuple[float, float]], left_tokens: float) -> float:
-    """The score of the first of `wanted` (score, tokens) that the budget does not reach, dearest first; 0 if all fit.
+    """The lowest score among `wanted` (score, tokens) that the budget reaches, dearest first; 0 if it reaches all.
 
-    Whoever fills only what scores more spends what is left of the budget by its reset, on the best there will be,
-    instead of at once on the best there is now.
+    Whoever fills only what scores as much spends what is left of the budget by its reset, on the best there will be,
+    instead of at once on the best there is now. Where not even the first can be paid, the price is its score.
     """
+    price: float | None = None
     for score, tokens in sorted(wanted, reverse=True):
         left_tokens -= tokens
         if left_tokens < 0:
-            return score
+            return score if price is None else price
+        price = score
     return 0.0
 
 

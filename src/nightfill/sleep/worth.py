@@ -101,6 +101,6 @@ def choose(whole: Worth, soon: Worth, *, soon_share: float, price: float) -> Cho
     `whole` is the worth of a fill made now, `soon` what of it comes before one would be decided upon again, after a
     share `soon_share` of the time that a fill lasts. Waiting so long saves that share of the price, and loses `soon`.
     """
-    if whole.score <= price:
+    if whole.score < price:
         return Choice.LEAVE
     return Choice.FILL if soon.score >= price * soon_share else Choice.WAIT
