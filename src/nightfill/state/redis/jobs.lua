@@ -162,7 +162,9 @@ local function charge(job, work, fills, keep)
   if tokens > 0 then
     for _, period in ipairs(periods()) do
       for _, scope in ipairs(scopes(job)) do
-        if call('HINCRBY', period[2], scope, tokens) == tokens then call('EXPIREAT', period[2], period[3] + DAY_S) end
+        if call('HINCRBY', period[2], scope, tokens) == tokens then
+          call('EXPIRE', period[2], math.ceil(period[3] - now) + DAY_S)
+        end
       end
     end
     if keep then reserve(job, -math.min(tokens, job[RESERVED])) end
