@@ -83,3 +83,15 @@ async def test_no_way_finds_what_another_one_left(made: tuple[FakeLlama, Transfe
         (0, total // 2), (total // 2, total), (total, total + 3),
         (0, total), (total, total + 3),
     ]  # fmt: skip
+
+
+async def test_what_was_computed_for_each_way_is_told(
+    made: tuple[FakeLlama, Transfer, Continues], prefix: Prefix
+) -> None:
+    llama, transfer, _ = made
+    ours, total, asked = sampler(llama, transfer, prefix), len(prefix.tokens), len(TAIL) + 1
+    computed = [
+        (await ours.sample((n, *TAIL[1:]), way, max_tokens=1)).computed
+        for n, way in enumerate((Way.OWN, Way.OWN, Way.COLD, Way.AGAIN, Way.STORED))
+    ]
+    assert computed == [total + asked, asked, total + asked, total + asked, asked]

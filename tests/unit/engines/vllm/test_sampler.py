@@ -66,3 +66,12 @@ async def test_the_engines_own_kv_is_computed_under_salts_that_nobody_else_has(
     ]  # fmt: skip
     assert not any(wish.get("store", True) for _, _, wish in wishes(server))
     assert wishes(server)[-1][2]["cold"] is True
+
+
+async def test_what_was_computed_for_each_way_is_told(sampler: VllmSampler) -> None:
+    total, asked = len(TOKENS), len(TAIL) + 2
+    computed = [
+        (await sampler.sample(TAIL, way, max_tokens=2)).computed
+        for way in (Way.OWN, Way.OWN, Way.COLD, Way.AGAIN, Way.STORED)
+    ]
+    assert computed == [total + asked, asked, total + asked, total + asked, asked]
