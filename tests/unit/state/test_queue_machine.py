@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
 from fakes.balance import balanced
 from fakes.stores import STORES
@@ -207,16 +207,18 @@ class QueueMachine(RuleBasedStateMachine):
             else:
                 job.wait(self._now_s + retry_in_s)
 
-    @rule(lease=leases, handle=HANDLES)
-    def cancel(self, lease: Lease, handle: int) -> None:
-        job = self._jobs[lease.job.id]
+    @precondition(lambda self: self._jobs)
+    @rule(data=st.data(), handle=HANDLES)
+    def cancel(self, data: st.DataObject, handle: int) -> None:
+        job = self._jobs[data.draw(st.sampled_from(sorted(self._jobs)))]
         assert self._run(self._states[handle].jobs.cancel(job.id)) == job.unfinished
         if job.unfinished:
             job.end(JobState.CANCELLED)
 
-    @rule(lease=leases, handle=HANDLES)
-    def retry(self, lease: Lease, handle: int) -> None:
-        job = self._jobs[lease.job.id]
+    @precondition(lambda self: any(job.state is JobState.DEAD for job in self._jobs.values()))
+    @rule(data=st.data(), handle=HANDLES)
+    def retry(self, data: st.DataObject, handle: int) -> None:
+        job = self._jobs[data.draw(st.sampled_from(sorted(self._jobs)))]
         # How much it still needs is the store's to say: between nothing and all of it.
         left = self._left(job.owner)
         try:
@@ -240,6 +242,7 @@ class QueueMachine(RuleBasedStateMachine):
             job.wait(0.0)
             job.losses += 1
 
+    @precondition(lambda self: len(self._jobs) > 4)
     @rule(tenant=st.sampled_from(["a", "b"]), handle=HANDLES)
     def cancel_target(self, tenant: str, handle: int) -> None:
         cancelled = [job for job in self._jobs.values() if job.owner[0] == tenant and job.unfinished]
@@ -312,6 +315,7 @@ def _case(store: str) -> type:
         max_examples=20,
         stateful_step_count=40,
         deadline=None,
+        phases=[Phase.generate],  # to shrink a failure takes minutes: take this line away for that
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         derandomize=True,
     )
