@@ -28,7 +28,8 @@ class SqliteBudgetBook:
             rows = self._db.read(
                 """SELECT level, tenant, user FROM budget_limits
                 UNION SELECT level, tenant, user FROM budget_reserved WHERE tokens > 0
-                UNION SELECT level, tenant, user FROM budget_spent WHERE day >= ? AND tokens > 0
+                UNION SELECT level, tenant, user FROM budget_spent INDEXED BY budget_spent_by_day
+                    WHERE day >= ? AND tokens > 0
                 ORDER BY level, tenant, user""",
                 Period.MONTH.days(now_s).start,
             )
