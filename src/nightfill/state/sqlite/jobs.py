@@ -28,7 +28,7 @@ from nightfill.state.jobs import (
 )
 from nightfill.state.sqlite.budgets import check
 from nightfill.state.sqlite.sums import HELD, UNFINISHED
-from nightfill.state.sqlite.turns import OVERDUE, SKEW_S, Wanted, claim, make_due
+from nightfill.state.sqlite.turns import OVERDUE, SKEW_S, claim, make_due, wanted
 
 if TYPE_CHECKING:
     import sqlite3
@@ -128,18 +128,17 @@ class SqliteJobs:
         min_priority: float | None = None,
     ) -> Lease | None:
         """See `JobQueue`. A job whose lease expired for the `MAX_LOST`th time becomes dead instead."""
-        wanted = Wanted.of(kinds, needs, max_tokens, min_priority)
+        asked = wanted(tuple(kinds), None if needs is None else tuple(needs), max_tokens, min_priority)
         # Asked of the reader, so that idle workers take no write lock at every look.
-        overdue = self._overdue()
-        if not overdue and not self._db.read(wanted.any, **wanted.values):
+        ((overdue, some),) = self._db.read(asked.any, **self._times(), **asked.values)
+        if not overdue and not some:
             return None
-
         claimed: list[Lease] = []
 
         def act(connection: sqlite3.Connection) -> Lease | None:
             if overdue:
                 self._make_due(connection)
-            row = claim(connection, wanted, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
+            row = claim(connection, asked, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
             if row is None:
                 return None
             claimed[:] = [self._held(row)]

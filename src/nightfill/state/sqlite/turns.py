@@ -9,6 +9,7 @@ of about the length of `max_tokens` those that are longer are passed over.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ from nightfill.state.sqlite.sums import DUE, size_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from nightfill.state.jobs import WorkerId
 
@@ -64,70 +65,60 @@ def make_due(connection: sqlite3.Connection, times: Mapping[str, object], *, mos
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a worker asks for: parts of statements about a lane `l` and its jobs `j`, and their values."""
+    """What a worker asks for, as statements. All take `values`, `any` also those of `OVERDUE`, and `job` a `tenant`."""
 
-    lanes: str
-    jobs: str
-    ranked: bool
+    any: str
+    """Whether time has made jobs due that nobody has told yet, and whether one is due."""
+    tenant: str
+    """Whose turn it is, with the virtual times of the tenant and of the queue."""
+    job: str
+    """The first job of the tenant."""
     values: Mapping[str, object]
 
-    @classmethod
-    def of(
-        cls, kinds: Sequence[JobKind], needs: Sequence[str] | None, max_tokens: int | None, min_priority: float | None
-    ) -> Wanted:
-        """See `JobQueue.lease`."""
-        marks = ", ".join(f"'{JobKind(kind)}'" for kind in kinds)
-        lanes, jobs = f"l.kind IN ({marks})", ""
-        values: dict[str, object] = {}
-        if needs is not None:
-            names = {f"need{n}": need for n, need in enumerate(dict.fromkeys(["", *needs]))}
-            lanes += f" AND l.needs IN ({', '.join(':' + name for name in names)})"
-            values |= names
-        if max_tokens is not None:
-            lanes += " AND l.size <= :size"
-            jobs += " AND j.total_tokens <= :max_tokens"
-            values |= {"size": size_of(max_tokens), "max_tokens": max_tokens}
-        if min_priority is not None:
-            jobs += " AND j.priority >= :min_priority"
-            values["min_priority"] = min_priority
-        return cls(lanes, jobs, min_priority is not None, values)
 
-    @property
-    def _first(self) -> str:
-        return f"""SELECT j.id FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
-            AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{self.jobs}
-            ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
-
-    @property
-    def any(self) -> str:
-        """Whether there is one."""
-        if self.ranked:
-            # Most lanes have none of such a rank.
-            lanes = self.lanes.replace("l.", "j.")
-            return (
-                f"SELECT 1 FROM jobs j INDEXED BY jobs_by_state WHERE j.state IN {DUE}{self.jobs} AND {lanes} LIMIT 1"  # noqa: S608
-            )
-        return f"SELECT 1 FROM lanes l WHERE {self.lanes} AND EXISTS ({self._first}) LIMIT 1"  # noqa: S608 - constants
-
-    @property
-    def tenant(self) -> str:
-        """Whose turn it is, with the virtual times of the tenant and of the queue."""
-        return f"""SELECT t.tenant, t.served, (SELECT served FROM turn) FROM turns t INDEXED BY turns_next
-            WHERE t.due > 0 AND EXISTS (
-                SELECT 1 FROM lanes l WHERE l.tenant = t.tenant AND {self.lanes} AND EXISTS ({self._first}))
-            ORDER BY t.served, t.tenant LIMIT 1"""  # noqa: S608 - constants
-
-    @property
-    def job(self) -> str:
-        """The first job of `:tenant`."""
-        return f"""SELECT f.id FROM
-            (SELECT ({self._first}) AS id FROM lanes l WHERE l.tenant = :tenant AND {self.lanes}) h
-            JOIN jobs f ON f.id = h.id ORDER BY f.priority DESC, f.id LIMIT 1"""  # noqa: S608 - constants
+@functools.lru_cache(maxsize=64)
+def wanted(
+    kinds: tuple[JobKind, ...], needs: tuple[str, ...] | None, max_tokens: int | None, min_priority: float | None
+) -> Wanted:
+    """See `JobQueue.lease`. A worker asks for the same again and again."""
+    marks = ", ".join(f"'{JobKind(kind)}'" for kind in kinds)
+    lanes, jobs = f"l.kind IN ({marks})", ""
+    values: dict[str, object] = {}
+    if needs is not None:
+        names = {f"need{n}": need for n, need in enumerate(dict.fromkeys(["", *needs]))}
+        lanes += f" AND l.needs IN ({', '.join(':' + name for name in names)})"
+        values |= names
+    if max_tokens is not None:
+        lanes += " AND l.size <= :size"
+        jobs += " AND j.total_tokens <= :max_tokens"
+        values |= {"size": size_of(max_tokens), "max_tokens": max_tokens}
+    if min_priority is not None:
+        jobs += " AND j.priority >= :min_priority"
+        values["min_priority"] = min_priority
+    first = f"""SELECT j.id FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
+        AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{jobs}
+        ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+    if min_priority is None:
+        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND EXISTS ({first})"  # noqa: S608 - constants
+    else:
+        # Most lanes have none of such a rank.
+        some = f"""SELECT 1 FROM jobs j INDEXED BY jobs_by_state
+            WHERE j.state IN {DUE}{jobs} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
+    return Wanted(
+        any=f"{OVERDUE}, EXISTS ({some})",
+        tenant=f"""SELECT t.tenant, t.served, (SELECT served FROM turn) FROM turns t INDEXED BY turns_next
+            WHERE t.due > 0
+                AND EXISTS (SELECT 1 FROM lanes l WHERE l.tenant = t.tenant AND {lanes} AND EXISTS ({first}))
+            ORDER BY t.served, t.tenant LIMIT 1""",  # noqa: S608 - constants
+        job=f"""SELECT f.id FROM (SELECT ({first}) AS id FROM lanes l WHERE l.tenant = :tenant AND {lanes}) h
+            JOIN jobs f ON f.id = h.id ORDER BY f.priority DESC, f.id LIMIT 1""",  # noqa: S608 - constants
+        values=values,
+    )
 
 
 def claim(
     connection: sqlite3.Connection,
-    wanted: Wanted,
+    asked: Wanted,
     times: Mapping[str, object],
     *,
     worker: WorkerId,
@@ -135,8 +126,8 @@ def claim(
     weights: Mapping[str, float],
 ) -> Any:
     """Lease the next job: its row, or None when none is due."""
-    values = {**wanted.values, **times, "worker": worker, "lease_s": lease_s}
-    turn = connection.execute(wanted.tenant, values).fetchall()
+    values = {**asked.values, **times, "worker": worker, "lease_s": lease_s}
+    turn = connection.execute(asked.tenant, values).fetchall()
     if not turn:
         return None
     tenant, served, queue = turn[0]
@@ -146,7 +137,7 @@ def claim(
         f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = :worker,
             attempts = attempts + 1, lease_boot = :boot, lease_until_s = :steady_s + :lease_s, updated_at_s = :now_s,
             lease_tokens = 0, lease_s = 0, machine = ''
-        WHERE id = ({wanted.job}) RETURNING *""",  # noqa: S608 - constants
+        WHERE id = ({asked.job}) RETURNING *""",  # noqa: S608 - constants
         values,
     ).fetchall()
     begin = max(served, queue)
