@@ -115,6 +115,17 @@ def test_in_the_second_of_two_equal_hours_the_window_of_the_first_is_over() -> N
     assert found.open_at(at_s("2026-10-25 01:45")) is None
 
 
+def test_in_the_second_of_two_equal_hours_the_next_start_is_not_that_of_the_first() -> None:
+    coming = windows("30 2 * * *", zone=BERLIN).next_after(at_s("2026-10-25 01:10"))
+    assert coming is not None
+    assert shown(coming.opens_at_s) == "10-26 01:30"
+
+
+def test_two_starts_that_the_change_puts_at_one_instant_are_one() -> None:
+    found = windows("0 2,3 * * * for 30m", zone=BERLIN)
+    assert openings(found, "2026-03-28 12:00", 1) == ["03-29 01:00-01:30"]
+
+
 def test_neighbours_that_a_change_of_the_clock_makes_overlap_are_one_long_window() -> None:
     found = windows("0 22 * * *", "0 2 * * *", zone=BERLIN)
     window = found.open_at(at_s("2026-10-25 00:30"))
