@@ -59,7 +59,8 @@ async def test_a_fill_costs_what_the_engine_computed_and_its_proof(tmp_path: Pat
 @virtual
 async def test_what_live_requests_cut_short_is_charged_once(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
-        h.make_engine = lambda house: FakeFillEngine(store=house.store, log=house.log, freezes=False)
+        # Small batches, so that what is cut short has done some of its slice.
+        h.make_engine = lambda house: FakeFillEngine(store=house.store, log=house.log, freezes=False, batch_tokens=8)
         await h.put(TEXT)
         async with h.working():
             for _ in range(10):

@@ -176,13 +176,15 @@ async def test_what_comes_first_has_the_first_claim_and_leaves_room_for_what_fit
         for name, size in (("small", 600), ("one", 2100), ("other", 2100)):
             await put(h.state, name, name + "x" * size)
             await asyncio.sleep(3600)
-        found = await Planning(h).tick()
+        planning = Planning(h)
+        shown, found = await planning.lines(), await planning.tick()
         assert found["other"].priority > found["one"].priority > found["small"].priority
-        assert {name: line.verdict for name, line in found.items()} == {
-            "other": Verdict.FILL,
-            "one": Verdict.SKIP,
-            "small": Verdict.FILL,
-        }
+        for lines in (shown, found):
+            assert {name: line.verdict for name, line in lines.items()} == {
+                "other": Verdict.FILL,
+                "one": Verdict.SKIP,
+                "small": Verdict.FILL,
+            }
         day, _ = await h.state.budgets.lines([Scope()])
         assert day.reserved == sum(line.missing_tokens for line in found.values() if line.verdict is Verdict.FILL)
 
