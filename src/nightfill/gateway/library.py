@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nightfill.state.book import ContextBook
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 _MAX_CONTEXTS: Final = 4096
 _MAX_FILLS: Final = 64
 """Each holds its tokens: about 1 MB for 32,768 of them."""
@@ -27,8 +29,8 @@ _NO_CONTEXTS: Final = Index()
 class Library:
     """Contexts, contents and fills for the request path. Used by one event loop.
 
-    What was read stays valid while `book.changes()` stays the same. Every method raises StateUnavailable when the book
-    fails or takes longer than `timeout_s`.
+    What was read stays valid while `book.changes()` stays the same, and goes on being used while the book fails or
+    takes longer than `timeout_s`. What was never read raises StateUnavailable then.
     """
 
     def __init__(
@@ -43,9 +45,9 @@ class Library:
         self._timeout_s = timeout_s
         self._max_content_bytes = max_content_bytes
         self._clock = clock
-        self._changes: int | None = None
-        self._contexts: dict[tuple[Tenant, ContextName], Context] = {}
-        self._fills: OrderedDict[FillKey, Fill | None] = OrderedDict()
+        self._contexts: OrderedDict[tuple[Tenant, ContextName], tuple[int, Context]] = OrderedDict()
+        """With the number of changes before which each was read; so the fills."""
+        self._fills: OrderedDict[FillKey, tuple[int, Fill | None]] = OrderedDict()
         self._fronts: OrderedDict[tuple[Tenant, Fingerprint], tuple[Front, Content, int]] = OrderedDict()
         self._front_bytes = 0
         self._indexes: dict[Tenant, Index] = {}
@@ -55,29 +57,37 @@ class Library:
 
     async def context(self, tenant: Tenant, name: ContextName) -> Context:
         """The context as it is now. Raises NotFound, which tells how many others there are, not their names."""
-        changes = self._look()
+        changes = self._book.changes()
         known = self._contexts.get((tenant, name))
-        if known is not None:
-            return known
-        context = await self._asked(self._book.get(tenant, name))
+        if known is not None and known[0] == changes:
+            return known[1]
+        try:
+            context = await self._asked(self._book.get(tenant, name))
+        except StateUnavailable:
+            if known is None:
+                raise
+            return known[1]
         if context is None:
+            self._contexts.pop((tenant, name), None)
             others = len(await self._asked(self._book.contexts(tenant)))
             raise NotFound(f"there is no context {name!r}; {others} others are known", param="nightfill.context")
-        if changes == self._changes and len(self._contexts) < _MAX_CONTEXTS:
-            self._contexts[tenant, name] = context
+        _keep(self._contexts, (tenant, name), (changes, context), _MAX_CONTEXTS)
         return context
 
     async def fill(self, key: FillKey) -> Fill | None:
         """The fill as it is now, or None."""
-        changes = self._look()
-        if key in self._fills:
+        changes = self._book.changes()
+        known = self._fills.get(key)
+        if known is not None and known[0] == changes:
             self._fills.move_to_end(key)
-            return self._fills[key]
-        fill = await self._asked(self._book.fill(key))
-        if changes == self._changes:
-            self._fills[key] = fill
-            while len(self._fills) > _MAX_FILLS:
-                self._fills.popitem(last=False)
+            return known[1]
+        try:
+            fill = await self._asked(self._book.fill(key))
+        except StateUnavailable:
+            if known is None:
+                raise
+            return known[1]
+        _keep(self._fills, key, (changes, fill), _MAX_FILLS)
         return fill
 
     async def front(self, tenant: Tenant, fingerprint: Fingerprint) -> Front | None:
@@ -89,16 +99,22 @@ class Library:
         """What the tenant's contexts begin with; at most a quarter of a second behind the book."""
         if self._clock() - self._indexed_at_s >= _INDEX_EVERY_S:
             async with self._indexing:
-                changes, now_s = self._look(), self._clock()
-                if changes != self._indexed_changes:
-                    self._indexes = await self._indexed()
-                self._indexed_changes, self._indexed_at_s = changes, now_s
+                changes, now_s = self._book.changes(), self._clock()
+                try:
+                    if changes != self._indexed_changes:
+                        self._indexes = await self._indexed(changes)
+                    self._indexed_changes = changes
+                except StateUnavailable:
+                    if self._indexed_changes is None:
+                        raise
+                self._indexed_at_s = now_s
         return self._indexes.get(tenant, _NO_CONTEXTS)
 
-    async def _indexed(self) -> dict[Tenant, Index]:
+    async def _indexed(self, changes: int) -> dict[Tenant, Index]:
         entries: dict[Tenant, list[Entry]] = {}
         size = 0
         for context in await self._asked(self._book.contexts()):
+            _keep(self._contexts, (context.tenant, context.name), (changes, context), _MAX_CONTEXTS)
             size += context.content_bytes
             if size > self._max_content_bytes:
                 break  # the rest can still be named
@@ -132,18 +148,16 @@ class Library:
                 self._front_bytes -= self._fronts.popitem(last=False)[1][2]
         return held
 
-    def _look(self) -> int:
-        """Forget what was read before the book's last change; the number of that change."""
-        changes = self._book.changes()
-        if changes != self._changes:
-            self._changes = changes
-            self._contexts.clear()
-            self._fills.clear()
-        return changes
-
     async def _asked(self, answer: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await answer
         except TimeoutError as exc:
             raise StateUnavailable(f"the book of contexts did not answer within {self._timeout_s:g} s") from exc
+
+
+def _keep(cache: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > most:
+        cache.popitem(last=False)

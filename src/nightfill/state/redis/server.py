@@ -80,8 +80,8 @@ def pairs(reply: Sequence[T]) -> Iterator[tuple[T, T]]:
 class Server:
     """Calls of one event loop. All raise StateUnavailable: unreachable, silent for `timeout_s`, or unable.
 
-    After a failure to connect, calls are refused at once for a while that doubles up to `_LONGEST_WAIT_S`, so that
-    nobody waits for a server that is away, and that a returning one is not run over.
+    After a failure, calls are refused at once until the server is back, so that nobody waits for one that is away. It
+    is looked for when somebody calls, after a while that doubles up to `_LONGEST_WAIT_S`.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Callable[[], float] | None = None) -> None:
@@ -175,6 +175,9 @@ class Server:
                 raise StateUnavailable(f"state {self.address}: out of reach, tried again in {wait_s:.2f} s")
             self._connecting = loop.create_task(self._connect(), name="connect to the state")
             self._connecting.add_done_callback(_heard)
+        if self._failures:
+            # A server that was away is looked for behind the callers' backs.
+            raise StateUnavailable(f"state {self.address}: out of reach")
         # Shared by all who wait: one of them leaving must not end it for the others.
         return await asyncio.shield(self._connecting)
 

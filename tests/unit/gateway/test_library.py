@@ -1,0 +1,98 @@
+"""What a gateway knows of the book while the book is away."""
+
+from __future__ import annotations
+
+import pytest
+
+from fakes.state import FakeBook
+from nightfill.contexts import (
+    DEFAULT_TENANT,
+    Context,
+    ContextName,
+    Fill,
+    FillKey,
+    FillState,
+    Form,
+    Signature,
+    Text,
+    fingerprint_of,
+)
+from nightfill.contexts.context import TextSource
+from nightfill.errors import NotFound, StateUnavailable
+from nightfill.gateway.library import Library
+
+T, REPO, MANUAL = DEFAULT_TENANT, ContextName("repo"), ContextName("manual")
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def put(book: FakeBook, text: str, name: ContextName = REPO) -> Context:
+    content = Text(text)
+    return await book.put(
+        tenant=T,
+        name=name,
+        source=TextSource(),
+        content=content,
+        fingerprint=fingerprint_of(content),
+        forms=[Form.CHAT],
+    )
+
+
+def ready(context: Context) -> Fill:
+    key = FillKey(tenant=T, fingerprint=context.current, form=Form.CHAT, signature=Signature("5" * 64))
+    return Fill(key=key, state=FillState.READY, tokens=(1, 2), stored_tokens=2, filled_at_s=1.0, fill_seconds=0.1)
+
+
+async def test_what_was_read_is_used_on_though_it_may_have_changed_when_the_book_is_away() -> None:
+    book = FakeBook()
+    library = Library(book)
+    context = await put(book, "one")
+    fill = ready(context)
+    await book.put_fill(fill)
+    assert await library.context(T, REPO) == context
+    assert await library.fill(fill.key) == fill
+    await put(book, "another", MANUAL)  # the book has changed, and nobody has looked since
+    book.down = True
+    assert await library.context(T, REPO) == context
+    assert await library.fill(fill.key) == fill
+    with pytest.raises(StateUnavailable):
+        await library.context(T, MANUAL)
+
+
+async def test_a_change_is_seen_at_once_while_the_book_answers() -> None:
+    book = FakeBook()
+    library = Library(book)
+    await put(book, "one")
+    await library.context(T, REPO)
+    newer = await put(book, "two")
+    assert (await library.context(T, REPO)).current == newer.current
+    await book.delete(T, REPO)
+    with pytest.raises(NotFound):
+        await library.context(T, REPO)
+    book.down = True
+    with pytest.raises(StateUnavailable):
+        await library.context(T, REPO)
+
+
+async def test_prompts_are_recognised_by_the_last_index_and_what_it_listed_is_known() -> None:
+    book, clock = FakeBook(), Clock()
+    library = Library(book, clock=clock)
+    context = await put(book, "one")
+    index = await library.index(T)
+    await put(book, "another", MANUAL)
+    book.down = True
+    clock.now_s += 10
+    assert await library.index(T) is index
+    assert await library.context(T, REPO) == context
+
+
+async def test_a_gateway_that_never_saw_the_book_says_so() -> None:
+    book = FakeBook()
+    book.down = True
+    with pytest.raises(StateUnavailable):
+        await Library(book).index(T)
