@@ -285,6 +285,20 @@ async def test_a_change_of_keys_goes_on_between_live_requests(tmp_path: Path) ->
 
 
 @virtual
+async def test_a_save_that_hangs_does_not_keep_a_worker_and_its_job_goes_back(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        h.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log, save_s=1e5)
+        await h.put(TEXT)
+        async with h.working():
+            await until(lambda: h.log.computed > 0)
+            await asyncio.sleep(10)
+            told_s = now_s()
+        assert now_s() - told_s < SETTINGS.grace_s
+        job = await h.one_job()
+        assert (job.state, job.failures, job.worker) == (JobState.QUEUED, 0, None)
+
+
+@virtual
 async def test_a_restore_that_is_not_used_is_never_called_ready(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         h.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log, proves=False)
