@@ -31,7 +31,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "engines": [{"model": "demo:small", "threads": 1, "batch_tokens": 128}],
     "sleep": {"max_slice_tokens": SLICE, "max_slice_s": "1s", "audit_share": 0},
 }
-LONG: Final = source_text(7, functions=300)
+LONG: Final = source_text(7, functions=200)
 
 
 class Worker:
