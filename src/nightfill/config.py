@@ -165,6 +165,14 @@ class SleepSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Where to ask for them; empty for the cloud's own metadata address."""
     grace_s: Duration = Duration(5)
     """After SIGTERM or a spot notice `nightfill work` has ended within so long, with status 0."""
+    policy: Literal["value", "recency_frequency"] = "value"
+    """What is filled first. `value`: what is expected to save most prefill time for each second of background work.
+    `recency_frequency`: the two weights below.
+    """
+    recency_weight: float = 0.7
+    """Times `1 / (1 + hours since the last access)`."""
+    frequency_weight: float = 0.3
+    """Times `accesses in 7 days / 100`, at most 1."""
     quiet_s: Duration = Duration(0.02)
     """So long without a live request before background work goes on."""
     max_live: int = 0

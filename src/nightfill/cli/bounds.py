@@ -40,6 +40,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "sleep.wake_when_idle_s": (0, 30 * 86400),
     "sleep.max_workers": (1, 100_000),
     "sleep.grace_s": (1, 3600),
+    "sleep.recency_weight": (0, 1000),
+    "sleep.frequency_weight": (0, 1000),
     "sleep.quiet_s": (0, 86400),
     "sleep.max_live": (0, 100_000),
     "sleep.max_slice_s": (0.01, 3600),

@@ -18,6 +18,7 @@ from nightfill.observe.metrics import Sample
 from nightfill.sleep.bill import Bill
 from nightfill.sleep.description import description_of
 from nightfill.sleep.planner import plan_lines
+from nightfill.sleep.priority import policy_of
 from nightfill.sleep.upkeep import StoreUpkeep
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]
         rooms.state,
         [description] if description else [],
         now_s=time.time(),
+        policy=policy_of(settings.sleep, settings.prices),
         default_ttl_s=settings.kv.ttl_s,
         bill=Bill(rooms.state, prices=settings.prices, stop_after_s=float(settings.sleep.stop_unpaid_after_s)),
     )

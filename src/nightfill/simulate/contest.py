@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from nightfill.config import PriceSettings
     from nightfill.simulate.fleet import Fleet
-    from nightfill.state.access import Usage
+    from nightfill.sleep.worth import Case
 
 _HOUR_S: Final = 3600.0
 
@@ -35,10 +35,10 @@ class KeptContexts(Outcome, frozen=True, kw_only=True):
     ttft_s: Ttft
 
 
-def least_recent(usage: Usage, *, put_at_s: float, now_s: float) -> Priority:
+def least_recent(case: Case) -> Priority:
     """LRU: what was used last is kept first."""
-    last_s = put_at_s if usage.last_access_s is None else usage.last_access_s
-    return Priority(last_s - now_s, "")
+    last_s = case.put_at_s if case.usage.last_access_s is None else case.usage.last_access_s
+    return Priority(1 / (1 + case.now_s - last_s), "")
 
 
 def contest(fleet: Fleet, bound_tokens: int, prices: PriceSettings, *, seed: int) -> Iterator[KeptContexts]:
@@ -71,10 +71,10 @@ def contest(fleet: Fleet, bound_tokens: int, prices: PriceSettings, *, seed: int
         )
 
     yield outcome("none", nothing(fleet))
-    yield outcome("lru", run(fleet, ByPolicy(least_recent)))
-    yield outcome("lru_evenly", run(fleet, ByPolicy(least_recent), evenly=True))
-    yield outcome("recency_frequency", run(fleet, ByPolicy(recency_frequency)))
-    yield outcome("recency_frequency_evenly", run(fleet, ByPolicy(recency_frequency), evenly=True))
+    yield outcome("lru", run(fleet, ByPolicy(fleet, least_recent)))
+    yield outcome("lru_evenly", run(fleet, ByPolicy(fleet, least_recent), evenly=True))
+    yield outcome("recency_frequency", run(fleet, ByPolicy(fleet, recency_frequency)))
+    yield outcome("recency_frequency_evenly", run(fleet, ByPolicy(fleet, recency_frequency), evenly=True))
     yield outcome("value", run(fleet, ByValue(fleet, break_even=break_even)))
     yield outcome("clairvoyant", run(fleet, Clairvoyant(fleet)))
     yield outcome("unlimited", unlimited(fleet))

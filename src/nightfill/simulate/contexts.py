@@ -57,17 +57,14 @@ class Planner(Protocol):
 class ByPolicy:
     """The contexts that are not filled, by the score of a policy, until the budget is spent."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, fleet: Fleet, policy: Policy) -> None:
+        self._fleet = fleet
         self._policy = policy
 
     def order(self, known: Collection[Known], window: int, left_tokens: int) -> list[Known]:  # noqa: ARG002
         """See `Planner`."""
         now_s = float(window * WINDOW_S)
-        scored = [
-            (self._policy(one.usage(), put_at_s=one.since_s, now_s=now_s).score, one)
-            for one in known
-            if one.until <= window
-        ]
+        scored = [(self._policy(_case(self._fleet, one, now_s)).score, one) for one in known if one.until <= window]
         return [one for _, one in sorted(scored, key=lambda pair: (-pair[0], pair[1].number))]
 
 
@@ -93,7 +90,7 @@ class ByValue:
         for one in known:
             if one.until > window:
                 continue
-            case, ready_s = self._case(one, now_s), now_s + WINDOW_S
+            case, ready_s = _case(self._fleet, one, now_s), now_s + WINDOW_S
             whole = worth(case, start_s=ready_s)
             if whole.score < self._price:
                 continue
@@ -102,20 +99,9 @@ class ByValue:
                 scored.append((whole.score, one))
         return [one for _, one in sorted(scored, key=lambda pair: (-pair[0], pair[1].number))]
 
-    def _case(self, one: Known, now_s: float) -> Case:
-        return Case(
-            usage=one.usage(),
-            since_s=one.since_s,
-            put_at_s=one.since_s,
-            now_s=now_s,
-            ttl_s=self._ttl_s,
-            tokens=one.tokens,
-            speeds=self._fleet.machines.speeds,
-        )
-
     def _wanted(self, one: Known, now_s: float, reset_s: float) -> Iterator[tuple[float, float]]:
         """What keeping it filled until the reset would ask for: score and tokens of each fill."""
-        case = self._case(one, now_s)
+        case = _case(self._fleet, one, now_s)
         from_s = max(now_s, float(one.until * WINDOW_S))
         for start_s in fills_until(reset_s, from_s=from_s, ttl_s=self._ttl_s):
             yield worth(case, start_s=start_s).score, one.tokens
@@ -210,6 +196,18 @@ def unlimited(fleet: Fleet) -> Run:
             [(window + 1, min(window + fleet.lasts, last)) for window in wished(client, fleet.lasts)]
             for client in fleet.clients
         ],
+    )
+
+
+def _case(fleet: Fleet, one: Known, now_s: float) -> Case:
+    return Case(
+        usage=one.usage(),
+        since_s=one.since_s,
+        put_at_s=one.since_s,
+        now_s=now_s,
+        ttl_s=float(fleet.lasts * WINDOW_S),
+        tokens=one.tokens,
+        speeds=fleet.machines.speeds,
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.engines.engine import Reuse
 from nightfill.ledger import tokens_to_reserve
-from nightfill.sleep.priority import Priority, recency_frequency
+from nightfill.sleep.priority import DEFAULT_TTL_S, Priority, case_of, value
 from nightfill.sleep.retry import NO_ROOM
 from nightfill.sleep.warmth import NEVER_USED, capacity, to_keep_warm
 from nightfill.state.jobs import JobState
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import Usage
     from nightfill.state.jobs import Job
-
-DEFAULT_TTL_S: Final = 7 * 86400.0
 
 
 class Verdict(enum.StrEnum):
@@ -64,7 +62,7 @@ def plan(
     description: Description | None,
     *,
     now_s: float,
-    policy: Policy = recency_frequency,
+    policy: Policy = value,
     default_ttl_s: float = DEFAULT_TTL_S,
 ) -> list[PlanLine]:
     """What comes first is filled first; what is not going to be filled follows, by name.
@@ -76,22 +74,24 @@ def plan(
     warm: list[FillKey] = []
     if description is not None and description.reuse is Reuse.NONE:
         long = {fill.key for fill in fills if len(fill.tokens) >= description.context_length}
-        warm = to_keep_warm(contexts, usages, description, impossible=long, now_s=now_s, policy=policy)
+        warm = to_keep_warm(
+            contexts, usages, description, impossible=long, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s
+        )
     lines = []
     for context in contexts:
         usage = usages.get((context.tenant, context.name), NEVER_USED)
-        priority = policy(usage, put_at_s=context.updated_at_s, now_s=now_s)
         for form in context.forms:
             if description is None:
                 verdict, why = Verdict.SKIP, "waits for the first start of an engine"
                 key, fill, job = None, None, None
+                priority = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s))
             else:
                 key = FillKey(
                     tenant=context.tenant, fingerprint=context.current, form=form, signature=description.signature
                 )
                 fill, job = fill_of.get(key), job_of.get(str(key))
-                ttl_s = default_ttl_s if context.ttl_s is None else context.ttl_s
-                wanted = context.pinned or (usage.last_access_s is not None and now_s - usage.last_access_s < ttl_s)
+                priority = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s, fill=fill))
+                wanted = context.pinned or priority.again
                 if description.reuse is Reuse.NONE:
                     verdict, why = Verdict.SKIP, _replayed(description, fill, warm=key in warm)
                 else:
@@ -154,7 +154,7 @@ def _judge(
         case FillState.FILLING:
             return Verdict.FILL, f"goes on at {fill.stored_tokens:,} of {tokens:,} tokens, {priority.why}"
         case FillState.EVICTED if not wanted:
-            return Verdict.SKIP, f"not filled again before its next use: {fill.reason or 'evicted'}"
+            return Verdict.SKIP, f"not filled again before its next use: {fill.reason or 'evicted'}, {priority.why}"
         case _:
             return Verdict.REFILL, f"fill again: {fill.reason or fill.state}, {priority.why}"
 

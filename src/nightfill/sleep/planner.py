@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from nightfill.errors import BudgetSpent
 from nightfill.sleep.bill import waits
 from nightfill.sleep.plan import Verdict, obsolete, plan
-from nightfill.sleep.priority import recency_frequency
+from nightfill.sleep.priority import value
 from nightfill.state.jobs import JobKind, JobState
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ async def plan_lines(
     descriptions: Sequence[Description],
     *,
     now_s: float,
-    policy: Policy = recency_frequency,
+    policy: Policy = value,
     default_ttl_s: float,
     bill: Bill | None = None,
 ) -> list[PlanLine]:
@@ -95,7 +95,7 @@ class Planner:
         *,
         clock: Callable[[], float],
         default_ttl_s: float,
-        policy: Policy = recency_frequency,
+        policy: Policy = value,
         bill: Bill | None = None,
     ) -> None:
         self._state = state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts.context import FillState
-from nightfill.sleep.priority import recency_frequency
+from nightfill.sleep.priority import DEFAULT_TTL_S, case_of, value
 from nightfill.sleep.warmth import NEVER_USED
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ def values(
     usages: Mapping[tuple[Tenant, ContextName], Usage],
     *,
     now_s: float,
-    policy: Policy = recency_frequency,
+    policy: Policy = value,
+    default_ttl_s: float = DEFAULT_TTL_S,
 ) -> dict[FillKey, float]:
     """The value of each of `fills`: that of the dearest context that has its version; 0 where none has."""
-    scores = scores_of(contexts, usages, now_s=now_s, policy=policy)
+    scores = scores_of(contexts, usages, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s)
     return {
         fill.key: scores.get((fill.key.tenant, fill.key.fingerprint), 0.0)
         * (STAYS if fill.state is FillState.READY else 1.0)
@@ -42,13 +43,14 @@ def scores_of(
     usages: Mapping[tuple[Tenant, ContextName], Usage],
     *,
     now_s: float,
-    policy: Policy = recency_frequency,
+    policy: Policy = value,
+    default_ttl_s: float = DEFAULT_TTL_S,
 ) -> dict[tuple[Tenant, Fingerprint], float]:
     """The priority of each version, as that of the dearest context that has it."""
     scores: dict[tuple[Tenant, Fingerprint], float] = {}
     for context in contexts:
         usage = usages.get((context.tenant, context.name), NEVER_USED)
         version = (context.tenant, context.current)
-        score = policy(usage, put_at_s=context.updated_at_s, now_s=now_s).score
+        score = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s)).score
         scores[version] = max(score, scores.get(version, 0.0))
     return scores

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts.context import FillKey
-from nightfill.sleep.priority import recency_frequency
+from nightfill.sleep.priority import DEFAULT_TTL_S, case_of, value
 from nightfill.state.access import Usage
 
 if TYPE_CHECKING:
@@ -30,14 +30,20 @@ def to_keep_warm(
     *,
     impossible: Collection[FillKey],
     now_s: float,
-    policy: Policy = recency_frequency,
+    policy: Policy = value,
+    default_ttl_s: float = DEFAULT_TTL_S,
 ) -> list[FillKey]:
     """The most valuable prefixes, first things first, as many as there is room for. Equal contents count once.
 
     `impossible` are those known not to fit the engine's context; they take no room.
     """
     scored = [
-        (policy(usages.get((one.tenant, one.name), NEVER_USED), put_at_s=one.updated_at_s, now_s=now_s).score, one)
+        (
+            policy(
+                case_of(one, usages.get((one.tenant, one.name), NEVER_USED), now_s=now_s, default_ttl_s=default_ttl_s)
+            ).score,
+            one,
+        )
         for one in contexts
     ]
     scored.sort(key=lambda pair: (-pair[0], pair[1].name, pair[1].tenant))

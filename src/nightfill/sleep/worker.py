@@ -24,6 +24,7 @@ from nightfill.sleep.fill import Filled, FillRun, Gone, Stopped
 from nightfill.sleep.gatekeeper import Gatekeeper
 from nightfill.sleep.lease import HeldLease, while_held
 from nightfill.sleep.planner import Planner
+from nightfill.sleep.priority import policy_of
 from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
 from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.sources import SourceWatch
@@ -117,7 +118,9 @@ class Worker:
         """Engines whose pace has changed since it was written down."""
         self._sources = SourceWatch(state.book, refresh, every_s=float(settings.check_sources_every_s), clock=steady)
         bill = Bill(state, prices=prices or PriceSettings(), stop_after_s=float(settings.stop_unpaid_after_s))
-        self._planner = Planner(state, clock=clock, default_ttl_s=ttl_s, bill=bill)
+        self._ttl_s = ttl_s
+        self._policy = policy_of(settings, prices or PriceSettings())
+        self._planner = Planner(state, clock=clock, default_ttl_s=ttl_s, policy=self._policy, bill=bill)
         self._descriptions: dict[str, Description] = {}
         self._describe_after_s: dict[str, float] = {}
         self._describe_failures: dict[str, int] = {}
@@ -247,7 +250,8 @@ class Worker:
 
     async def _value(self, upkeep: Upkeep, contexts: Sequence[Context], fills: Sequence[Fill]) -> None:
         """Tell the store what fills are worth by now."""
-        worth = values(contexts, fills, await self._usages(contexts), now_s=self._clock())
+        usages, now_s = await self._usages(contexts), self._clock()
+        worth = values(contexts, fills, usages, now_s=now_s, policy=self._policy, default_ttl_s=self._ttl_s)
         await asyncio.to_thread(upkeep.retain, [(fill, worth[fill.key]) for fill in fills])
 
     async def _usages(self, contexts: Sequence[Context]) -> dict[tuple[Tenant, ContextName], Usage]:
@@ -261,7 +265,8 @@ class Worker:
         upkeep = self._upkeep
         contexts = await self._state.book.contexts()
         await self._value(upkeep, contexts, await self._state.book.fills())
-        scores = scores_of(contexts, await self._usages(contexts), now_s=self._clock())
+        usages, now_s = await self._usages(contexts), self._clock()
+        scores = scores_of(contexts, usages, now_s=now_s, policy=self._policy, default_ttl_s=self._ttl_s)
         value = scores.get((key.tenant, key.fingerprint), 0.0)
 
         @asynccontextmanager

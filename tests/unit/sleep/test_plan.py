@@ -20,11 +20,13 @@ from nightfill.contexts.context import (
 from nightfill.engines.engine import Description, Reuse
 from nightfill.sleep.description import description_of, note_of
 from nightfill.sleep.plan import Verdict, obsolete, plan, span
+from nightfill.sleep.priority import recency_frequency, value
 from nightfill.state.access import Usage
 from nightfill.state.jobs import Job, JobId, JobKind, JobState
 
 if TYPE_CHECKING:
     from nightfill.sleep.plan import PlanLine
+    from nightfill.sleep.priority import Policy
 
 T, REPO = Tenant("default"), ContextName("repo")
 NOW_S = 1e9
@@ -100,9 +102,10 @@ def only(
     usage: Usage | None = None,
     pinned: bool = False,
     description: Description | None = DESCRIPTION,
+    policy: Policy = recency_frequency,
 ) -> PlanLine:
     usages = {(T, REPO): usage} if usage else {}
-    (line,) = plan([context(pinned=pinned)], fills, usages, jobs or [], description, now_s=NOW_S)
+    (line,) = plan([context(pinned=pinned)], fills, usages, jobs or [], description, now_s=NOW_S, policy=policy)
     return line
 
 
@@ -133,7 +136,7 @@ def only(
             [fill(FillState.EVICTED, stored=0, reason="its bytes left the store")],
             [],
             Verdict.SKIP,
-            "not filled again before its next use: its bytes left the store",
+            "not filled again before its next use: its bytes left the store, not used yet, priority 0.70",
         ),
         (
             [fill(FillState.FILLING, tokens=70_000, stored=0)],
@@ -170,6 +173,25 @@ def test_what_was_evicted_is_filled_again_once_it_is_pinned_or_used() -> None:
     assert only(evicted, usage=used).verdict is Verdict.REFILL
     used_long_ago = Usage(last_access_s=NOW_S - 30 * 86400, accesses_7d=0, broken_7d=0)
     assert only(evicted, usage=used_long_ago).verdict is Verdict.SKIP
+
+
+HOUR = int(NOW_S // 3600)
+
+
+def test_by_value_what_was_evicted_is_filled_again_when_uses_are_expected_that_pay() -> None:
+    evicted = [fill(FillState.EVICTED, stored=0, reason="its bytes left the store")]
+    busy = Usage(last_access_s=NOW_S - 60, accesses_7d=90, broken_7d=0, hours={HOUR: 40, HOUR - 1: 50})
+    line = only(evicted, usage=busy, policy=value)
+    assert line.verdict is Verdict.REFILL
+    assert "used 90 times in 7 days" in line.why
+    assert "s saved per s of filling" in line.why
+    assert only(evicted, policy=value).verdict is Verdict.SKIP
+
+
+def test_by_value_what_is_new_is_filled_at_once_and_what_is_half_done_before_what_is_not_begun() -> None:
+    assert only([], policy=value).verdict is Verdict.FILL
+    half, none = (only([fill(FillState.FILLING, stored=stored)], policy=value) for stored in (450, 0))
+    assert half.priority == pytest.approx(2 * none.priority)
 
 
 def test_a_model_that_does_not_use_what_is_restored_is_not_filled() -> None:

@@ -14,6 +14,7 @@ from nightfill.contexts.context import (
     Tenant,
     TextSource,
 )
+from nightfill.sleep.priority import recency_frequency
 from nightfill.sleep.value import STAYS, values
 from nightfill.state.access import Usage
 
@@ -52,22 +53,23 @@ def test_a_fill_is_worth_its_priority_and_more_once_it_is_ready() -> None:
     known = [context("a", "a" * 64), context("b", "b" * 64)]
     ready, new = fill("a" * 64), fill("b" * 64, FillState.FILLING)
     assert values(known, [ready, new], {}, now_s=NOW_S) == {
-        ready.key: pytest.approx(0.7 * STAYS),
-        new.key: pytest.approx(0.7),
+        ready.key: pytest.approx(STAYS),
+        new.key: pytest.approx(1.0),
     }
 
 
 def test_a_version_of_two_contexts_is_worth_as_much_as_the_dearer() -> None:
     known = [context("old", "a" * 64, put_hours_ago=6), context("new", "a" * 64), context("older", "a" * 64)]
     one = fill("a" * 64, FillState.FILLING)
-    assert values(known, [one], {}, now_s=NOW_S)[one.key] == pytest.approx(0.7)
+    assert values(known, [one], {}, now_s=NOW_S)[one.key] == pytest.approx(1.0)
 
 
 def test_use_counts_and_what_no_context_has_is_worth_nothing() -> None:
     known = [context("a", "a" * 64, put_hours_ago=6)]
-    used = Usage(last_access_s=NOW_S, accesses_7d=50, broken_7d=0)
+    used = Usage(last_access_s=NOW_S, accesses_7d=50, broken_7d=0, hours={int(NOW_S // 3600): 50})
     one, nobodys = fill("a" * 64, FillState.EVICTED), fill("b" * 64)
-    assert values(known, [one, nobodys], {(T, ContextName("a")): used}, now_s=NOW_S) == {
-        one.key: pytest.approx(0.85),
-        nobodys.key: 0.0,
-    }
+    found = values(known, [one, nobodys], {(T, ContextName("a")): used}, now_s=NOW_S)
+    assert found[one.key] > 10
+    assert found[nobodys.key] == 0
+    reference = values(known, [one], {(T, ContextName("a")): used}, now_s=NOW_S, policy=recency_frequency)
+    assert reference == {one.key: pytest.approx(0.85)}

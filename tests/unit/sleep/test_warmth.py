@@ -60,7 +60,7 @@ def test_one_slot_stays_for_others_where_there_are_several(slots: int, room: int
 
 
 def test_the_most_valuable_ones_take_the_room() -> None:
-    often = Usage(last_access_s=NOW_S - 10, accesses_7d=90, broken_7d=0)
+    often = Usage(last_access_s=NOW_S - 10, accesses_7d=90, broken_7d=0, hours={int(NOW_S // 3600): 90})
     old, new = context("old", age_s=7200), context("new", age_s=60)
     busy = context("busy", age_s=7200)
     assert kept(old, new, busy, usages={"busy": often}) == ["busy/chat", "new/chat"]
