@@ -72,7 +72,7 @@ async def redis_arm(jobs: int) -> AsyncIterator[tuple[JobQueue, dict[str, float]
         server = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
         try:
             async with asyncio.timeout(20):
-                while not Path(folder, "s").exists():  # noqa: ASYNC110 - nobody tells
+                while not Path(folder, "s").exists():  # noqa: ASYNC110, ASYNC240 - nobody tells
                     await asyncio.sleep(0.05)
             async with open_redis_state(f"unix://{folder}/s", rules=RULES) as state:
                 contexts = min(jobs, 20_000)

@@ -81,8 +81,8 @@ class Database:
         self._asked: list[_Write] = []
         self._writes: SimpleQueue[list[_Write] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._write_all, name="nightfill-state", daemon=True)
-        self._thread.start()
         self._synchronous = ""
+        self._thread.start()
         self._read_lock = threading.Lock()
         self._closed = False
 
