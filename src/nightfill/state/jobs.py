@@ -164,9 +164,9 @@ class JobQueue(Protocol):
 
         Tenants take turns by what was leased to each, over its weight: start-time fair queueing, so that one who comes
         late neither waits for a long queue of another's, nor may make up for time when it asked for nothing, or could
-        not be served for want of the right worker. Of a tenant, the highest priority comes first, older ones first among equals. `needs` None takes any job, else those
-        that need nothing or one of these; jobs longer than `max_tokens`, and those of a priority below `min_priority`,
-        are left alone. None when nothing is due.
+        not be served for want of the right worker. Of a tenant, the highest priority comes first, older ones first
+        among equals. `needs` None takes any job, else those that need nothing or one of these; jobs longer than
+        `max_tokens`, and those of a priority below `min_priority`, are left alone. None when nothing is due.
         """
 
     async def renew(
