@@ -16,11 +16,13 @@ def plan_view(line: PlanLine) -> dict[str, Any]:
     return {
         "context": line.context,
         "tenant": line.tenant,
+        "user": line.user,
         "form": line.form,
         "engine": line.engine,
         "verdict": line.verdict,
         "priority": line.priority,
         "total_tokens": line.total_tokens,
+        "missing_tokens": line.missing_tokens,
         "why": line.why,
     }
 

@@ -76,6 +76,7 @@ def test_a_fill_that_is_asked_for_is_refused_when_the_budget_is_spent(
     assert "nightfill budget" in error
     (line,) = cli.json("plan")
     assert (line["verdict"], line["why"].split(":")[0]) == ("skip", "waits for budget")
+    assert (line["user"], line["missing_tokens"] > 3) == ("ann", True)
     assert cli.json("jobs", "ls") == []
     cli.ok("budget", "set", "user:default/ann", "--day", "3000")
     [job] = cli.json("context", "fill", "repo")["jobs"]
