@@ -17,6 +17,9 @@ TORCH_INDEX ?=
 VLLM_INSTALL := $(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 VLLM_MODELS := $(VLLM)/models/tiny/config.json $(VLLM)/models/tiny-other/config.json
 LMCACHE := .venv-lmcache
+# Tests run in two processes, each file in one of them; `make test TESTS_APART=` runs them one after the other.
+TESTS_APART ?= -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest $(TESTS_APART)
 # What only measures: the runs behind the figures in the README.
 BENCHMARKS := $(sort $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 
@@ -32,7 +35,7 @@ demo: $(VENV)/.run ## fill a real codebase in idle time, restart the engine, sho
 	@$(BIN)/nightfill demo $(ARGS)
 
 test: lint vllm lmcache ## everything that must hold: format, lint, types, unit tests, tests with real engines
-	@$(BIN)/python -m pytest --refuse-skips $(ARGS)
+	@$(PYTEST) --refuse-skips $(ARGS)
 
 lint: $(VENV)/.dev ## format, lint and types, nothing changed
 	@$(BIN)/ruff format --quiet --check . || { echo "unformatted files (make format repairs them):" >&2; \
@@ -45,10 +48,10 @@ format: $(VENV)/.dev ## format the sources and repair what ruff can repair
 	@$(BIN)/ruff format --quiet .
 
 unit: $(VENV)/.dev ## the tests that start nothing heavy
-	@$(BIN)/python -m pytest tests/unit $(ARGS)
+	@$(PYTEST) tests/unit $(ARGS)
 
 e2e: $(VENV)/.dev vllm lmcache ## the tests with real engines and servers
-	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+	@$(PYTEST) tests/e2e $(ARGS)
 
 bench: $(VENV)/.dev ## all benchmarks, one after the other; each ends with one JSON line
 	@set -e; for benchmark in $(BENCHMARKS); do echo "== $$benchmark"; $(BIN)/python "$$benchmark" $(ARGS); done

@@ -4,7 +4,7 @@ One server fills contexts into disk and Redis, and is ended. A second one, with 
 there past the page cache (O_DIRECT); a third, with the Redis tier only, over a socket. `hot` is vLLM's own prefix cache
 with the same number of tokens. Between two loads of a context the server's own caches are dropped (host memory too).
 
-    python benchmarks/vllm_fill.py [--size medium] [--tokens 6932] [--contexts 3] [--rounds 5]
+    python benchmarks/vllm_fill.py [--size tiny] [--tokens 6932] [--contexts 3] [--rounds 5]
 
 The last line is one JSON object: medians in seconds, `kv_bytes` of one context, `disk_read_bps` and `redis_read_bps`
 of its bytes by plain reads in the same run, `reused_tokens` the least over all loads, `lookup_s` what looking one up
@@ -43,7 +43,7 @@ _QUIET: Final = Wish(store=False)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="medium", help="demo model (default: medium, 200 M parameters)")
+    parser.add_argument("--size", default="tiny", help="demo model (default: tiny; medium has 200 M parameters)")
     parser.add_argument("--tokens", type=int, default=27 * 256 + 20, help="of a prompt (default: 6932)")
     parser.add_argument("--contexts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5, help="loads of each context per tier")
