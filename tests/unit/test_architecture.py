@@ -57,8 +57,8 @@ RANK: Final = {
 UNPICKLERS: Final = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 """They run what they read."""
 HEAVY: Final = {
-    "cryptography", "gguf", "httptools", "matplotlib", "numpy", "prometheus_client", "rich", "uvicorn", "uvloop",
-    "xllamacpp",
+    "cryptography", "gguf", "hiredis", "httptools", "matplotlib", "numpy", "prometheus_client", "rich", "uvicorn",
+    "uvloop", "xllamacpp",
 }  # fmt: skip
 
 
@@ -244,13 +244,16 @@ def test_no_two_rooms_import_each_other() -> None:
         assert rooms is None, "\n".join(str(edges[here][there]) for here, there in pairwise(rooms))
 
 
+STORES: Final = ("nightfill.state.sqlite", "nightfill.state.redis")
+
+
 @pytest.mark.parametrize(
     ("room", "forbidden"),
     [
-        ("sleep", ("nightfill.engines.llama", "nightfill.engines.upstream", "nightfill.state.sqlite")),
-        ("gateway", ("nightfill.engines.llama", "nightfill.state.sqlite")),
+        ("sleep", ("nightfill.engines.llama", "nightfill.engines.upstream", *STORES)),
+        ("gateway", ("nightfill.engines.llama", *STORES)),
         ("bench", ("nightfill.engines.llama", "nightfill.state", "nightfill.kv", "nightfill.gateway")),
-        ("kv", ("nightfill.engines.llama", "nightfill.state.sqlite")),
+        ("kv", ("nightfill.engines.llama", *STORES)),
     ],
 )
 def test_rooms_know_each_other_by_their_protocols(room: str, forbidden: tuple[str, ...]) -> None:

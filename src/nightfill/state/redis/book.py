@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger(__name__)
 _CACHED_TOKENS: Final = 1 << 20
 """Bound of the unpacked token lists kept in memory, by tokens."""
+_CACHED_BYTES: Final = 128 << 20
+"""Bound of the packed ones, for who looks at all fills comes by often, and they do not change."""
 _KNOWN: Final = 4096
 _AT_ONCE: Final = 100
 LOOK_EVERY_S: Final = 0.05
@@ -90,6 +92,7 @@ class RedisBook:
         self._seal = seal
         self._scripts = scripts("book")
         self._unpacked: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        self._packed: OrderedDict[str, bytes] = OrderedDict()
         self._sound: set[str] = set()
         """Digests of token lists that were opened or written here."""
         self._unopened: set[str] = set()
@@ -159,6 +162,7 @@ class RedisBook:
     async def delete(self, tenant: Tenant, name: ContextName) -> bool:
         """See `ContextBook`."""
         self._unpacked.clear()
+        self._packed.clear()
         return bool((await self._change("delete", tenant, name))[0])
 
     async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
@@ -277,15 +281,17 @@ class RedisBook:
         if tokens is not None:
             self._unpacked.move_to_end(digest)
             return tokens
-        sealed = await self._server.call("GET", f"{ROOT}:tokens:{key.tenant}\0{_field(key)}")
-        packed = None if sealed is None else self._opened(str(key), sealed)
-        if packed is None or hashlib.sha256(f"{key}\0".encode() + packed).hexdigest() != digest:
-            return None  # cannot be opened, or replaced or dropped since the fill was read
-        self._know(digest)
+        packed = self._packed.get(digest)
+        if packed is None:
+            sealed = await self._server.call("GET", f"{ROOT}:tokens:{key.tenant}\0{_field(key)}")
+            packed = None if sealed is None else self._opened(str(key), sealed)
+            if packed is None or hashlib.sha256(f"{key}\0".encode() + packed).hexdigest() != digest:
+                return None  # cannot be opened, or replaced or dropped since the fill was read
+            self._know(digest)
+            self._packed[digest] = packed
+            _bound(self._packed, _CACHED_BYTES)
         tokens = self._unpacked[digest] = unpack(packed)
-        held = sum(map(len, self._unpacked.values()))
-        while held > _CACHED_TOKENS and len(self._unpacked) > 1:
-            held -= len(self._unpacked.popitem(last=False)[1])
+        _bound(self._unpacked, _CACHED_TOKENS)
         return tokens
 
     def _know(self, digest: str) -> None:
@@ -323,6 +329,13 @@ class RedisBook:
             checked_at_s=record.checked_at_s,
             user=record.user,
         )
+
+
+def _bound(cache: OrderedDict[str, Any], most: int) -> None:
+    """Drop the oldest ones until no more is held."""
+    held = sum(map(len, cache.values()))
+    while held > most and len(cache) > 1:
+        held -= len(cache.popitem(last=False)[1])
 
 
 def _record(packed: bytes) -> _Record:
