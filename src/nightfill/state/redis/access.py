@@ -48,10 +48,8 @@ class RedisAccessLog:
         if not rows:
             return
         async with self._one_at_a_time:
-            for row in rows:
-                if id(row) not in self._unsure:
-                    self._unsure[id(row)] = next(self._numbers), row
-            batch = sorted((self._unsure[id(row)] for row in rows), key=itemgetter(0))
+            self._unsure = {id(row): self._unsure.get(id(row)) or (next(self._numbers), row) for row in rows}
+            batch = sorted(self._unsure.values(), key=itemgetter(0))
             await self._server.run(
                 self._scripts["append"],
                 self._me,
