@@ -36,7 +36,8 @@ def expected_uses(usage: Usage, *, start_s: float, horizon_s: float, now_s: floa
     Each past day tells how a level of use like that of now went on: `then` is its level at this time of day, `went`
     what followed in the span asked for. The expectation is the mean of what followed, in proportion to the level now
     over the mean level then: so both the level of now and the shape of the day count. One more day, on which nothing
-    changes, stands for what the past does not tell, and bounds the proportion.
+    changes, stands for what the past does not tell, and bounds the proportion. While there is no past day, so does one
+    that is as today on average: so what was used today and is silent is expected to be used about once.
     """
     get = usage.hours.get
     hour, part = int(now_s // HOUR_S), now_s % HOUR_S / HOUR_S
@@ -69,5 +70,8 @@ def expected_uses(usage: Usage, *, start_s: float, horizon_s: float, now_s: floa
         if (before > 0) == (level > 0):
             alike += 1
             again += followed > 0
+    if days == 1:
+        usual = usage.accesses_7d / max(known_hours, LATELY[1]) * (horizon_s / HOUR_S)
+        days, went, then = 2, went + usual, then + usual
     expected = went / days * (level + ONE_USE) / (then / days + ONE_USE)
     return Expected(expected, min(expected, again / alike))
