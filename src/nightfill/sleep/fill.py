@@ -131,6 +131,10 @@ class FillRun:
         content = await self._book.content(self._key.tenant, self._key.fingerprint)
         if content is None:
             return Gone("its version is gone")
+        before = await self._book.fill(self._key)
+        if before is not None and before.state is FillState.READY and before.stored_tokens >= len(before.tokens):
+            # Who queued it had looked before another worker was done with it.
+            return Gone("it is ready already")
         description = await self._unless_stopping(self._engine.describe())
         if description.signature != self._key.signature:
             return Gone("the engine computes another model or version now")
