@@ -7,9 +7,10 @@
 --   :queue:SIZE:CLASS NUL TENANT   what may be leased now, by -priority; CLASS is KIND NUL NEEDS
 --   :turns:CLASS       tenants with such queues, by the start tag of their next lease
 --   :classes           classes with such a tenant
---   :later:KIND, :leases:KIND   ids by when they may be leased, and by when the lease ends
+--   :later:KIND, :leases:KIND   ids by when they may be leased, and by when the lease ends, in whole milliseconds
 --   :workers, :held:WORKER      who holds leases; hash: call that leased -> id
---   :finish            of fair queueing: tenant -> tag at which its last lease ends, '' -> start tag of the newest lease
+--   :finish            of fair queueing: tenant -> tag at which its last lease ends, '' -> start tag of the newest lease;
+--                      whole tokens, for small sorted sets are slow with fractions
 --   :tokens, :outcomes:KIND     kind -> tokens still to be computed; outcome -> number
 --   :weights:DIGEST    tenant -> weight
 -- Budgets and ledger: see common.
@@ -111,7 +112,7 @@ end
 
 local function wait_until(job, place, at)
   leave(job)
-  call('ZADD', root .. ':' .. place .. ':' .. job[KIND], at, job[ID])
+  call('ZADD', root .. ':' .. place .. ':' .. job[KIND], math.floor(at * 1000), job[ID])
   job[PLACE] = place
 end
 
@@ -272,7 +273,7 @@ return {'job', save(job)}
 -- What is late or expired may be leased from now on.
 local function sweep(kind)
   for _, place in ipairs({'later', 'leases'}) do
-    local due = call('ZRANGEBYSCORE', root .. ':' .. place .. ':' .. kind, '-inf', now, 'LIMIT', 0, SWEPT)
+    local due = call('ZRANGEBYSCORE', root .. ':' .. place .. ':' .. kind, '-inf', math.floor(now * 1000), 'LIMIT', 0, SWEPT)
     for _, id in ipairs(due) do
       local job = load(id)
       if place == 'later' or job[LOST] + 1 < MAX_LOST then
@@ -344,7 +345,7 @@ local function take_turn(job, tag, weights, classes)
   local finishes = root .. ':finish'
   local virtual = math.max(tag, tonumber(call('HGET', finishes, '') or 0))
   local weight = weights ~= '' and tonumber(call('HGET', root .. ':weights:' .. weights, job[TENANT]) or 1) or 1
-  local finish = virtual + math.max(job[TOTAL] - job[KEPT], 1) / weight
+  local finish = virtual + math.max(math.floor((job[TOTAL] - job[KEPT]) / weight + 0.5), 1)
   call('HSET', finishes, '', virtual, job[TENANT], finish)
   for _, class in ipairs(classes) do call('ZADD', turns(class), 'XX', finish, job[TENANT]) end
 end
@@ -468,15 +469,16 @@ end
 return #ids
 
 --- depth
+local time = string.format('%.0f', math.floor(now * 1000))
 local due, later, leased, tokens = 0, 0, 0, 0
 for _, kind in ipairs(args[1]) do
   local function count(place, from, to) return call('ZCOUNT', root .. ':' .. place .. ':' .. kind, from, to) end
   local function all(key) return call('ZCARD', root .. ':' .. key) end
   local waiting = all('later:' .. kind) + all('leases:' .. kind)
   due = due + number(kind) - waiting
-    + count('later', '-inf', now) + count('leases', '-inf', now)
-  later = later + count('later', '(' .. string.format('%.17g', now), '+inf')
-  leased = leased + count('leases', '(' .. string.format('%.17g', now), '+inf')
+    + count('later', '-inf', time) + count('leases', '-inf', time)
+  later = later + count('later', '(' .. time, '+inf')
+  leased = leased + count('leases', '(' .. time, '+inf')
   tokens = tokens + tonumber(call('HGET', root .. ':tokens', kind) or 0)
 end
 return {due, later, leased, tokens}
