@@ -269,8 +269,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     data_dir: str = ""
     """Folder of state and KV; empty for the user's data folder (`$XDG_DATA_HOME/nightfill`)."""
     state: str = ""
-    """What a fleet shares, instead of a file under `data_dir`: `redis://[user:password@]host:port/db`, `rediss://...` or
-    `unix:///path?db=n` of a Redis (7 or later) or Valkey server.
+    """What a fleet shares, instead of a file under `data_dir`: `redis://[user:password@]host:port/db`, `rediss://...`
+    or `unix:///path?db=n` of a Redis (7 or later) or Valkey server.
     """
     scratch_dir: str = ""
     """Where the engine's slot files pass through; empty for /dev/shm if it has room, else under `data_dir`."""
