@@ -354,7 +354,12 @@ local worker, kinds, lease_s, needs, most, lowest, weights, nonce = unpack(args)
 if weights ~= '' and call('EXISTS', root .. ':weights:' .. weights) == 0 then return {'weights'} end
 -- The answer to the same call may have been lost on its way.
 local leased = call('HGET', root .. ':held:' .. worker, nonce)
-if leased then return {'job', call('HGET', JOBS, leased)} end
+if leased then
+  local job = load(leased)
+  job[EXPIRES] = now + lease_s
+  wait_until(job, 'leases', job[EXPIRES])
+  return {'job', save(job)}
+end
 local wanted, classes = {}, {}
 for _, kind in ipairs(kinds) do
   sweep(kind)

@@ -140,6 +140,7 @@ async def test_a_lease_of_a_silent_server_is_found_again_when_it_speaks(proxy: C
         redis_server().resume()
     held = await back(lambda: leased(state))
     assert (held.job.target, held.fence) == ("t/1", 1)
+    assert held.expires_at_s == pytest.approx(held.job.updated_at_s + 30), "from the answer on, not from the question"
     assert len(await state.jobs.jobs(states=[JobState.LEASED])) == 1
 
 
