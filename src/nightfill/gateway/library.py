@@ -23,6 +23,7 @@ _MAX_CONTEXTS: Final = 4096
 _MAX_FILLS: Final = 64
 """Each holds its tokens: about 1 MB for 32,768 of them."""
 _INDEX_EVERY_S: Final = 0.25
+_ASKED_AGAIN_S: Final = 0.1
 _NO_CONTEXTS: Final = Index()
 
 
@@ -30,7 +31,8 @@ class Library:
     """Contexts, contents and fills for the request path. Used by one event loop.
 
     What was read stays valid while `book.changes()` stays the same, and goes on being used while the book fails or
-    takes longer than `timeout_s`. What was never read raises StateUnavailable then.
+    takes longer than `timeout_s`. What a request names and was never read is asked for again, for `patience_s`, since a
+    server that was restarted or cut off is soon back; then it raises StateUnavailable.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Library:
         book: ContextBook,
         *,
         timeout_s: float = 2.0,
+        patience_s: float = 5.0,
         max_content_bytes: int = 256 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._book = book
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
         self._max_content_bytes = max_content_bytes
         self._clock = clock
         self._contexts: OrderedDict[tuple[Tenant, ContextName], tuple[int, Context]] = OrderedDict()
@@ -61,12 +65,13 @@ class Library:
         known = self._contexts.get((tenant, name))
         if known is not None and known[0] == changes:
             return known[1]
-        try:
-            context = await self._asked(self._book.get(tenant, name))
-        except StateUnavailable:
-            if known is None:
-                raise
-            return known[1]
+        if known is None:
+            context = await self._patiently(lambda: self._asked(self._book.get(tenant, name)))
+        else:
+            try:
+                context = await self._asked(self._book.get(tenant, name))
+            except StateUnavailable:
+                return known[1]
         if context is None:
             self._contexts.pop((tenant, name), None)
             others = len(await self._asked(self._book.contexts(tenant)))
@@ -92,7 +97,7 @@ class Library:
 
     async def front(self, tenant: Tenant, fingerprint: Fingerprint) -> Front | None:
         """The content of a version, ready to be put in front; None when it is gone by now."""
-        held = await self._held(tenant, fingerprint)
+        held = await self._patiently(lambda: self._held(tenant, fingerprint))
         return held[0] if held is not None else None
 
     async def index(self, tenant: Tenant) -> Index:
@@ -147,6 +152,16 @@ class Library:
             while self._front_bytes > 2 * self._max_content_bytes and len(self._fronts) > 1:
                 self._front_bytes -= self._fronts.popitem(last=False)[1][2]
         return held
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        deadline_s = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return await ask()
+            except StateUnavailable:
+                if time.monotonic() + _ASKED_AGAIN_S >= deadline_s:
+                    raise
+            await asyncio.sleep(_ASKED_AGAIN_S)
 
     async def _asked(self, answer: Awaitable[T]) -> T:
         try:

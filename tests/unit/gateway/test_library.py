@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from fakes.state import FakeBook
@@ -50,7 +52,7 @@ def ready(context: Context) -> Fill:
 
 async def test_what_was_read_is_used_on_though_it_may_have_changed_when_the_book_is_away() -> None:
     book = FakeBook()
-    library = Library(book)
+    library = Library(book, patience_s=0)
     context = await put(book, "one")
     fill = ready(context)
     await book.put_fill(fill)
@@ -64,9 +66,26 @@ async def test_what_was_read_is_used_on_though_it_may_have_changed_when_the_book
         await library.context(T, MANUAL)
 
 
+async def test_what_was_never_read_is_asked_for_again_until_the_book_is_back() -> None:
+    book = FakeBook()
+    library = Library(book, patience_s=30)
+    context = await put(book, "one")
+    book.down = True
+    asked = asyncio.create_task(library.context(T, REPO))
+    await asyncio.sleep(0)
+    assert not asked.done()
+    book.down = False
+    assert await asked == context
+    book.down = True
+    front = asyncio.create_task(library.front(T, context.current))
+    await asyncio.sleep(0)
+    book.down = False
+    assert await front is not None
+
+
 async def test_a_change_is_seen_at_once_while_the_book_answers() -> None:
     book = FakeBook()
-    library = Library(book)
+    library = Library(book, patience_s=0)
     await put(book, "one")
     await library.context(T, REPO)
     newer = await put(book, "two")
@@ -81,7 +100,7 @@ async def test_a_change_is_seen_at_once_while_the_book_answers() -> None:
 
 async def test_prompts_are_recognised_by_the_last_index_and_what_it_listed_is_known() -> None:
     book, clock = FakeBook(), Clock()
-    library = Library(book, clock=clock)
+    library = Library(book, patience_s=0, clock=clock)
     context = await put(book, "one")
     index = await library.index(T)
     await put(book, "another", MANUAL)
