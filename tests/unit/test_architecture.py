@@ -29,6 +29,7 @@ RECORDS: Final = {
     "nightfill.contexts.context",
     "nightfill.kv.key",
     "nightfill.state.access",
+    "nightfill.state.answers",
     "nightfill.state.book",
     "nightfill.state.budgets",
     "nightfill.state.jobs",

@@ -94,6 +94,21 @@ class FillState(enum.StrEnum):
     """Its bytes were dropped to make room, or by their time to live."""
 
 
+class ContextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What is done for a context beyond filling it; None follows the settings."""
+
+    answers: Literal["off", "shadow", "exact", "near"] | None = None
+    """Whether stored answers serve: not at all; not, but it is measured what they would have done; to equal requests;
+    to near ones too.
+    """
+    foresee: bool | None = None
+    """Prepare answers to questions that are likely to come."""
+    distil: bool | None = None
+    """Make a distilled version."""
+    history: bool | None = None
+    """Fill what the next turn of a chat will begin with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """A named, long-lived content that many queries share."""
@@ -113,6 +128,9 @@ class Context:
     """When the source was last compared with the current version. Unix seconds."""
     user: str = ""
     """Whose it is within the tenant, and whose budget pays for its fills; empty for nobody's."""
+    options: ContextOptions = ContextOptions()
+    distilled: Fingerprint | None = None
+    """The distilled version of `current`, once there is one: a content of its own, with fills of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

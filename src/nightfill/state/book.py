@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         Content,
         Context,
         ContextName,
+        ContextOptions,
         Fill,
         FillKey,
         FillState,
@@ -39,12 +40,18 @@ class ContextBook(Protocol):
         pinned: bool = False,
         ttl_s: float | None = None,
         user: str = "",
+        options: ContextOptions | None = None,
     ) -> Context:
         """Create the context, or make `content` its current version. From the return on, no reader sees the old one.
 
         Versions that no context has any more go, with their text and the book's fills of them (the worker's sweep
         then drops the KV, which no fill names any more). The same fingerprint again only updates the options and
         `checked_at_s`.
+        """
+
+    async def put_distilled(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> bool:
+        """Make `content` the distilled version of `context.current`. False, and nothing is written, when the context is
+        gone or has another version by now. It goes with the version that it was made of.
         """
 
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:

@@ -21,6 +21,12 @@ class JobKind(enum.StrEnum):
     FILL = "fill"
     VERIFY = "verify"
     """Compare what a fill stored with what the engine computes."""
+    DISTIL = "distil"
+    """Make a context's distilled version."""
+    PREDICT = "predict"
+    """Foresee a context's questions."""
+    ANSWER = "answer"
+    """Prepare the answer to a question that was foreseen."""
 
 
 class JobState(enum.StrEnum):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from nightfill.state.access import AccessLog
+    from nightfill.state.answers import AnswerBook, QuestionLog
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
     from nightfill.state.deletions import Deletions
@@ -25,6 +26,8 @@ class State(Protocol):
     ledger: LedgerBook
     engines: EngineBook
     deletions: Deletions
+    answers: AnswerBook
+    questions: QuestionLog
 
     async def reseal_texts(self, seal: RenewableSeal) -> int:
         """Seal texts anew that are under an old key; how many were. Raises StateUnavailable."""
