@@ -230,7 +230,7 @@ class ContextSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class AnswerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Stored answers. Off unless switched on, here, for a tenant, or for a context (`nightfill context add --answers`)."""
+    """Stored answers. Off unless switched on: here, for a tenant, or for a context by its own options."""
 
     mode: Literal["off", "shadow", "exact", "near"] = "off"
     """`exact`: requests equal to an earlier one in everything that shapes the reply get its reply. `near`: so do

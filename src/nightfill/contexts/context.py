@@ -109,6 +109,10 @@ class ContextOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Fill what the next turn of a chat will begin with."""
 
 
+DEFAULT_OPTIONS: Final = ContextOptions()
+"""Everything as the settings say."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
     """A named, long-lived content that many queries share."""
@@ -128,7 +132,7 @@ class Context:
     """When the source was last compared with the current version. Unix seconds."""
     user: str = ""
     """Whose it is within the tenant, and whose budget pays for its fills; empty for nobody's."""
-    options: ContextOptions = ContextOptions()
+    options: ContextOptions = DEFAULT_OPTIONS
     distilled: Fingerprint | None = None
     """The distilled version of `current`, once there is one: a content of its own, with fills of its own."""
 
