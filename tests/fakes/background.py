@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.contexts.context import Fill
+    from nightfill.sleep.duty import Duty
     from nightfill.sleep.upkeep import Upkeep
     from nightfill.sleep.windows import Windows
 
@@ -117,6 +118,7 @@ class House:
     """Engines that serve nobody."""
     machines: dict[str, str] = field(default_factory=dict)
     windows: Windows | None = None
+    duties: Sequence[Duty] = ()
     make_engine: Callable[[House], FakeFillEngine] = lambda house: FakeFillEngine(store=house.store, log=house.log)
 
     async def start_engine(self) -> FakeFillEngine:
@@ -147,6 +149,7 @@ class House:
             unshared=self.unshared,
             machines=self.machines,
             windows=self.windows,
+            duties=self.duties,
             worker=WorkerId(name),
             clock=lambda: WALL_S + now_s(),
             steady=now_s,

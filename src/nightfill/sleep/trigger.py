@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nightfill.state.jobs import JobQueue
     from nightfill.state.load import Load, LoadBoard
 
-KINDS: Final = (JobKind.FILL, JobKind.VERIFY)
+KINDS: Final = tuple(JobKind)
 """Of the jobs that workers do."""
 REST_SHARE: Final = 0.2
 """A queue that woke workers keeps them awake until it is so much of the depth that woke them; or they would lie down

@@ -7,10 +7,11 @@ import logging
 import time
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nightfill.config import PriceSettings
-from nightfill.contexts.context import FillKey, FillState
+from nightfill.contexts.context import FillKey, FillState, Signature
 from nightfill.engines.engine import Reuse
 from nightfill.errors import EngineError, KvError, LeaseLost, NightfillError, QueueFull, StateError, StateUnavailable
 from nightfill.kv.key import BLOCK_TOKENS, salt_of
@@ -19,6 +20,7 @@ from nightfill.sleep.autoscale import PACE
 from nightfill.sleep.bill import Bill
 from nightfill.sleep.checkpoint import STOP_SHARE
 from nightfill.sleep.description import note_of
+from nightfill.sleep.duty import Desk, Done
 from nightfill.sleep.fidelity import Verdict
 from nightfill.sleep.fill import Filled, FillRun, Gone, Stopped
 from nightfill.sleep.gatekeeper import Gatekeeper
@@ -29,7 +31,7 @@ from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPoli
 from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.sources import SourceWatch
 from nightfill.sleep.stopping import pause, unless
-from nightfill.sleep.trigger import CHECK_S, KINDS, Go, Trigger
+from nightfill.sleep.trigger import CHECK_S, Go, Trigger
 from nightfill.sleep.value import scores_of, values
 from nightfill.sleep.verify import Crowded, VerifyRun
 from nightfill.sleep.windows import Windows
@@ -42,8 +44,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from nightfill.config import SleepSettings
-    from nightfill.contexts.context import Content, Context, ContextName, Fill, Signature, Tenant
-    from nightfill.engines.engine import Description
+    from nightfill.contexts.context import Content, Context, ContextName, Fill, Tenant
+    from nightfill.engines.engine import Description, Engine
+    from nightfill.sleep.duty import Duty
     from nightfill.sleep.fill import Outcome
     from nightfill.sleep.planner import State
     from nightfill.sleep.pool import EnginePool
@@ -52,6 +55,8 @@ if TYPE_CHECKING:
     from nightfill.state.access import Usage
     from nightfill.state.jobs import Lease
     from nightfill.state.load import LoadBoard
+
+    Run = Callable[[HeldLease, asyncio.Event], Awaitable[Outcome | Done]]
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +71,9 @@ _SETTLE_WITHIN_S: Final = 5.0
 _PACE_WEIGHT: Final = 0.3
 """Of the newest fill, in an engine's smoothed pace."""
 _ENGINES_END_WITHIN_S: Final = 15.0
+_FLEETING: Final = (JobKind.VERIFY, JobKind.PREDICT, JobKind.ANSWER)
+"""Their jobs are never dead, but end in failure: a dead one would end all further looks at the same target."""
+_NO_ENGINE: Final = Gone("no engine here computes its model any more")
 
 
 class Worker:
@@ -91,6 +99,7 @@ class Worker:
         machines: Mapping[str, str] | None = None,
         prices: PriceSettings | None = None,
         windows: Windows | None = None,
+        duties: Sequence[Duty] = (),
         worker: WorkerId | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
@@ -130,6 +139,12 @@ class Worker:
             max_s=float(settings.max_slice_s),
         )
         self._sizers: dict[str, SliceSizer] = {}
+        self._duties = duties
+        self._runs: dict[JobKind, Run] = {
+            JobKind.FILL: self._fill,
+            JobKind.VERIFY: self._verify,
+            **{duty.kind: partial(self._do, duty) for duty in duties},
+        }
         self._retry = RetryPolicy(
             max_failures=settings.max_failures,
             base_s=float(settings.retry_base_s),
@@ -194,7 +209,10 @@ class Worker:
                 if name not in self._descriptions and not stop.is_set():
                     await self._describe(name, stop)
         if self._descriptions:
-            await self._planner.tick(tuple(self._descriptions.values()))
+            known = tuple(self._descriptions.values())
+            await self._planner.tick(known)
+            for duty in self._duties:
+                await duty.plan(known)
         while self._untold:
             name = self._untold.pop()
             await self._note(name, self._descriptions[name])
@@ -297,7 +315,7 @@ class Worker:
                     may = isinstance(await self._trigger.now(), Go)
                     lease = await self._state.jobs.lease(
                         self.id,
-                        kinds=KINDS,
+                        kinds=tuple(self._runs),
                         # What somebody asked for, he waits for: at any hour.
                         min_priority=None if may else ASKED,
                         lease_s=float(self._settings.lease_s),
@@ -341,7 +359,7 @@ class Worker:
         job = lease.job
         _log.info("job %d (%s): lease %d, priority %.2f", job.id, job.label, lease.fence, job.priority)
         try:
-            outcome = await (self._verify if job.kind is JobKind.VERIFY else self._fill)(held, stop)
+            outcome = await self._runs[job.kind](held, stop)
         except LeaseLost as exc:
             _log.warning("%s", exc)
             return
@@ -358,19 +376,16 @@ class Worker:
             key = FillKey.parse(held.job.target)
         except ValueError:
             return Failure(FailureKind.IMPOSSIBLE, "not a fill's name")
-        name = self._engine_for(key.signature)
-        if name is None:
-            return Gone("no engine here computes its model any more")
-        held.begin_on(self._machines.get(name, ""))
-        gate, began_s = self._gate(name, stop), self._steady()
-        holding = await self._holding(key)
-        async with self._pool.lent(name) as engine:
+        holding, began_s = await self._holding(key), self._steady()
+        async with self._lent(key.signature, held) as (name, engine):
+            if engine is None:
+                return _NO_ENGINE
             run = FillRun(
                 key,
                 held,
                 book=self._state.book,
                 engine=engine,
-                gate=gate,
+                gate=self._gate(name, stop),
                 sizer=self._sizers.get(name, self._sizer),
                 settings=self._settings,
                 block_tokens=self._block_tokens,
@@ -385,10 +400,6 @@ class Worker:
                 if isinstance(outcome, Gone):
                     # Perhaps because it computes something else by now.
                     await self._note(name, await engine.describe())
-            except EngineError:
-                self._failed_s[name] = self._steady()
-                raise
-            else:
                 return outcome
             finally:
                 # The next prefix begins short again, and so its slices.
@@ -399,16 +410,14 @@ class Worker:
         self._paces[name] = before + _PACE_WEIGHT * (tps - before)
         self._untold.add(name)
 
-    async def _verify(self, held: HeldLease, stop: asyncio.Event) -> Outcome | Verdict | Crowded:
+    async def _verify(self, held: HeldLease, stop: asyncio.Event) -> Outcome | Done:
         try:
             key = FillKey.parse(held.job.target)
         except ValueError:
             return Gone("not a fill's name")
-        name = self._engine_for(key.signature)
-        if name is None:
-            return Gone("no engine here computes its model any more")
-        held.begin_on(self._machines.get(name, ""))
-        async with self._pool.lent(name) as engine:
+        async with self._lent(key.signature, held) as (name, engine):
+            if engine is None:
+                return _NO_ENGINE
             run = VerifyRun(
                 key,
                 book=self._state.book,
@@ -417,7 +426,36 @@ class Worker:
                 computed=held.computed,
                 clock=self._steady,
             )
-            return await while_held(held, run.run())
+            match await while_held(held, run.run()):
+                case Verdict() as verdict:
+                    return Done(outcome=verdict.outcome, note=verdict.why)
+                case Crowded():
+                    return Done(outcome="crowded", note="live requests left no room for it")
+                case other:
+                    return other
+
+    async def _do(self, duty: Duty, held: HeldLease, stop: asyncio.Event) -> Outcome | Done:
+        if not held.job.needs:
+            return await while_held(held, duty.run(held, Desk(engine=None, gate=self._gate("", stop))))
+        async with self._lent(Signature(held.job.needs), held) as (name, engine):
+            if engine is None:
+                return _NO_ENGINE
+            return await while_held(held, duty.run(held, Desk(engine=engine, gate=self._gate(name, stop))))
+
+    @asynccontextmanager
+    async def _lent(self, signature: Signature, held: HeldLease) -> AsyncIterator[tuple[str, Engine | None]]:
+        """An engine of that signature, and its name; None when none is here any more."""
+        name = self._engine_for(signature)
+        if name is None:
+            yield "", None
+            return
+        held.begin_on(self._machines.get(name, ""))
+        async with self._pool.lent(name) as engine:
+            try:
+                yield name, engine
+            except EngineError:
+                self._failed_s[name] = self._steady()
+                raise
 
     def _gate(self, name: str, stop: asyncio.Event) -> Gatekeeper:
         board = NO_LOAD if name in self._unshared else self._board
@@ -428,7 +466,7 @@ class Worker:
         able = [name for name, known in self._descriptions.items() if known.signature == signature]
         return min(able, key=lambda name: self._failed_s.get(name, float("-inf")), default=None)
 
-    async def _settle(self, held: HeldLease, outcome: Outcome | Verdict | Crowded) -> None:
+    async def _settle(self, held: HeldLease, outcome: Outcome | Done) -> None:
         """Write down how it ended. When that cannot be, the lease expires and the job is leased again."""
         jobs, lease, job, work = self._state.jobs, held.lease, held.job, held.work
         try:
@@ -440,12 +478,9 @@ class Worker:
                             "job %d (%s): ready, %d tokens, %d computed now, %.2f engine seconds",
                             job.id, job.label, outcome.tokens, outcome.computed, outcome.seconds,
                         )  # fmt: skip
-                    case Verdict():
-                        await jobs.complete(lease, outcome=outcome.outcome, note=outcome.why, work=work)
-                        _log.info("job %d (%s): %s", job.id, job.label, outcome.why)
-                    case Crowded():
-                        note = "live requests left no room for it"
-                        await jobs.complete(lease, outcome="crowded", note=note, work=work)
+                    case Done():
+                        await jobs.complete(lease, outcome=outcome.outcome, note=outcome.note, work=work)
+                        _log.info("job %d (%s): %s", job.id, job.label, outcome.note)
                     case Stopped():
                         await jobs.release(lease, work=work)
                         _log.info("job %d (%s): handed back at %d tokens", job.id, job.label, held.kept_tokens)
@@ -464,10 +499,9 @@ class Worker:
             case Retry(in_s=in_s):
                 await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=in_s, work=held.work)
                 _log.warning("job %d (%s): again in %.1f s: %s", job.id, job.label, in_s, failure.message)
-            case GiveUp() if job.kind is JobKind.VERIFY:
-                # Never dead: that would end all further looks at this fill.
+            case GiveUp() if job.kind in _FLEETING:
                 await self._state.jobs.complete(held.lease, outcome="failed", note=failure.message, work=held.work)
-                _log.warning("job %d (%s): not verified: %s", job.id, job.label, failure.message)
+                _log.warning("job %d (%s): not done: %s", job.id, job.label, failure.message)
             case GiveUp():
                 await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=None, work=held.work)
                 _log.error("job %d (%s): given up: %s", job.id, job.label, failure.message)
