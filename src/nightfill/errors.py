@@ -13,6 +13,7 @@
     |   |-- BadSource               a context source that cannot be read (400)
     |   `-- NotFound                no such context, model, job (404)
     |-- BudgetSpent                 no tokens are left for background work before a certain time (429)
+    |-- NotStored                   only a stored answer was wanted, and there is none (504)
     |-- ClientLeft                  the client hung up; nobody is there to answer (499 in logs)
     |-- Busy                        try again later (429 or 503, with Retry-After)
     |   |-- QueueFull               a bound was reached (429)
@@ -95,6 +96,10 @@ class BadSource(BadInput):
 
 class NotFound(BadInput):
     """No such context, model, job or path."""
+
+
+class NotStored(NightfillError):
+    """The client wanted a stored answer or none (`Cache-Control: only-if-cached`), and there is none."""
 
 
 class ClientLeft(NightfillError):
@@ -206,6 +211,7 @@ STATUS: Final[dict[type[NightfillError], int]] = {
     NotFound: 404,
     QueueFull: 429,
     BudgetSpent: 429,
+    NotStored: 504,
     Busy: 503,
     EngineUnavailable: 503,
     EngineTimeout: 504,

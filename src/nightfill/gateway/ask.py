@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, get_args
 
 from nightfill.contexts.context import Form
 from nightfill.contexts.names import parse_name
 from nightfill.errors import BadRequest
+from nightfill.gateway.cache_control import NO_WISHES, Wishes, wishes_of
 from nightfill.gateway.openai import (
     DROPPED,
     ChatRequest,
+    Common,
     CompletionRequest,
     EmbeddingRequest,
     Extension,
     Members,
+    Mode,
     OtherRequest,
     decode_members,
     decode_record,
@@ -62,12 +65,18 @@ class Ask:
     stream: bool
     context: ContextName | None
     """Named by the client."""
+    mode: Mode
+    """Which text of that context is put in front."""
     reuse: bool
     """False: compute everything anew."""
     cache_salt: str | None
     """Of the client's own choice: its KV is to be kept apart from that of others of its tenant."""
     members: Members
     """What goes to the engine, but for the context's text."""
+    wishes: Wishes = NO_WISHES
+    """Of stored answers."""
+    usage: bool = False
+    """A stream is to end with the usage."""
 
 
 def decode_ask(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Ask:
@@ -83,16 +92,35 @@ def decode_ask(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Ask:
         allowed = ", ".join(sorted(_FORMS))
         raise BadRequest(f"a context cannot be put in front on {path}; use one of {allowed}", param="nightfill.context")
     stream, cached = (None, None) if isinstance(record, EmbeddingRequest) else (record.stream, record.cache_prompt)
+    common = record if isinstance(record, Common) else None
+    options = common.stream_options if common is not None else None
     return Ask(
         path=path,
         form=form,
         model=record.model,
         stream=bool(stream),
         context=context,
+        mode=_mode_of(extension, headers),
         reuse="fill" not in extension.skip and cached is not False,
         cache_salt=record.cache_salt,
         members={name: raw for name, raw in members.items() if name not in DROPPED},
+        wishes=wishes_of(extension, common.cache if common is not None else None, headers.get(b"cache-control")),
+        usage=options is not None and bool(options.include_usage),
     )
+
+
+def _mode_of(extension: Extension, headers: Mapping[bytes, bytes]) -> Mode:
+    in_header = headers.get(b"x-nightfill-mode")
+    if in_header is None:
+        return extension.mode or "full"
+    modes: dict[bytes, Mode] = {name.encode(): name for name in get_args(Mode)}
+    if in_header not in modes:
+        raise BadRequest(
+            f"the header x-nightfill-mode must be one of {', '.join(get_args(Mode))}", param="nightfill.mode"
+        )
+    if extension.mode not in (None, modes[in_header]):
+        raise BadRequest("the body's nightfill.mode and the header x-nightfill-mode differ", param="nightfill.mode")
+    return modes[in_header]
 
 
 def _context_of(extension: Extension, headers: Mapping[bytes, bytes]) -> ContextName | None:

@@ -24,7 +24,10 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 """Keeps a client's KV apart from that of others of its tenant, as at vLLM."""
 Members = dict[str, msgspec.Raw]
+Mode = Literal["full", "distilled", "auto"]
+"""Which text of a context is put in front: its own, the distilled version, or the one that is filled."""
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Seconds = Annotated[float, Meta(ge=0)]
 
 
 class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,11 +35,22 @@ class Extension(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     context: str | None = None
     """Name of the context to put in front."""
-    mode: Literal["full"] = "full"
+    mode: Mode | None = None
+    """None for `full`. A context without a distilled version is put in front in full, whatever is asked for."""
     skip: tuple[Literal["answer", "fill"], ...] = ()
     """Layers that may not serve this request; without `fill` the whole prompt is computed anew."""
-    max_age_s: Annotated[float, Meta(ge=0)] | None = None
+    max_age_s: Seconds | None = None
     """Bounds the age of a stored answer; a context's text is always the current version's."""
+
+
+class CacheOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request may say of stored answers in the way of LiteLLM, as the member `cache`; see `cache_control`."""
+
+    ttl: Seconds | None = None
+    s_maxage: Seconds | None = msgspec.field(default=None, name="s-maxage")
+    no_cache: bool = msgspec.field(default=False, name="no-cache")
+    no_store: bool = msgspec.field(default=False, name="no-store")
+    namespace: Annotated[str, Meta(max_length=1024)] = ""
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -84,6 +98,7 @@ class Common(msgspec.Struct, frozen=True, kw_only=True):
     cache_prompt: bool | None = None
     return_progress: bool | None = None
     cache_salt: CacheSalt | None = None
+    cache: CacheOptions | None = None
     nightfill: Extension | None = None
 
 
@@ -138,11 +153,11 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 
 REFUSED: Final = frozenset({"id_slot", "slot_id", "lora", "n_cache_reuse", "n_keep", "n_discard", "slot_save_path"})
 """Members by which a client would reach into slots, adapters or caches that others share."""
-DROPPED: Final = frozenset({"nightfill", "cache_prompt", "cache_salt", "kv_transfer_params"})
+DROPPED: Final = frozenset({"nightfill", "cache", "cache_prompt", "cache_salt", "kv_transfer_params"})
 """Members that nightfill says to the engine itself, having read them or not."""
 
 _ALLOWED: Final = {
-    "nightfill.mode": "full",
+    "nightfill.mode": "full, distilled, auto",
     "nightfill.skip": "answer, fill",
     "encoding_format": "float, base64",
 }

@@ -21,6 +21,7 @@ from nightfill.errors import (
     NotAllowed,
     NotAuthorised,
     NotFound,
+    NotStored,
     PromptTooLong,
     QueueFull,
     RequestTooLarge,
@@ -42,6 +43,7 @@ _CODES: Final[dict[type[NightfillError], tuple[str, str | None]]] = {
     NotAllowed: ("invalid_request_error", "not_allowed"),
     NotFound: ("invalid_request_error", "not_found"),
     BudgetSpent: ("insufficient_quota", "budget_spent"),
+    NotStored: ("server_error", "not_stored"),
     QueueFull: ("rate_limit_error", "rate_limit_exceeded"),
     Draining: ("server_error", "draining"),
     Busy: ("server_error", "busy"),
@@ -95,6 +97,8 @@ def headers_of(error: NightfillError) -> list[Header]:
             # It cannot go better before then, so that OpenAI's clients must not try again by themselves.
             wait_s = max(1, math.ceil(error.resets_at_s - time.time()))
             return [(b"x-should-retry", b"false"), (b"retry-after", b"%d" % wait_s)]
+        case NotStored():
+            return [(b"x-should-retry", b"false")]
         case Busy():
             after_s = error.retry_after_s
         case EngineUnavailable() | StateUnavailable():

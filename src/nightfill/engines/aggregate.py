@@ -1,7 +1,7 @@
 """Puts the events of a streamed answer together into the answer that the request would have had without streaming.
 
 llama.cpp notices that a client has left only while it writes to it. A request that is not streamed would be computed to
-its end for nobody, so we stream each one and put it together here.
+its end for nobody, so we stream each one and put it together here. So are streamed answers that are kept for later.
 """
 
 from __future__ import annotations

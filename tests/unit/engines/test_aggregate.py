@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nightfill.engines.llama.aggregate import Aggregate
+from nightfill.engines.aggregate import Aggregate
 
 
 def whole(*events: dict[str, Any], copies: int = 1) -> dict[str, Any]:
