@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -19,13 +20,15 @@ from nightfill.errors import (
 from nightfill.gateway.ask import decode_ask
 from nightfill.gateway.proof import Layer, Verdict, judge
 from nightfill.gateway.relay import Limits, Relay, Trip
+from nightfill.gateway.session import SESSION_HEADERS, session_of
 from nightfill.state.access import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from nightfill.contexts import Tenant
-    from nightfill.engines.engine import Description, Weighed
+    from nightfill.contexts import Signature, Tenant
+    from nightfill.engines.engine import Description, Reuse, Weighed
+    from nightfill.gateway.ask import Ask
     from nightfill.gateway.audit import Audits
     from nightfill.gateway.exchange import Exchange, Header
     from nightfill.gateway.fleet import Fleet, Member
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
     from nightfill.state.load import LoadBoard
 
 _LOG: Final = logging.getLogger(__name__)
-_FORWARDED: Final = (b"traceparent", b"tracestate")
+_FORWARDED: Final = (
+    *(b"traceparent", b"tracestate", b"x-dynamo-parent-session-id", b"x-dynamo-session-final"),
+    *SESSION_HEADERS,
+)
 _MARK_S: Final = 2.0
 
 
@@ -85,21 +91,37 @@ class Inference:
         """Serve one request for `path`. Raises NightfillError while no answer was begun."""
         arrived_s = time.time() - (time.monotonic() - exchange.started_s)
         ask = decode_ask(path, body, exchange.headers)
-        choices = await self._fleet.choices(ask.model)
+        members = await self._fleet.serving(ask.model)
         if path == "/v1/embeddings":
-            able = [member for member in choices if member.description.embeddings]
+            able = [member for member in members if member.description.embeddings]
             if not able:
-                raise BadRequest(f"model {choices[0].description.model!r} serves no embeddings", param="model")
-            choices = able
+                raise BadRequest(f"model {members[0].description.model!r} serves no embeddings", param="model")
+            members = able
         headers = {
             name.decode(): exchange.headers[name].decode("latin-1") for name in _FORWARDED if name in exchange.headers
         }
         headers["x-request-id"] = exchange.request_id.decode()
-        for place, member in enumerate(choices):
-            plan = await self._layers.plan(tenant, ask, member.description, headers)
+        plans = await self._plans(tenant, ask, members, headers)
+        choices = self._fleet.order(plans, session_of(tenant, exchange.headers, ask.members))
+        for place, (member, reason) in enumerate(choices):
+            plan = dataclasses.replace(plans[member], route=reason)
             last = place == len(choices) - 1
             if await self._ask(exchange, tenant, member, plan, arrived_s=arrived_s, last=last):
                 return
+
+    async def _plans(
+        self, tenant: Tenant, ask: Ask, members: Sequence[Member], headers: Mapping[str, str]
+    ) -> dict[Member, Plan]:
+        """A plan for each engine: one for all that are alike in what a plan depends on."""
+        alike: dict[tuple[Signature, Reuse], Plan] = {}
+        plans = {}
+        for member in members:
+            engine = member.description
+            kind = engine.signature, engine.reuse
+            if kind not in alike:
+                alike[kind] = await self._layers.plan(tenant, ask, engine, headers)
+            plans[member] = alike[kind]
+        return plans
 
     async def _ask(
         self, exchange: Exchange, tenant: Tenant, member: Member, plan: Plan, *, arrived_s: float, last: bool
@@ -111,9 +133,10 @@ class Inference:
         self._running.add(relay)
         passed_on = False
         try:
-            with self._fleet.asking(member):
+            self._metrics.routed(plan.route)
+            with self._fleet.asking(member, plan):
                 await relay.run(member.engine, plan.call)
-            self._fleet.answered(member)
+            self._fleet.answered(member, plan, trip.tokens.output)
         except ClientLeft:
             self._metrics.client_left()
             raise
@@ -227,6 +250,7 @@ def _head(exchange: Exchange, plan: Plan, trip: Trip) -> list[Header]:
     head = [
         (b"x-nightfill-layer", verdict.layer.value.encode()),
         (b"x-nightfill-engine", trip.engine.encode("latin-1", "replace")),
+        (b"x-nightfill-route", plan.route.value.encode()),
         (b"x-nightfill-promised-tokens", b"%d" % (trip.loaded_tokens if plan.fill is not None else 0)),
         (b"x-nightfill-overhead-ms", b"%.3f" % overhead_ms),
         (
@@ -241,6 +265,7 @@ def _head(exchange: Exchange, plan: Plan, trip: Trip) -> list[Header]:
         head.append((b"x-nightfill-reused-tokens", b"%d" % trip.tokens.reused))
     if plan.context is not None and plan.fingerprint is not None:
         head.append((b"x-nightfill-context", f"{plan.context}@{plan.fingerprint[:12]}".encode()))
+        head.append((b"x-nightfill-mode", b"distilled" if plan.distilled else b"full"))
     return head
 
 

@@ -11,12 +11,13 @@ import msgspec
 from nightfill.contexts import FillKey, FillState, Form
 from nightfill.engines.engine import Call, Prefix, Reuse
 from nightfill.errors import StateError, StateUnavailable
+from nightfill.gateway.route import Reason
 from nightfill.kv.key import salt_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from nightfill.contexts import ContextName, Fill, Fingerprint, Tenant
+    from nightfill.contexts import Context, ContextName, Fill, Fingerprint, Tenant
     from nightfill.engines.engine import Description
     from nightfill.gateway.ask import Ask
     from nightfill.gateway.library import Library
@@ -32,12 +33,17 @@ class Plan:
     call: Call
     context: ContextName | None = None
     fingerprint: Fingerprint | None = None
+    """Of the text that is in front."""
+    distilled: bool = False
+    """That text is the context's distilled version."""
     user: str = ""
     """The context's."""
     fill: FillKey | None = None
     """The fill that the promise rests on; None when nothing is promised."""
     claimed_ready: bool = False
     """The book calls that fill ready and the engine can use it, so all its tokens should be there."""
+    route: Reason = Reason.LOAD
+    """What speaks for the engine that is asked."""
     token_s: float = 0.0
     """Engine seconds that each token of that fill took to compute."""
 
@@ -63,17 +69,20 @@ class Layers:
         """
         members = ask.members
         found: tuple[ContextName, Fingerprint, str] | None = None
+        distilled = False
         if ask.context is not None:
             assert ask.form is not None  # decode_ask refuses a context on other routes
             context = await self._library.context(tenant, ask.context)
-            front = await self._library.front(tenant, context.current)
+            chosen = await self._version(context, ask, engine)
+            front = await self._library.front(tenant, chosen)
             if front is None:
                 # A new version came between the two look-ups; the old text went with it.
                 context = await self._library.context(tenant, ask.context)
-                front = await self._library.front(tenant, context.current)
+                chosen = await self._version(context, ask, engine)
+                front = await self._library.front(tenant, chosen)
             if front is None:
                 raise StateUnavailable(f"the text of context {ask.context!r} cannot be read")
-            found = context.name, context.current, context.user
+            found, distilled = (context.name, chosen, context.user), chosen != context.current
             if ask.form is Form.CHAT:
                 placed = front.chat(_RAW_LIST.decode(members["messages"]))
                 members = {**members, "messages": msgspec.Raw(b"[" + b",".join(map(bytes, placed)) + b"]")}
@@ -110,11 +119,36 @@ class Layers:
             call=call,
             context=found[0] if found is not None else None,
             fingerprint=found[1] if found is not None else None,
+            distilled=distilled,
             user=found[2] if found is not None else "",
             fill=fill.key if fill is not None else None,
             claimed_ready=fill is not None and fill.state is FillState.READY and engine.reuse is not Reuse.NONE,
             token_s=fill.fill_seconds / fill.stored_tokens if fill is not None else 0.0,
         )
+
+    async def _version(self, context: Context, ask: Ask, engine: Description) -> Fingerprint:
+        """Which text of the context to put in front. A wish that cannot be met is no error: the full text always is."""
+        if ask.mode == "full" or context.distilled is None:
+            return context.current
+        if ask.mode == "distilled":
+            return context.distilled
+        for version in (context.current, context.distilled):
+            if await self._ready(context.tenant, version, ask, engine):
+                return version
+        return context.current
+
+    async def _ready(self, tenant: Tenant, version: Fingerprint, ask: Ask, engine: Description) -> bool:
+        """Whether a fill of it would serve `ask`."""
+        if not ask.reuse or ask.cache_salt is not None:
+            return False
+        assert ask.form is not None
+        key = FillKey(tenant=tenant, fingerprint=version, form=ask.form, signature=engine.signature)
+        try:
+            fill = await self._library.fill(key)
+        except StateError as exc:
+            self._on_failure(exc)
+            return False
+        return fill is not None and fill.state is FillState.READY
 
     async def _recognised(self, tenant: Tenant, ask: Ask) -> tuple[ContextName, Fingerprint, str] | None:
         index = await self._library.index(tenant)
