@@ -9,8 +9,8 @@ from nightfill.state.budgets import DAY_S, BudgetLine, Period, Scope, scopes_of
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
-    from fakes.stores import State
     from nightfill.state.ledger import LedgerLine
+    from nightfill.state.state import State
 
 UNFINISHED = (JobState.QUEUED, JobState.LEASED)
 

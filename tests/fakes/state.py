@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from nightfill.contexts.context import (
+    DEFAULT_OPTIONS,
     Content,
     Context,
     ContextName,
+    ContextOptions,
     Fill,
     FillKey,
     FillState,
@@ -24,6 +26,7 @@ from nightfill.contexts.context import (
 )
 from nightfill.errors import BudgetSpent, StateUnavailable
 from nightfill.state.access import Access, Usage
+from nightfill.state.answers import Answer, AnswerCounts, AnswerKey, AnswerNote, Asked, Origin
 from nightfill.state.jobs import ASKED, NO_WORK, Job, JobId, JobKind, JobState, Lease, QueueDepth, Work, WorkerId
 from nightfill.state.load import Load
 
@@ -56,7 +59,8 @@ class FakeBook:
         self._changes += change
 
     def _forget(self) -> None:
-        used = {(context.tenant, context.current) for context in self._contexts.values()}
+        contexts = self._contexts.values()
+        used = {(context.tenant, version) for context in contexts for version in (context.current, context.distilled)}
         self._contents = {key: content for key, content in self._contents.items() if key in used}
         self._fills = {key: fill for key, fill in self._fills.items() if (key.tenant, key.fingerprint) in used}
 
@@ -72,10 +76,12 @@ class FakeBook:
         pinned: bool = False,
         ttl_s: float | None = None,
         user: str = "",
+        options: ContextOptions | None = None,
     ) -> Context:
         self._up(change=True)
         now_s = time.time()
         old = self._contexts.get((tenant, name))
+        same = old is not None and old.current == fingerprint
         context = Context(
             tenant=tenant,
             name=name,
@@ -86,14 +92,26 @@ class FakeBook:
             current=fingerprint,
             content_bytes=_bytes_of(content),
             created_at_s=old.created_at_s if old is not None else now_s,
-            updated_at_s=old.updated_at_s if old is not None and old.current == fingerprint else now_s,
+            updated_at_s=old.updated_at_s if old is not None and same else now_s,
             checked_at_s=now_s,
             user=user,
+            options=options or (old.options if old is not None else DEFAULT_OPTIONS),
+            distilled=old.distilled if old is not None and same else None,
         )
         self._contexts[tenant, name] = context
         self._contents[tenant, fingerprint] = content
         self._forget()
         return context
+
+    async def put_distilled(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> bool:
+        self._up(change=True)
+        there = self._contexts.get((context.tenant, context.name))
+        if there is None or there.current != context.current:
+            return False
+        self._contexts[context.tenant, context.name] = replace(there, distilled=fingerprint)
+        self._contents[context.tenant, fingerprint] = content
+        self._forget()
+        return True
 
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
         self._up()
@@ -189,6 +207,103 @@ class FakeAccessLog:
         kept = [row for row in self.rows if row.at_s >= time.time() - older_than_s]
         dropped, self.rows = len(self.rows) - len(kept), kept
         return dropped
+
+
+@dataclass
+class FakeAnswerBook:
+    """An `AnswerBook` without bounds. It forgets what rests on versions that `book`, if given, has no more."""
+
+    down: bool = False
+    book: FakeBook | None = None
+    rows: dict[AnswerKey, Answer] = field(default_factory=dict)
+    uses: Counter[AnswerKey] = field(default_factory=Counter)
+    _serials: dict[AnswerKey, int] = field(default_factory=dict)
+    _counts: dict[tuple[Tenant, ContextName, Origin], AnswerCounts] = field(default_factory=dict)
+    _next: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def _up(self) -> None:
+        if self.down:
+            raise StateUnavailable("the answers are down")
+        self.rows = {key: answer for key, answer in self.rows.items() if self._rests(answer)}
+
+    def _rests(self, answer: Answer) -> bool:
+        if self.book is None or answer.context is None:
+            return True
+        context = self.book._contexts.get((answer.tenant, answer.context))
+        return context is not None and answer.fingerprint in (context.current, context.distilled)
+
+    def _count(self, answer: Answer, *, stored: int = 0, used: int = 0, uses: int = 0) -> None:
+        if answer.context is not None:
+            where = (answer.tenant, answer.context, answer.origin)
+            old = self._counts.get(where, AnswerCounts())
+            self._counts[where] = AnswerCounts(stored=old.stored + stored, used=old.used + used, uses=old.uses + uses)
+
+    async def put(self, answer: Answer) -> bool:
+        self._up()
+        if not self._rests(answer):
+            return False
+        self.rows[answer.key] = replace(answer, at_s=answer.at_s or time.time())
+        self.uses.pop(answer.key, None)
+        self._serials[answer.key] = next(self._next)
+        self._count(answer, stored=1)
+        return True
+
+    async def get(self, key: AnswerKey) -> Answer | None:
+        self._up()
+        answer = self.rows.get(key)
+        return None if answer is None or time.time() - answer.at_s > answer.ttl_s else answer
+
+    async def served(self, keys: Sequence[AnswerKey]) -> None:
+        self._up()
+        for key in keys:
+            if key in self.rows:
+                self.uses[key] += 1
+                self._count(self.rows[key], used=int(self.uses[key] == 1), uses=1)
+
+    async def drop(self, tenant: Tenant, *, context: ContextName | None = None) -> int:
+        self._up()
+        gone = [key for key, row in self.rows.items() if row.tenant == tenant and context in (None, row.context)]
+        for key in gone:
+            del self.rows[key]
+        return len(gone)
+
+    async def after(self, serial: int, *, limit: int = 1000) -> list[AnswerNote]:
+        self._up()
+        notes = [
+            AnswerNote(serial=self._serials[key], key=key, scope=row.scope, question=row.question)
+            for key, row in self.rows.items()
+            if row.question and self._serials[key] > serial
+        ]
+        return sorted(notes, key=lambda note: note.serial)[:limit]
+
+    async def counts(self, tenant: Tenant, context: ContextName) -> dict[Origin, AnswerCounts]:
+        self._up()
+        return {where[2]: counts for where, counts in self._counts.items() if where[:2] == (tenant, context)}
+
+    async def prune(self) -> int:
+        self._up()
+        old = [key for key, row in self.rows.items() if time.time() - row.at_s > row.ttl_s]
+        for key in old:
+            del self.rows[key]
+        return len(old)
+
+
+@dataclass
+class FakeQuestionLog:
+    """A `QuestionLog` without bounds, of contexts that are all there."""
+
+    down: bool = False
+    rows: dict[tuple[Tenant, ContextName], list[Asked]] = field(default_factory=dict)
+
+    async def note(self, tenant: Tenant, context: ContextName, questions: Sequence[Asked]) -> None:
+        if self.down:
+            raise StateUnavailable("the questions are down")
+        self.rows.setdefault((tenant, context), []).extend(questions)
+
+    async def recent(self, tenant: Tenant, context: ContextName, *, limit: int = 1000) -> list[Asked]:
+        if self.down:
+            raise StateUnavailable("the questions are down")
+        return self.rows.get((tenant, context), [])[::-1][:limit]
 
 
 @dataclass

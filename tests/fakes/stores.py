@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from fakes.redis_server import RedisServer
 from nightfill.state.jobs import QueueRules
@@ -16,25 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from nightfill.state.access import AccessLog
-    from nightfill.state.book import SourceBook
-    from nightfill.state.budgets import BudgetBook
-    from nightfill.state.engines import EngineBook
-    from nightfill.state.jobs import JobQueue
-    from nightfill.state.ledger import LedgerBook
+    from nightfill.state.answers import AnswerBounds
+    from nightfill.state.seal import TextSeal
+    from nightfill.state.state import State
 
 
-class State(Protocol):
-    """What a store offers."""
+class Options(TypedDict):
+    """What a handle may be opened with beside its rules."""
 
-    jobs: JobQueue
-    book: SourceBook
-    access: AccessLog
-    budgets: BudgetBook
-    ledger: LedgerBook
-    engines: EngineBook
-
-    async def aclose(self) -> None: ...
+    bounds: AnswerBounds | None
+    seal: TextSeal | None
 
 
 class HostClock:
@@ -55,13 +46,15 @@ class HostClock:
 class Store:
     """One store, of which several handles may be open, as if by several processes."""
 
-    def __init__(self, opened: Callable[[QueueRules], State], clock: HostClock) -> None:
+    def __init__(self, opened: Callable[[QueueRules, Options], State], clock: HostClock) -> None:
         self._opened = opened
         self._stack = contextlib.AsyncExitStack()
         self.clock = clock
 
-    def open(self, rules: QueueRules | None = None) -> State:
-        state = self._opened(rules or QueueRules())
+    def open(
+        self, rules: QueueRules | None = None, *, bounds: AnswerBounds | None = None, seal: TextSeal | None = None
+    ) -> State:
+        state = self._opened(rules or QueueRules(), Options(bounds=bounds, seal=seal))
         self._stack.push_async_callback(state.aclose)
         return state
 
@@ -72,9 +65,10 @@ class Store:
 def sqlite_store(folder: Path) -> Store:
     clock = HostClock()
     return Store(
-        lambda rules: open_state(
+        lambda rules, options: open_state(
             folder / "data" / "state.db",
             rules=rules,
+            **options,
             clock=lambda: clock.wall_s,
             steady=lambda: clock.steady_s,
             boot="a boot",
@@ -97,7 +91,12 @@ def redis_store(folder: Path) -> Store:
     clock = HostClock()
     # Its time is the server's own: no host's wall clock moves it.
     epoch_s = clock.wall_s - clock.steady_s
-    return Store(lambda rules: open_redis_state(server.url, rules=rules, clock=lambda: epoch_s + clock.steady_s), clock)
+    return Store(
+        lambda rules, options: open_redis_state(
+            server.url, rules=rules, clock=lambda: epoch_s + clock.steady_s, **options
+        ),
+        clock,
+    )
 
 
 STORES: Final = {"redis": redis_store, "sqlite": sqlite_store}

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from nightfill.config import BudgetSettings, KvSettings, Settings
+    from nightfill.config import AnswerSettings, BudgetSettings, KvSettings, Settings
     from nightfill.kv import Store, TextSealer
+    from nightfill.state.answers import AnswerBounds
     from nightfill.state.jobs import QueueRules
     from nightfill.state.seal import RenewableSeal
     from nightfill.state.state import State
@@ -51,15 +52,16 @@ class Workspace:
         BadSetting.
         """
         rules, seal = queue_rules(self.settings.budgets), text_seal(self.settings.kv)
+        bounds = answer_bounds(self.settings.answers)
         if self.settings.state:
             try:
                 from nightfill.state.redis import open_redis_state
             except ImportError as exc:
                 raise BadSetting("state: Redis needs hiredis: pip install 'nightfill[redis]'", param="state") from exc
-            return open_redis_state(self.settings.state, rules=rules, seal=seal)
+            return open_redis_state(self.settings.state, rules=rules, seal=seal, bounds=bounds)
         from nightfill.state.sqlite import open_state
 
-        return open_state(self.state_path, rules=rules, seal=seal)
+        return open_state(self.state_path, rules=rules, seal=seal, bounds=bounds)
 
     def open_store(self) -> Store:
         """The KV store, to be closed by the caller. Raises BadSetting."""
@@ -82,6 +84,18 @@ def queue_rules(settings: BudgetSettings) -> QueueRules:
         all_month=settings.all_tokens_per_month or None,
     )
     return QueueRules(weights=settings.weights, budgets=budgets)
+
+
+def answer_bounds(settings: AnswerSettings) -> AnswerBounds:
+    """What the state keeps of answers and questions at most."""
+    from nightfill.state.answers import AnswerBounds
+
+    return AnswerBounds(
+        answers=settings.max_answers,
+        bytes=settings.max_bytes,
+        tenant_answers=settings.tenant_max_answers or None,
+        questions=settings.questions_per_context,
+    )
 
 
 def text_seal(settings: KvSettings) -> RenewableSeal | None:

@@ -42,7 +42,8 @@ class Answer:
     tenant: Tenant
     context: ContextName | None
     fingerprint: Fingerprint | None
-    """The version that it rests on; it goes with it."""
+    """The version of the context that it rests on, whole or distilled; it goes with it. None when there is no context.
+    """
     model: str
     question: str
     """Empty where a near request may not be answered by it."""
@@ -77,17 +78,31 @@ class AnswerCounts:
     uses: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerBounds:
+    """What a store keeps at most."""
+
+    answers: int = 1_000_000
+    """Of all tenants together."""
+    bytes: int = 4 << 30
+    """Of all answers together: their sealed questions and bodies."""
+    tenant_answers: int | None = None
+    """Of any one tenant."""
+    questions: int = 1000
+    """Of each context."""
+
+
 class AnswerBook(Protocol):
     """Stored answers. Each method is atomic; several processes may share one book. Raises StateUnavailable.
 
-    Whatever removes a context's version removes its answers and questions in the same transition: `ContextBook.put` of
-    another version, `delete`, a tenant's end. Questions and bodies lie sealed.
+    Whatever removes a version from a context removes its answers in the same transition: `ContextBook.put` of another
+    version, `delete`, a tenant's end. Questions and bodies lie sealed; what cannot be opened, damaged or sealed with
+    another key, is not there.
     """
 
     async def put(self, answer: Answer) -> bool:
-        """Keep it, in place of one of the same key. False, and nothing is written, when no context of the tenant has
-        its version any more. Beyond the book's bounds (answers and bytes, in all and per tenant) those used longest ago
-        go first.
+        """Keep it, in place of one of the same key. False, and nothing is written, when its context does not have its
+        version any more. Beyond the bounds those used longest ago go first.
         """
 
     async def get(self, key: AnswerKey) -> Answer | None:
@@ -120,7 +135,9 @@ class Asked:
 
 
 class QuestionLog(Protocol):
-    """The newest questions of each context, sealed, a bounded number each. Raises StateUnavailable."""
+    """The newest questions of each context, sealed, a bounded number each. They outlive its versions, since what was
+    asked of one is likely to be asked of the next, and go with the context. Raises StateUnavailable.
+    """
 
     async def note(self, tenant: Tenant, context: ContextName, questions: Sequence[Asked]) -> None:
         """Append. Nothing is written for a context that is not there."""

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.stores import STORES
+from nightfill.state.state import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from fakes.stores import HostClock, State, Store
+    from fakes.stores import HostClock, Store
     from nightfill.state.access import AccessLog
     from nightfill.state.book import SourceBook
     from nightfill.state.jobs import JobQueue
+    from nightfill.state.state import State
 
 
 @pytest.fixture(params=sorted(STORES))

@@ -9,8 +9,9 @@ from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
 from nightfill.state.access import Access, Usage
 
 if TYPE_CHECKING:
-    from fakes.stores import HostClock, State
+    from fakes.stores import HostClock
     from nightfill.state.access import AccessLog
+    from nightfill.state.state import State
 
 T, REPO = Tenant("default"), ContextName("repo")
 

@@ -16,7 +16,8 @@ from nightfill.state.jobs import Job, JobKind, JobState, Lease, QueueRules, Work
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from fakes.stores import HostClock, State, Store
+    from fakes.stores import HostClock, Store
+    from nightfill.state.state import State
 
 A, B = WorkerId("a"), WorkerId("b")
 RULES = QueueRules(budgets=BudgetRules(user_day=1000, tenant_day=5000, all_month=20_000))

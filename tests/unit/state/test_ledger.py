@@ -11,7 +11,8 @@ from nightfill.state.jobs import JobKind, Work, WorkerId
 from nightfill.state.ledger import LedgerLine
 
 if TYPE_CHECKING:
-    from fakes.stores import HostClock, State
+    from fakes.stores import HostClock
+    from nightfill.state.state import State
 
 DAY_S = 86400
 WORKER = WorkerId("w")

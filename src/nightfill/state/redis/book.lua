@@ -5,21 +5,30 @@
 --   :content:TENANT NUL FINGERPRINT   sealed
 --   :fills:TENANT      FINGERPRINT/FORM/SIGNATURE -> state, stored tokens, filled at, seconds, reason, digest of tokens
 --   :tokens:TENANT NUL FIELD   sealed token list of that digest
+--   :questions:TENANT NUL CONTEXT   sealed, the newest first
 --   :changes           moves with each change; never comes back to where it was, not even when all was lost
 
-local NAME, TENANT, SOURCE, FORMS, PINNED, TTL, CURRENT, BYTES, CREATED, UPDATED, CHECKED, USER =
-  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+local NAME, TENANT, SOURCE, FORMS, PINNED, TTL, CURRENT, BYTES, CREATED, UPDATED, CHECKED, USER, OPTIONS, DISTILLED =
+  1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
 local STATE, STORED, FILLED, SECONDS, REASON, DIGEST = 1, 2, 3, 4, 5, 6
 
 local function contexts(tenant) return root .. ':contexts:' .. tenant end
 local function versions(tenant) return root .. ':versions:' .. tenant end
 local function fills(tenant) return root .. ':fills:' .. tenant end
 local function content(tenant, fingerprint) return root .. ':content:' .. tenant .. '\0' .. fingerprint end
+local function questions(tenant, name) return root .. ':questions:' .. tenant .. '\0' .. name end
 local function tokens(tenant, field) return root .. ':tokens:' .. tenant .. '\0' .. field end
 
 local function get(key, field)
   local packed = call('HGET', key, field)
   return packed and cmsgpack.unpack(packed)
+end
+
+-- Of one that was written before there were options and distilled versions, the record ends early.
+local function get_context(tenant, name)
+  local context = get(contexts(tenant), name)
+  if context then context[OPTIONS], context[DISTILLED] = context[OPTIONS] or '{}', context[DISTILLED] or '' end
+  return context
 end
 
 local function changed()
@@ -36,8 +45,13 @@ local function take(tenant, fingerprint, sealed, more)
   call('SET', content(tenant, fingerprint), sealed)
 end
 
--- One context less; the last one takes text and fills with it.
-local function drop(tenant, fingerprint)
+-- One context less, if it has the version no more: its answers go, and the last context takes text and fills with it.
+local function leave(context, fingerprint)
+  local tenant = context[TENANT]
+  if fingerprint == '' then return end
+  if context[CURRENT] ~= fingerprint and context[DISTILLED] ~= fingerprint then
+    forget_answers(tenant, context[NAME], fingerprint)
+  end
   local version = get(versions(tenant), fingerprint)
   version[1] = version[1] - 1
   if version[1] > 0 then return call('HSET', versions(tenant), fingerprint, cmsgpack.pack(version)) end
@@ -50,39 +64,57 @@ local function drop(tenant, fingerprint)
 end
 
 local function make_current(context, fingerprint, bytes, sealed)
-  local old = context[CURRENT]
+  local old, distilled = context[CURRENT], context[DISTILLED]
   take(context[TENANT], fingerprint, sealed, old == fingerprint and 0 or 1)
-  if old ~= fingerprint then
-    if old ~= '' then drop(context[TENANT], old) end
-    context[UPDATED] = now
-  end
   context[CURRENT], context[BYTES], context[CHECKED] = fingerprint, bytes, now
+  if old ~= fingerprint then
+    context[UPDATED], context[DISTILLED] = now, ''
+    leave(context, old)
+    leave(context, distilled)
+  end
   local packed = cmsgpack.pack(context)
   call('HSET', contexts(context[TENANT]), context[NAME], packed)
   return {changed(), packed}
 end
 
 --- put
-local tenant, name, source, forms, pinned, ttl, user, fingerprint, bytes = unpack(args)
-local old = get(contexts(tenant), name) or {name, tenant, '', '', false, false, '', 0, now, now, now, ''}
+local tenant, name, source, forms, pinned, ttl, user, options, fingerprint, bytes = unpack(args)
+local old = get_context(tenant, name) or {name, tenant, '', '', false, false, '', 0, now, now, now, '', '{}', ''}
 old[SOURCE], old[FORMS], old[PINNED], old[TTL], old[USER] = source, forms, pinned, ttl, user
+old[OPTIONS] = options or old[OPTIONS]
 call('SADD', root .. ':tenants', tenant)
 return make_current(old, fingerprint, bytes, ARGV[3])
 
 --- replace
 -- Only if version and source still are those that were seen.
 local tenant, name, current, source, fingerprint, bytes = unpack(args)
-local context = get(contexts(tenant), name)
+local context = get_context(tenant, name)
 if not context or context[CURRENT] ~= current or context[SOURCE] ~= source then return {0} end
 return make_current(context, fingerprint, bytes, ARGV[3])
 
+--- put_distilled
+-- Only if the version is still the one that it was made of.
+local tenant, name, current, fingerprint = unpack(args)
+local context = get_context(tenant, name)
+if not context or context[CURRENT] ~= current then return {0} end
+local old = context[DISTILLED]
+take(tenant, fingerprint, ARGV[3], old == fingerprint and 0 or 1)
+context[DISTILLED] = fingerprint
+if old ~= fingerprint then leave(context, old) end
+call('HSET', contexts(tenant), name, cmsgpack.pack(context))
+return {changed()}
+
 --- delete
 local tenant, name = unpack(args)
-local context = get(contexts(tenant), name)
+local context = get_context(tenant, name)
 if not context then return {0} end
+local current, distilled = context[CURRENT], context[DISTILLED]
+context[CURRENT], context[DISTILLED] = '', ''
 call('HDEL', contexts(tenant), name)
 if call('EXISTS', contexts(tenant)) == 0 then call('SREM', root .. ':tenants', tenant) end
-drop(tenant, context[CURRENT])
+leave(context, current)
+leave(context, distilled)
+call('UNLINK', answer_counts(tenant, name), questions(tenant, name))
 return {changed()}
 
 --- checked
@@ -128,6 +160,22 @@ for _, other in ipairs(version[2]) do
 end
 call('HSET', versions(tenant), fingerprint, cmsgpack.pack({version[1], others}))
 return {changed()}
+
+--- note_questions
+local tenant, name, most = unpack(args)
+if not get(contexts(tenant), name) then return end
+for index = 3, #ARGV do call('LPUSH', questions(tenant, name), ARGV[index]) end
+call('LTRIM', questions(tenant, name), 0, most - 1)
+
+--- reseal_questions
+-- Only if they are still those that were opened: the first half of the blobs; the second is what they become.
+local key, count = root .. args[1], (#ARGV - 2) / 2
+if call('LLEN', key) ~= count then return 0 end
+for index, sealed in ipairs(call('LRANGE', key, 0, -1)) do
+  if sealed ~= ARGV[2 + index] then return 0 end
+end
+for index = 1, count do call('LSET', key, index - 1, ARGV[2 + count + index]) end
+return 1
 
 --- reseal
 -- Sealed anew: only if it is still what was opened.

@@ -16,6 +16,7 @@ from nightfill.contexts.context import (
     Content,
     Context,
     ContextName,
+    ContextOptions,
     Fill,
     FillKey,
     FillState,
@@ -27,7 +28,7 @@ from nightfill.contexts.context import (
 )
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
-from nightfill.state.envelope import pack, unpack, unwrap, wrap
+from nightfill.state.envelope import Envelopes, pack, unpack
 from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class _Record(msgspec.Struct, array_like=True):
     updated_at_s: float
     checked_at_s: float
     user: str
+    options: str = "{}"
+    distilled: str = ""
 
 
 class _FillRecord(msgspec.Struct, array_like=True):
@@ -89,13 +92,12 @@ class RedisBook:
 
     def __init__(self, server: Server, *, seal: TextSeal) -> None:
         self._server = server
-        self._seal = seal
+        self._texts = Envelopes(seal)
         self._scripts = scripts("book")
         self._unpacked: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._packed: OrderedDict[str, bytes] = OrderedDict()
         self._sound: set[str] = set()
         """Digests of token lists that were opened or written here."""
-        self._unopened: set[str] = set()
         self._changes = 0
         self._own_changes = 0
         self._looking: asyncio.Task[None] | None = None
@@ -112,16 +114,18 @@ class RedisBook:
         pinned: bool = False,
         ttl_s: float | None = None,
         user: str = "",
+        options: ContextOptions | None = None,
     ) -> Context:
         """See `ContextBook`."""
         words = (
             tenant,
             name,
-            _text(wrap(self._seal, f"{tenant}/{name}", msgspec.json.encode(source))),
+            _text(self._texts.wrap(f"{tenant}/{name}", msgspec.json.encode(source))),
             ",".join(forms),
             pinned,
             False if ttl_s is None else ttl_s,
             user,
+            False if options is None else msgspec.json.encode(options).decode(),
             fingerprint,
             content_bytes(content),
         )
@@ -145,6 +149,12 @@ class RedisBook:
             if reply[0]:
                 return self._context(_record(reply[1]))
         return None
+
+    async def put_distilled(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> bool:
+        """See `ContextBook`."""
+        words = (context.tenant, context.name, context.current, fingerprint)
+        sealed = self._sealed(context.tenant, fingerprint, content)
+        return bool((await self._change("put_distilled", *words, blobs=(sealed,)))[0])
 
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
         """See `ContextBook`."""
@@ -170,7 +180,7 @@ class RedisBook:
         sealed = await self._server.call("GET", f"{ROOT}:content:{tenant}\0{fingerprint}")
         if sealed is None:
             return None
-        plain = unwrap(self._seal, f"{tenant}/{fingerprint}", sealed)
+        plain = self._texts.unwrap(f"{tenant}/{fingerprint}", sealed)
         found: Content = msgspec.msgpack.decode(plain, type=Content)
         return found
 
@@ -204,7 +214,7 @@ class RedisBook:
         # One that was never opened may be damaged: then nobody sees the fill until its tokens are written again.
         reply = await self._change("put_fill", *words) if digest in self._sound else [-1]
         if reply[0] == -1:
-            reply = await self._change("put_fill", *words, blobs=(wrap(self._seal, str(key), packed),))
+            reply = await self._change("put_fill", *words, blobs=(self._texts.wrap(str(key), packed),))
             self._know(digest)
         return bool(reply[0])
 
@@ -259,7 +269,7 @@ class RedisBook:
         return sorted(name.decode() for name in await self._server.call("SMEMBERS", f"{ROOT}:tenants"))
 
     def _sealed(self, tenant: Tenant, fingerprint: Fingerprint, content: Content) -> bytes:
-        return wrap(self._seal, f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
+        return self._texts.wrap(f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
 
     async def _fill(self, key: FillKey, packed: bytes) -> Fill | None:
         record = msgspec.msgpack.decode(packed, type=_FillRecord)
@@ -284,7 +294,7 @@ class RedisBook:
         packed = self._packed.get(digest)
         if packed is None:
             sealed = await self._server.call("GET", f"{ROOT}:tokens:{key.tenant}\0{_field(key)}")
-            packed = None if sealed is None else self._opened(str(key), sealed)
+            packed = None if sealed is None else self._texts.opened(str(key), sealed)
             if packed is None or hashlib.sha256(f"{key}\0".encode() + packed).hexdigest() != digest:
                 return None  # cannot be opened, or replaced or dropped since the fill was read
             self._know(digest)
@@ -299,22 +309,13 @@ class RedisBook:
             self._sound.clear()
         self._sound.add(digest)
 
-    def _opened(self, owner: str, sealed: bytes) -> bytes | None:
-        try:
-            return unwrap(self._seal, owner, sealed)
-        except StateUnavailable as exc:
-            # Once each: the planner comes by every two seconds.
-            if owner not in self._unopened and len(self._unopened) < _KNOWN:
-                self._unopened.add(owner)
-                _LOG.warning("%s", exc)
-            return None
-
     def _context(self, record: _Record) -> Context:
-        encoded = self._opened(f"{record.tenant}/{record.name}", _bytes(record.source))
+        encoded = self._texts.opened(f"{record.tenant}/{record.name}", _bytes(record.source))
         try:
             source: Source = TextSource() if encoded is None else msgspec.json.decode(encoded, type=Source)
+            options = msgspec.json.decode(record.options, type=ContextOptions)
         except msgspec.MsgspecError as exc:
-            raise StateUnavailable(f"context {record.name}: its source cannot be read: {exc}") from exc
+            raise StateUnavailable(f"context {record.name}: its source or options cannot be read: {exc}") from exc
         return Context(
             tenant=Tenant(record.tenant),
             name=ContextName(record.name),
@@ -328,6 +329,8 @@ class RedisBook:
             updated_at_s=record.updated_at_s,
             checked_at_s=record.checked_at_s,
             user=record.user,
+            options=options,
+            distilled=Fingerprint(record.distilled) if record.distilled else None,
         )
 
 

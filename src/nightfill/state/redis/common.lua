@@ -66,3 +66,46 @@ local function to_ledger(day, tenant, context, machine, user, sums)
   call('HSET', key, field, cmsgpack.pack(line))
   if not packed then call('ZADD', root .. ':ledger', day, day) end
 end
+
+-- Stored answers. Under the root:
+--   :answer:KEY         PREFIX, then head (msgpack, see `_Head`), sealed question, sealed body
+--   :answers:of:TENANT NUL CONTEXT NUL FINGERPRINT   keys
+--   :answers:serials    keys by serial
+--   :answers:used:TENANT   keys by when they last served
+--   :answers:tenants    tenants by when their answer used longest ago was used, or earlier
+--   :answers:sums       answers, bytes
+--   :answers:serial     the last one
+--   :answers:counts:TENANT NUL CONTEXT   ORIGIN:stored, ORIGIN:used, ORIGIN:uses
+-- PREFIX: whether it served, serial, when it was made, time to live, bytes of head and of question.
+local PREFIX, PREFIX_BYTES = '>BdddI4I4', 33
+local function answer(key) return root .. ':answer:' .. key end
+local function answers_used(tenant) return root .. ':answers:used:' .. tenant end
+local function answer_counts(tenant, name) return root .. ':answers:counts:' .. tenant .. '\0' .. name end
+local function answers_of(tenant, name, fingerprint)
+  return root .. ':answers:of:' .. tenant .. '\0' .. name .. '\0' .. fingerprint
+end
+
+-- Whether it served, tenant, context, fingerprint, origin; nothing when it is not there.
+local function answer_head(key)
+  local prefix = call('GETRANGE', answer(key), 0, PREFIX_BYTES - 1)
+  if prefix == '' then return end
+  local used, _, _, _, bytes = struct.unpack(PREFIX, prefix)
+  local head = cmsgpack.unpack(call('GETRANGE', answer(key), PREFIX_BYTES, PREFIX_BYTES + bytes - 1))
+  return used, head[1], head[2], head[3], head[4]
+end
+
+local function forget_answer(key)
+  local used, tenant, name, fingerprint = answer_head(key)
+  if not used then return end
+  call('HINCRBY', root .. ':answers:sums', 'bytes', -call('STRLEN', answer(key)))
+  if call('HINCRBY', root .. ':answers:sums', 'answers', -1) == 0 then call('DEL', root .. ':answers:sums') end
+  call('UNLINK', answer(key))
+  call('ZREM', root .. ':answers:serials', key)
+  call('ZREM', answers_used(tenant), key)
+  call('SREM', answers_of(tenant, name, fingerprint), key)
+  if call('EXISTS', answers_used(tenant)) == 0 then call('ZREM', root .. ':answers:tenants', tenant) end
+end
+
+local function forget_answers(tenant, name, fingerprint)
+  for _, key in ipairs(call('SMEMBERS', answers_of(tenant, name, fingerprint))) do forget_answer(key) end
+end

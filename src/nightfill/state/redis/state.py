@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 from nightfill.kv.resp import parse_url
+from nightfill.state.answers import AnswerBounds
 from nightfill.state.jobs import QueueRules
 from nightfill.state.redis.access import RedisAccessLog
+from nightfill.state.redis.answers import RedisAnswerBook, RedisQuestionLog
 from nightfill.state.redis.book import RedisBook
 from nightfill.state.redis.budgets import RedisBudgetBook
 from nightfill.state.redis.deletions import RedisDeletions
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nightfill.state.access import AccessLog
+    from nightfill.state.answers import AnswerBook, QuestionLog
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
     from nightfill.state.deletions import Deletions
@@ -44,8 +47,10 @@ class RedisState:
     ledger: LedgerBook
     engines: EngineBook
     deletions: Deletions
+    answers: AnswerBook
+    questions: QuestionLog
 
-    def __init__(self, server: Server, *, rules: QueueRules, seal: TextSeal) -> None:
+    def __init__(self, server: Server, *, rules: QueueRules, seal: TextSeal, bounds: AnswerBounds) -> None:
         self.server = server
         self._jobs = RedisJobs(server, rules=rules)
         self._book = RedisBook(server, seal=seal)
@@ -55,6 +60,8 @@ class RedisState:
         self.ledger = RedisLedgerBook(server)
         self.engines = RedisEngineBook(server)
         self.deletions = RedisDeletions(server)
+        self.answers = RedisAnswerBook(server, seal=seal, bounds=bounds)
+        self.questions = RedisQuestionLog(server, seal=seal, most=bounds.questions)
         self.loads: SharedLoads = RedisLoads(server)
 
     async def reseal_texts(self, seal: RenewableSeal) -> int:
@@ -81,12 +88,14 @@ def open_redis_state(
     seal: TextSeal | None = None,
     timeout_s: float = TIMEOUT_S,
     clock: Callable[[], float] | None = None,
+    bounds: AnswerBounds | None = None,
 ) -> RedisState:
     """The state at `redis[s]://[user:password@]host[:port][/db]` or `unix:///path[?db=n]`. Does not connect yet.
 
     `rules` must be the same for all processes that share the state; None for no budgets and equal weights. `seal`
-    protects texts, sources and token lists. A server silent for `timeout_s` counts as away. `clock` gives Unix seconds
-    in place of the server's, for tests only. Raises BadSetting, without the password, when the address is no such one.
+    protects texts, sources, token lists, answers and questions; `bounds` says how many of these two are kept. A server
+    silent for `timeout_s` counts as away. `clock` gives Unix seconds in place of the server's, for tests only. Raises
+    BadSetting, without the password, when the address is no such one.
     """
     server = Server(parse_url(url, param="state"), timeout_s=timeout_s, clock=clock)
-    return RedisState(server, rules=rules or QueueRules(), seal=seal or NoSeal())
+    return RedisState(server, rules=rules or QueueRules(), seal=seal or NoSeal(), bounds=bounds or AnswerBounds())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,7 @@ from nightfill.contexts.context import (
     Content,
     Context,
     ContextName,
+    ContextOptions,
     Fill,
     FillKey,
     FillState,
@@ -25,7 +25,7 @@ from nightfill.contexts.context import (
 )
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
-from nightfill.state.envelope import pack, unpack, unwrap, wrap
+from nightfill.state.envelope import Envelopes, pack, unpack
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from nightfill.state.seal import TextSeal
     from nightfill.state.sqlite.database import Database
 
-_LOG: Final = logging.getLogger(__name__)
 _CACHED_TOKENS: Final = 1 << 20
 """Bound of the unpacked token lists kept in memory, by tokens."""
 _SOUND: Final = 4096
@@ -42,6 +41,7 @@ _SOUND: Final = 4096
 _CONTEXTS: Final = """SELECT c.*, v.content_bytes FROM contexts c
     JOIN versions v ON v.tenant = c.tenant AND v.fingerprint = c.current"""
 _FILLS: Final = "SELECT f.*, t.digest FROM fills f JOIN token_lists t ON t.fill = f.id"
+_NAMED: Final = "EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND (current = ?2 OR distilled = ?2))"
 _ONE_FILL: Final = "f.tenant = ? AND f.fingerprint = ? AND f.form = ? AND f.signature = ?"
 
 
@@ -55,12 +55,11 @@ class SqliteBook:
 
     def __init__(self, database: Database, *, seal: TextSeal, clock: Callable[[], float]) -> None:
         self._db = database
-        self._seal = seal
+        self._texts = Envelopes(seal)
         self._clock = clock
         self._unpacked: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
         self._sound: set[bytes] = set()
         """Digests of token lists that were opened or written here."""
-        self._unopened: set[str] = set()
         self._data_version = -1
         self._changes = 0
 
@@ -76,36 +75,39 @@ class SqliteBook:
         pinned: bool = False,
         ttl_s: float | None = None,
         user: str = "",
+        options: ContextOptions | None = None,
     ) -> Context:
         """See `ContextBook`."""
 
         def act(connection: sqlite3.Connection) -> Context:
             now_s = self._clock()
-            before = _current(connection, tenant, name)
+            before = _versions(connection, tenant, name)
             self._put_version(connection, tenant, fingerprint, content, now_s)
             connection.execute(
                 """INSERT INTO contexts
                     (tenant, name, source, forms, pinned, ttl_s, current, created_at_s, updated_at_s, checked_at_s,
-                    user)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9)
+                    user, options)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9, coalesce(?10, '{}'))
                 ON CONFLICT (tenant, name) DO UPDATE SET
                     source = excluded.source, forms = excluded.forms, pinned = excluded.pinned, ttl_s = excluded.ttl_s,
-                    user = excluded.user,
+                    user = excluded.user, options = coalesce(?10, options),
                     updated_at_s = iif(current = excluded.current, updated_at_s, excluded.updated_at_s),
+                    distilled = iif(current = excluded.current, distilled, NULL),
                     current = excluded.current, checked_at_s = excluded.checked_at_s""",
                 (
                     tenant,
                     name,
-                    wrap(self._seal, f"{tenant}/{name}", msgspec.json.encode(source)),
+                    self._texts.wrap(f"{tenant}/{name}", msgspec.json.encode(source)),
                     ",".join(forms),
                     pinned,
                     ttl_s,
                     fingerprint,
                     now_s,
                     user,
+                    None if options is None else msgspec.json.encode(options).decode(),
                 ),
             )
-            _drop_unnamed(connection, tenant, before)
+            _drop_unnamed(connection, tenant, name, before)
             _note_change(connection)
             return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name))
 
@@ -123,15 +125,33 @@ class SqliteBook:
             if (there.current, there.source) != (context.current, context.source):
                 return None
             now_s = self._clock()
+            before = _versions(connection, *where)
             self._put_version(connection, context.tenant, fingerprint, content, now_s)
             connection.execute(
-                """UPDATE contexts SET current = ?, checked_at_s = ?,
-                    updated_at_s = iif(current = ?1, updated_at_s, ?2) WHERE tenant = ? AND name = ?""",
+                """UPDATE contexts SET current = ?1, checked_at_s = ?2,
+                    updated_at_s = iif(current = ?1, updated_at_s, ?2), distilled = iif(current = ?1, distilled, NULL)
+                WHERE tenant = ?3 AND name = ?4""",
                 (fingerprint, now_s, *where),
             )
-            _drop_unnamed(connection, context.tenant, context.current)
+            _drop_unnamed(connection, *where, before)
             _note_change(connection)
             return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where))
+
+        return await self._db.write(act, durable=True, scrub=True)
+
+    async def put_distilled(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> bool:
+        """See `ContextBook`."""
+
+        def act(connection: sqlite3.Connection) -> bool:
+            where = (context.tenant, context.name)
+            before = _versions(connection, *where)
+            if before[:1] != [context.current]:
+                return False
+            self._put_version(connection, context.tenant, fingerprint, content, self._clock())
+            connection.execute("UPDATE contexts SET distilled = ? WHERE tenant = ? AND name = ?", (fingerprint, *where))
+            _drop_unnamed(connection, *where, before)
+            _note_change(connection)
+            return True
 
         return await self._db.write(act, durable=True, scrub=True)
 
@@ -149,11 +169,11 @@ class SqliteBook:
         """See `ContextBook`."""
 
         def act(connection: sqlite3.Connection) -> bool:
-            before = _current(connection, tenant, name)
-            if before is None:
+            before = _versions(connection, tenant, name)
+            if not before:
                 return False
             connection.execute("DELETE FROM contexts WHERE tenant = ? AND name = ?", (tenant, name))
-            _drop_unnamed(connection, tenant, before)
+            _drop_unnamed(connection, tenant, name, before)
             _note_change(connection)
             return True
 
@@ -165,7 +185,7 @@ class SqliteBook:
         rows = self._db.read("SELECT content FROM versions WHERE tenant = ? AND fingerprint = ?", tenant, fingerprint)
         if not rows:
             return None
-        plain = unwrap(self._seal, f"{tenant}/{fingerprint}", rows[0]["content"])
+        plain = self._texts.unwrap(f"{tenant}/{fingerprint}", rows[0]["content"])
         found: Content = msgspec.msgpack.decode(plain, type=Content)
         return found
 
@@ -232,22 +252,21 @@ class SqliteBook:
             connection, "SELECT content FROM versions WHERE tenant = ? AND fingerprint = ?", tenant, fingerprint
         )
         if there is None:
-            sealed = wrap(self._seal, owner, msgspec.msgpack.encode(content))
+            sealed = self._texts.wrap(owner, msgspec.msgpack.encode(content))
             connection.execute(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
                 (tenant, fingerprint, sealed, content_bytes(content), now_s),
             )
-        elif self._opened(owner, there["content"]) is None:
+        elif self._texts.opened(owner, there["content"]) is None:
             # Here is what it was.
             connection.execute(
                 "UPDATE versions SET content = ? WHERE tenant = ? AND fingerprint = ?",
-                (wrap(self._seal, owner, msgspec.msgpack.encode(content)), tenant, fingerprint),
+                (self._texts.wrap(owner, msgspec.msgpack.encode(content)), tenant, fingerprint),
             )
 
     def _put_fill(self, connection: sqlite3.Connection, fill: Fill) -> bool:
         key = fill.key
-        named = _one(connection, "SELECT 1 FROM contexts WHERE tenant = ? AND current = ?", key.tenant, key.fingerprint)
-        if named is None:
+        if _one(connection, f"SELECT {_NAMED}", key.tenant, key.fingerprint)[0] == 0:
             return False
         row = connection.execute(
             """INSERT INTO fills
@@ -270,7 +289,7 @@ class SqliteBook:
             self._sound.add(digest)
             connection.execute(
                 "INSERT OR REPLACE INTO token_lists VALUES (?, ?, ?)",
-                (row["id"], digest, wrap(self._seal, str(key), packed)),
+                (row["id"], digest, self._texts.wrap(str(key), packed)),
             )
         _note_change(connection)
         return True
@@ -303,7 +322,7 @@ class SqliteBook:
         rows = self._db.read("SELECT tokens FROM token_lists WHERE fill = ? AND digest = ?", fill, digest)
         if not rows:  # replaced or dropped since the row of the fill was read
             return None
-        packed = self._opened(str(key), rows[0]["tokens"])
+        packed = self._texts.opened(str(key), rows[0]["tokens"])
         if packed is None:
             return None
         self._sound.add(digest)
@@ -313,22 +332,13 @@ class SqliteBook:
             held -= len(self._unpacked.popitem(last=False)[1])
         return tokens
 
-    def _opened(self, owner: str, sealed: bytes) -> bytes | None:
-        try:
-            return unwrap(self._seal, owner, sealed)
-        except StateUnavailable as exc:
-            # Once each: the planner comes by every two seconds.
-            if owner not in self._unopened and len(self._unopened) < _SOUND:
-                self._unopened.add(owner)
-                _LOG.warning("%s", exc)
-            return None
-
     def _context(self, row: Any) -> Context:
-        encoded = self._opened(f"{row['tenant']}/{row['name']}", row["source"])
+        encoded = self._texts.opened(f"{row['tenant']}/{row['name']}", row["source"])
         try:
             source: Source = TextSource() if encoded is None else msgspec.json.decode(encoded, type=Source)
+            options = msgspec.json.decode(row["options"], type=ContextOptions)
         except msgspec.MsgspecError as exc:
-            raise StateUnavailable(f"context {row['name']}: its source cannot be read: {exc}") from exc
+            raise StateUnavailable(f"context {row['name']}: its source or options cannot be read: {exc}") from exc
         return Context(
             tenant=Tenant(row["tenant"]),
             name=ContextName(row["name"]),
@@ -342,6 +352,8 @@ class SqliteBook:
             updated_at_s=row["updated_at_s"],
             checked_at_s=row["checked_at_s"],
             user=row["user"],
+            options=options,
+            distilled=None if row["distilled"] is None else Fingerprint(row["distilled"]),
         )
 
 
@@ -354,20 +366,25 @@ def _one(connection: sqlite3.Connection, sql: str, *values: object) -> Any:
     return rows[0] if rows else None
 
 
-def _current(connection: sqlite3.Connection, tenant: Tenant, name: ContextName) -> str | None:
-    row = _one(connection, "SELECT current FROM contexts WHERE tenant = ? AND name = ?", tenant, name)
-    return None if row is None else str(row["current"])
+def _versions(connection: sqlite3.Connection, tenant: Tenant, name: ContextName) -> list[str]:
+    """The current version of the context and the distilled one, if they are there."""
+    row = _one(connection, "SELECT current, distilled FROM contexts WHERE tenant = ? AND name = ?", tenant, name)
+    return [] if row is None else [fingerprint for fingerprint in row if fingerprint is not None]
 
 
-def _drop_unnamed(connection: sqlite3.Connection, tenant: Tenant, fingerprint: str | None) -> None:
-    """Drop a version that was current until now, if no other context has it: its fills and token lists go with it, by
-    their foreign keys.
+def _drop_unnamed(connection: sqlite3.Connection, tenant: Tenant, name: ContextName, before: Sequence[str]) -> None:
+    """Of the versions that the context had until now, drop its answers to those it has no more, and those that no other
+    context has: their fills and token lists go with them, by their foreign keys.
     """
-    connection.execute(
-        """DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2
-            AND NOT EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND current = ?2)""",
-        (tenant, fingerprint),
-    )
+    gone = set(before).difference(_versions(connection, tenant, name))
+    for fingerprint in gone:
+        connection.execute(
+            "DELETE FROM answers WHERE tenant = ? AND context = ? AND fingerprint = ?", (tenant, name, fingerprint)
+        )
+        connection.execute(
+            f"DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2 AND NOT {_NAMED}",  # noqa: S608 - a constant
+            (tenant, fingerprint),
+        )
 
 
 def _note_change(connection: sqlite3.Connection) -> None:

@@ -132,6 +132,70 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT, WITHOUT ROWID""",
     ),
     FLEET,
+    (
+        "ALTER TABLE contexts ADD COLUMN options TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE contexts ADD COLUMN distilled TEXT",
+        "CREATE INDEX contexts_by_distilled ON contexts (tenant, distilled) WHERE distilled IS NOT NULL",
+        """CREATE TABLE answers (
+            serial INTEGER PRIMARY KEY AUTOINCREMENT,
+            key BLOB NOT NULL UNIQUE,
+            scope BLOB NOT NULL,
+            tenant TEXT NOT NULL,
+            context TEXT,
+            fingerprint TEXT,
+            model TEXT NOT NULL,
+            origin TEXT NOT NULL,
+            question BLOB,
+            body BLOB NOT NULL,
+            at_s REAL NOT NULL,
+            ttl_s REAL NOT NULL,
+            until_s REAL AS (at_s + ttl_s) VIRTUAL,
+            used_s REAL NOT NULL,
+            uses INTEGER NOT NULL DEFAULT 0,
+            FOREIGN KEY (tenant, context) REFERENCES contexts (tenant, name) ON DELETE CASCADE
+        ) STRICT""",
+        "CREATE INDEX answers_by_version ON answers (tenant, context, fingerprint)",
+        "CREATE INDEX answers_by_use ON answers (used_s)",
+        "CREATE INDEX answers_by_tenants_use ON answers (tenant, used_s)",
+        "CREATE INDEX answers_by_end ON answers (until_s)",
+        # Level 0 has all tenants together, level 1 each one.
+        """CREATE TABLE answer_sums (
+            level INTEGER NOT NULL,
+            tenant TEXT NOT NULL,
+            answers INTEGER NOT NULL,
+            bytes INTEGER NOT NULL,
+            PRIMARY KEY (level, tenant)
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE TRIGGER answers_come AFTER INSERT ON answers BEGIN
+            INSERT INTO answer_sums SELECT 0, '', 1, length(new.body) + coalesce(length(new.question), 0)
+                UNION ALL SELECT 1, new.tenant, 1, length(new.body) + coalesce(length(new.question), 0) WHERE true
+                ON CONFLICT (level, tenant) DO UPDATE SET answers = answers + 1, bytes = bytes + excluded.bytes;
+        END""",
+        """CREATE TRIGGER answers_go AFTER DELETE ON answers BEGIN
+            UPDATE answer_sums SET answers = answers - 1,
+                bytes = bytes - length(old.body) - coalesce(length(old.question), 0)
+                WHERE (level, tenant) IN ((0, ''), (1, old.tenant));
+            DELETE FROM answer_sums WHERE level = 1 AND tenant = old.tenant AND answers = 0;
+        END""",
+        """CREATE TABLE answer_counts (
+            tenant TEXT NOT NULL,
+            context TEXT NOT NULL,
+            origin TEXT NOT NULL,
+            stored INTEGER NOT NULL,
+            used INTEGER NOT NULL,
+            uses INTEGER NOT NULL,
+            PRIMARY KEY (tenant, context, origin),
+            FOREIGN KEY (tenant, context) REFERENCES contexts (tenant, name) ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE questions (
+            id INTEGER PRIMARY KEY,
+            tenant TEXT NOT NULL,
+            context TEXT NOT NULL,
+            asked BLOB NOT NULL,
+            FOREIGN KEY (tenant, context) REFERENCES contexts (tenant, name) ON DELETE CASCADE
+        ) STRICT""",
+        "CREATE INDEX questions_by_context ON questions (tenant, context, id)",
+    ),
 )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Self
 
+from nightfill.state.answers import AnswerBounds
 from nightfill.state.jobs import QueueRules
 from nightfill.state.process import boot_id
 from nightfill.state.seal import NoSeal
 from nightfill.state.sqlite.access import SqliteAccessLog
+from nightfill.state.sqlite.answers import SqliteAnswerBook, SqliteQuestionLog
 from nightfill.state.sqlite.book import SqliteBook
 from nightfill.state.sqlite.budgets import SqliteBudgetBook
 from nightfill.state.sqlite.database import Database
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.state.access import AccessLog
+    from nightfill.state.answers import AnswerBook, QuestionLog
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
     from nightfill.state.deletions import Deletions
@@ -42,6 +45,8 @@ class SqliteState:
     ledger: LedgerBook
     engines: EngineBook
     deletions: Deletions
+    answers: AnswerBook
+    questions: QuestionLog
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class SqliteState:
         clock: Callable[[], float],
         steady: Callable[[], float],
         boot: str,
+        bounds: AnswerBounds,
     ) -> None:
         self._database = database
         self.jobs = SqliteJobs(database, rules=rules, clock=clock, steady=steady, boot=boot)
@@ -61,6 +67,8 @@ class SqliteState:
         self.ledger = SqliteLedgerBook(database, clock=clock)
         self.engines = SqliteEngineBook(database, clock=clock)
         self.deletions = SqliteDeletions(database, clock=clock)
+        self.answers = SqliteAnswerBook(database, seal=seal, bounds=bounds, clock=clock)
+        self.questions = SqliteQuestionLog(database, seal=seal, most=bounds.questions)
 
     async def reseal_texts(self, seal: RenewableSeal) -> int:
         """Seal texts anew that are under an old key; how many were. Raises StateUnavailable."""
@@ -90,11 +98,13 @@ def open_state(
     clock: Callable[[], float] = time.time,
     steady: Callable[[], float] = boot_time,
     boot: str | None = None,
+    bounds: AnswerBounds | None = None,
 ) -> SqliteState:
     """Open or create the state file; missing folders are made with mode 0700, the file has 0600.
 
     `rules` must be the same for all processes that share the file; None for no budgets and equal weights.
-    `seal` protects texts, sources and token lists. `clock` gives Unix seconds; `steady` and `boot` tell leases, and are
+    `seal` protects texts, sources, token lists, answers and questions; `bounds` says how many of these two are kept.
+    `clock` gives Unix seconds; `steady` and `boot` tell leases, and are
     arguments for tests only. Blocks for a few milliseconds. Raises StateUnavailable: no permission, another program's
     file, a newer schema, a file system without shared memory.
     """
@@ -106,4 +116,5 @@ def open_state(
         clock=clock,
         steady=steady,
         boot=boot or boot_id(),
+        bounds=bounds or AnswerBounds(),
     )

@@ -163,7 +163,7 @@ async def test_a_newer_schema_is_refused_with_words(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "s.db")
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StateUnavailable, match="schema 99, this nightfill knows up to 4"):
+    with pytest.raises(StateUnavailable, match="schema 99, this nightfill knows up to 5"):
         open_state(tmp_path / "s.db")
 
 
