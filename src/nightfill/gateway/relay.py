@@ -70,8 +70,18 @@ class Limits:
 class Relay:
     """Carries one answer, in the task that runs it. `abort` may be called from elsewhere on the same loop."""
 
-    def __init__(self, exchange: Exchange, limits: Limits, head: Callable[[Trip], list[Header]], trip: Trip) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        limits: Limits,
+        head: Callable[[Trip], list[Header]],
+        trip: Trip,
+        *,
+        tap: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """`tap` is handed each piece of a reply of status 200, of a stream whole events."""
         self._exchange = exchange
+        self._tap = tap
         self._limits = limits
         self._head = head
         self._trip = trip
@@ -165,6 +175,8 @@ class Relay:
                 if not trip.content_s and _CONTENT.search(chunk):
                     trip.content_s = now_s
                     trip.note(reply)
+                if self._tap is not None:
+                    self._tap(chunk)
                 await exchange.send(chunk, more=True)
                 self._deadline.heard_at = time.monotonic()
         finally:
@@ -194,9 +206,12 @@ class Relay:
         trip.first_s = trip.content_s = trip.first_s or time.monotonic()
         trip.note(reply)
         self._ending = True
+        whole = b"".join(pieces)
+        if self._tap is not None and reply.status == 200:
+            self._tap(whole)
         await self._exchange.respond(
             reply.status,
-            b"".join(pieces),
+            whole,
             content_type=reply.content_type.encode("latin-1"),
             headers=self._head(trip),
         )
