@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nightfill.contexts.context import Content, ContextName, Fingerprint, Form, Messages, Text
+from nightfill.contexts.context import (
+    DEFAULT_OPTIONS,
+    Content,
+    ContextName,
+    ContextOptions,
+    Fingerprint,
+    Form,
+    Messages,
+    Text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +40,8 @@ class Entry:
     content: Content
     forms: tuple[Form, ...]
     user: str = ""
+    """The context's."""
+    options: ContextOptions = DEFAULT_OPTIONS
     """The context's."""
 
 

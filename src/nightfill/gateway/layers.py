@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nightfill.contexts import FillKey, FillState, Form
+from nightfill.contexts.context import DEFAULT_OPTIONS
 from nightfill.engines.engine import Call, Prefix, Reuse
 from nightfill.errors import StateError, StateUnavailable
 from nightfill.gateway.route import Reason
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from nightfill.contexts import Context, ContextName, Fill, Fingerprint, Tenant
+    from nightfill.contexts.context import ContextOptions
     from nightfill.engines.engine import Description
     from nightfill.gateway.ask import Ask
     from nightfill.gateway.library import Library
@@ -37,6 +39,8 @@ class Plan:
     distilled: bool = False
     """That text is the context's distilled version."""
     user: str = ""
+    """The context's."""
+    options: ContextOptions = DEFAULT_OPTIONS
     """The context's."""
     fill: FillKey | None = None
     """The fill that the promise rests on; None when nothing is promised."""
@@ -68,7 +72,7 @@ class Layers:
         because an answer without the context's text would be a wrong one.
         """
         members = ask.members
-        found: tuple[ContextName, Fingerprint, str] | None = None
+        found: tuple[ContextName, Fingerprint, str, ContextOptions] | None = None
         distilled = False
         if ask.context is not None:
             assert ask.form is not None  # decode_ask refuses a context on other routes
@@ -82,7 +86,7 @@ class Layers:
                 front = await self._library.front(tenant, chosen)
             if front is None:
                 raise StateUnavailable(f"the text of context {ask.context!r} cannot be read")
-            found, distilled = (context.name, chosen, context.user), chosen != context.current
+            found, distilled = (context.name, chosen, context.user, context.options), chosen != context.current
             if ask.form is Form.CHAT:
                 placed = front.chat(_RAW_LIST.decode(members["messages"]))
                 members = {**members, "messages": msgspec.Raw(b"[" + b",".join(map(bytes, placed)) + b"]")}
@@ -121,6 +125,7 @@ class Layers:
             fingerprint=found[1] if found is not None else None,
             distilled=distilled,
             user=found[2] if found is not None else "",
+            options=found[3] if found is not None else DEFAULT_OPTIONS,
             fill=fill.key if fill is not None else None,
             claimed_ready=fill is not None and fill.state is FillState.READY and engine.reuse is not Reuse.NONE,
             token_s=fill.fill_seconds / fill.stored_tokens if fill is not None else 0.0,
@@ -150,7 +155,9 @@ class Layers:
             return False
         return fill is not None and fill.state is FillState.READY
 
-    async def _recognised(self, tenant: Tenant, ask: Ask) -> tuple[ContextName, Fingerprint, str] | None:
+    async def _recognised(
+        self, tenant: Tenant, ask: Ask
+    ) -> tuple[ContextName, Fingerprint, str, ContextOptions] | None:
         index = await self._library.index(tenant)
         if not index:
             return None
@@ -158,7 +165,7 @@ class Layers:
             entry = index.chat(_RAW_LIST.decode(ask.members["messages"]))
         else:
             entry = index.completion(ask.members["prompt"])
-        return (entry.name, entry.fingerprint, entry.user) if entry is not None else None
+        return (entry.name, entry.fingerprint, entry.user, entry.options) if entry is not None else None
 
     async def _usable(self, key: FillKey) -> Fill | None:
         fill = await self._library.fill(key)

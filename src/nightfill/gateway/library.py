@@ -131,6 +131,7 @@ class Library:
                     content=held[1],
                     forms=tuple(Form(form) for form in context.forms),
                     user=context.user,
+                    options=context.options,
                 )
                 entries.setdefault(context.tenant, []).append(entry)
         return {tenant: Index(rows) for tenant, rows in entries.items()}
