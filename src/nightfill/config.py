@@ -260,6 +260,51 @@ class AnswerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Asked by clients, that are kept to foresee by; 0 keeps none."""
 
 
+class RouteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which of several engines of one model is asked."""
+
+    lead_tokens: int = 2048
+    """An engine with over so many more tokens in flight than the least busy one is passed over, whatever it holds; with
+    longer prompts, over as many as the prompt has.
+    """
+
+
+class HistorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Chats whose next turn is filled in idle time."""
+
+    enabled: bool = False
+    """For chats about contexts whose own options do not say."""
+    without_context: bool = False
+    """Also for chats about no context."""
+    ttl_s: Duration = Duration(1800)
+    """A chat is forgotten so long after its last turn."""
+    max_chats: int = 256
+    """Of any one tenant, prepared at the same time; the one used longest ago goes first."""
+    min_new_tokens: int = 64
+    """A turn that brings less than so many tokens (by estimate) is filled with the next one."""
+
+
+class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Contexts found in live traffic. Off unless switched on."""
+
+    enabled: bool = False
+    """Look at answered requests that no context was named for or recognised in."""
+    min_tokens: int = 4096
+    """Shorter prefixes are of no interest; a token is taken for 4 bytes of text."""
+    requests: int = 3
+    """So many requests of a tenant that begin alike, and the text of that beginning is kept."""
+    register: bool = False
+    """Make contexts of such beginnings without being asked."""
+    ttl_s: Duration = Duration(7 * 86400)
+    """Found contexts are deleted when nobody has used them for so long."""
+    keep_text_s: Duration = Duration(3600)
+    """Texts that did not become contexts are forgotten after so long."""
+    max_contexts: int = 32
+    """Found contexts of any one tenant."""
+    max_bytes: ByteSize = ByteSize(64 << 20)
+    """Memory of the gateway for all of this, tenants together."""
+
+
 class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Money per hour of one engine, in whatever currency you count."""
 
@@ -320,3 +365,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prices: PriceSettings = PriceSettings()
     budgets: BudgetSettings = BudgetSettings()
     answers: AnswerSettings = AnswerSettings()
+    route: RouteSettings = RouteSettings()
+    history: HistorySettings = HistorySettings()
+    discovery: DiscoverySettings = DiscoverySettings()

@@ -86,7 +86,11 @@ class FakeEngine:
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a request was left before its end."""
+    probed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it was asked whether it is healthy."""
     running: int = 0
+    distance: int | None = None
+    """What it says of every prefix."""
 
     async def describe(self) -> Description:
         if self.ailment is not None:
@@ -112,6 +116,9 @@ class FakeEngine:
 
     async def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())
+
+    def near(self, prefix: Prefix) -> int | None:
+        return self.distance
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[FakeReply]:
@@ -157,6 +164,7 @@ class FakeEngine:
         return False
 
     async def healthy(self) -> bool:
+        self.probed.set()
         return self.is_healthy
 
     async def aclose(self) -> None:

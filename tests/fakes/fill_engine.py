@@ -195,6 +195,9 @@ class FakeFillEngine:
     async def tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())
 
+    def near(self, prefix: Prefix) -> int | None:
+        return None
+
     def open(self, call: Call) -> contextlib.AbstractAsyncContextManager[Reply]:
         raise NotImplementedError
 

@@ -130,6 +130,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     autoscale=Scaler(rooms.state, board, settings.sleep).now,
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
                     machines={one.name: one.machine for one in wanted},
+                    route=settings.route,
                 )
             )
             await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))

@@ -244,6 +244,11 @@ class Engine(Protocol):
         Raises QueueFull when its waiting line is full, EngineRefused never: an error status is a Reply.
         """
 
+    def near(self, prefix: Prefix) -> int | None:
+        """How near the KV of `prefix` is, by what is known at once: 0 in the engine itself, 1 in memory that it
+        loads from, 2 in a slower tier, if it is stored at all. None: it does not tell. Only of one that was described.
+        """
+
     def fill(self, prefix: Prefix) -> AbstractAsyncContextManager[PrefixFill]:
         """Begin to fill `prefix.tokens`. One fill at a time per engine; leaving the context frees the engine's copy."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from nightfill.config import RouteSettings
 from nightfill.gateway.admin import Admin
 from nightfill.gateway.admission import Admission
 from nightfill.gateway.app import Gateway
@@ -49,18 +50,20 @@ async def serving(
     audit_share: float = 0.0,
     machines: Mapping[str, str] | None = None,
     autoscale: Autoscale | None = None,
+    route: RouteSettings | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
     forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
     accounts: bill and budgets, where they are to be shown.
     audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
-    engine, by the engine's name. autoscale: how many workers are wished for.
+    engine, by the engine's name. autoscale: how many workers are wished for. route: how engines
+    are chosen.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
     admission = Admission(settings, board)
-    fleet = Fleet(engines)
+    fleet = Fleet(engines, lead_tokens=(route or RouteSettings()).lead_tokens)
     inference = Inference(
         fleet=fleet,
         layers=Layers(Library(book), on_failure=lambda _: metrics.failed_open()),

@@ -156,6 +156,17 @@ class Store:
             found.update({key: n for key, n in there if n is not None and self._rotation.readable(tier, key)})
         return [found.get(key) for key in keys]
 
+    def in_memory(self, key: BlockKey) -> bool:
+        """Whether a tier that is memory of this host has it; quick enough for an event loop. Never raises KvError."""
+        for tier in self._tiers:
+            if tier.kind == "ram":
+                try:
+                    if tier.length(key) is not None:
+                        return True
+                except KvError as error:
+                    self._tally.failed(tier, error)
+        return False
+
     def leading(self, spans: Sequence[Span]) -> int:
         """How many of `spans`, from the first on, are there without a gap; as `lengths`."""
         there = self.has_many([span.key for span in spans])

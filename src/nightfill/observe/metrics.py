@@ -133,6 +133,7 @@ class Metrics:
         self._saved_s = self._counter(
             "saved_seconds", "Engine time that computing them would have taken, less what loading them took."
         )
+        self._routes = self._counter("routes", "Requests by what spoke for the engine that was asked.", ("reason",))
         self._left = self._counter("clients_left", "Clients that hung up before their answer was complete.")
         self._failed_open = self._counter("failed_open", "Requests served without the state, which had failed.")
         self._dropped = self._counter("access_rows_dropped", "Rows of the access log that could not be written.")
@@ -211,6 +212,10 @@ class Metrics:
         if tokens:
             self._saved.inc(tokens)
             self._saved_s.inc(seconds)
+
+    def routed(self, reason: str) -> None:
+        """An engine was asked. `reason` is one of a fixed list."""
+        self._note(lambda: self._routes.labels(reason).inc())
 
     def client_left(self) -> None:
         """A client hung up early."""

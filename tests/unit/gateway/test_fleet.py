@@ -37,6 +37,30 @@ async def ask(client: aiohttp.ClientSession, **more: Any) -> tuple[int, str | No
         return reply.status, reply.headers.get("x-nightfill-engine")
 
 
+async def filled(house: House, name: ContextName, tokens: dict[Signature, int]) -> None:
+    """Put a context whose fills have so many tokens, by signature."""
+    text = Text("t" * 99)
+    fingerprint = fingerprint_of(text)
+    await house.book.put(
+        tenant=DEFAULT_TENANT,
+        name=name,
+        source=TextSource(),
+        content=text,
+        fingerprint=fingerprint,
+        forms=[Form.CHAT],
+    )
+    for signature, count in tokens.items():
+        row = Fill(
+            key=FillKey(tenant=DEFAULT_TENANT, fingerprint=fingerprint, form=Form.CHAT, signature=signature),
+            state=FillState.READY,
+            tokens=tuple(range(count)),
+            stored_tokens=count,
+            filled_at_s=0,
+            fill_seconds=1,
+        )
+        assert await house.book.put_fill(row)
+
+
 async def test_the_next_engine_answers_when_one_cannot_be_reached_and_comes_first_for_a_while() -> None:
     house = House(engine=FakeEngine(name="one", refusal=GONE), others=[FakeEngine(name="two")])
     async with house.client() as client:
@@ -87,6 +111,77 @@ async def test_the_less_busy_engine_is_asked() -> None:
         assert await first == (200, "one")
 
 
+async def test_a_session_stays_with_its_engine_and_its_names_go_on_unchanged() -> None:
+    house = House(engine=FakeEngine(name="one"), others=[FakeEngine(name="two"), FakeEngine(name="three")])
+    named = {"x-session-id": "s 1", "session-id": "t", "x-dynamo-session-final": "true"}
+    async with house.client() as client:
+        places = set()
+        for _ in range(6):
+            async with client.post("/v1/chat/completions", json={**CHAT, "user": "u"}, headers=named) as reply:
+                await reply.read()
+                places.add(reply.headers["x-nightfill-engine"])
+                assert reply.headers["x-nightfill-route"] == "session"
+    assert len(places) == 1
+    (asked,) = (engine for engine in (house.engine, *house.others) if engine.calls)
+    assert all(named.items() <= call.headers.items() for call in asked.calls)
+    assert bytes(asked.calls[0].body["user"]) == b'"u"'
+    assert house.value("nightfill_routes_total", reason="session") == 6
+
+
+async def test_an_engine_that_failed_comes_last_until_a_probe_is_answered() -> None:
+    """That it has rested is not enough: every so manieth request would try a dead server first."""
+    one, two = FakeEngine(name="one"), FakeEngine(name="two")
+    house = House(engine=one, others=[two])
+    async with house.client() as client, asyncio.timeout(20):
+        assert await ask(client) == (200, "one")
+        one.refusal, one.is_healthy = GONE, False
+        assert await ask(client) == (200, "two")
+        one.probed.clear()
+        await one.probed.wait()
+        one.calls.clear()
+        assert await ask(client) == (200, "two")
+        assert not one.calls
+        one.refusal, one.is_healthy = None, True
+        one.probed.clear()
+        await one.probed.wait()
+        assert await ask(client) == (200, "one")
+
+
+async def test_who_served_a_fill_last_is_asked_again_if_engines_do_not_tell_until_it_fails() -> None:
+    one, two = FakeEngine(name="one"), FakeEngine(name="two")
+    house = House(engine=one, others=[two])
+    await filled(house, ContextName("notes"), {SIGNATURE: 32})
+    seen = []
+    async with house.client() as client:
+
+        async def asked() -> None:
+            async with client.post("/v1/chat/completions", json={**CHAT, "nightfill": {"context": "notes"}}) as reply:
+                await reply.read()
+                seen.append((reply.headers["x-nightfill-engine"], reply.headers["x-nightfill-route"]))
+
+        await asked()
+        await asked()
+        one.refusal = GONE
+        await asked()
+        one.refusal = None
+        await asked()
+        one.probed.clear()
+        async with asyncio.timeout(10):
+            await one.probed.wait()
+        one.distance, two.distance = 1, 2
+        await asked()
+        two.distance = 0
+        await asked()
+    assert seen == [
+        ("one", "tier"),
+        ("one", "holder"),
+        ("two", "tier"),
+        ("two", "holder"),
+        ("one", "tier"),
+        ("two", "holder"),
+    ]
+
+
 async def test_each_model_is_listed_once() -> None:
     others = [FakeEngine(name="two"), FakeEngine(name="three", model="other")]
     house = House(engine=FakeEngine(name="one"), others=others)
@@ -112,27 +207,7 @@ async def test_what_ails_the_only_engine_is_told() -> None:
 async def test_a_fill_is_looked_up_under_the_signature_of_the_engine_that_is_asked() -> None:
     other = FakeEngine(name="two", signature=Signature("6" * 64), reused=64)
     house = House(engine=FakeEngine(name="one", refusal=GONE), others=[other])
-    text = Text("t" * 99)
-    fingerprint = fingerprint_of(text)
-    await house.book.put(
-        tenant=DEFAULT_TENANT,
-        name=ContextName("notes"),
-        source=TextSource(),
-        content=text,
-        fingerprint=fingerprint,
-        forms=[Form.CHAT],
-    )
-    for signature, tokens in ((SIGNATURE, 32), (other.signature, 64)):
-        key = FillKey(tenant=DEFAULT_TENANT, fingerprint=fingerprint, form=Form.CHAT, signature=signature)
-        row = Fill(
-            key=key,
-            state=FillState.READY,
-            tokens=tuple(range(tokens)),
-            stored_tokens=tokens,
-            filled_at_s=0,
-            fill_seconds=1,
-        )
-        assert await house.book.put_fill(row)
+    await filled(house, ContextName("notes"), {SIGNATURE: 32, other.signature: 64})
     async with house.client() as client:
         assert await ask(client, nightfill={"context": "notes"}) == (200, "two")
         assert await ask(client, nightfill={"context": "notes"}, cache_salt="mine") == (200, "two")

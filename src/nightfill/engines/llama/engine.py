@@ -276,6 +276,16 @@ class LlamaEngine:
             finally:
                 self.thaw()
 
+    def near(self, prefix: Prefix) -> int:
+        """A slot has it, or memory, or the store's other tiers."""
+        assert self._description is not None
+        reuse = self._description.reuse
+        spans = self._transfer.cut(prefix) if reuse is Reuse.NONE else self._transfer.spans(prefix)
+        held = self._slots.most_held(spans, generation=self._process.generation)
+        if reuse is not Reuse.EXACT and held >= len(prefix.tokens):
+            return 0
+        return 1 if self._transfer.in_memory(spans) else 2
+
     def warmed(self, wanted: Sequence[Prefix]) -> list[int]:
         """Tokens of each prefix that a slot holds; other requests take the slots of these prefixes last."""
         return self._slots.keep([self._transfer.cut(prefix) for prefix in wanted], generation=self._process.generation)

@@ -109,6 +109,10 @@ class SlotTable:
         """Keys of the filled prefixes that slots were given, free and busy."""
         return frozenset(span.key for slot in self._slots for span in slot.spans)
 
+    def most_held(self, spans: Sequence[Span], *, generation: int) -> int:
+        """Tokens at the front of `spans` that some slot has, free or busy."""
+        return max((slot.holds(spans) for slot in self._slots if slot.generation == generation), default=0)
+
     @contextlib.contextmanager
     def taken(self, keys: Collection[BlockKey]) -> Iterator[list[Slot]]:
         """The free slots that hold any of `keys`, which nobody else gets meanwhile."""

@@ -24,7 +24,7 @@ from nightfill.kv.block import Block, BlockMeta
 from nightfill.kv.key import Span, snapshot_key, snapshot_keys, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -90,6 +90,10 @@ class Transfer:
     def cut(self, prefix: Prefix) -> tuple[Span, ...]:
         """Whole blocks and the rest, whether the store keeps them so or not: to tell how much of it a slot holds."""
         return spans(prefix.tokens, signature=self._signature, salt=prefix.salt, block_tokens=self.block_tokens)
+
+    def in_memory(self, spans: Sequence[Span]) -> bool:
+        """Whether the last of them, and so most likely all, lie in a tier that is memory. Quick."""
+        return bool(spans) and self._store.in_memory(spans[-1].key)
 
     async def load(self, slot: int, prefix: Prefix) -> Loaded:
         """Put as much of `prefix` into the slot as the store has, replacing what the slot held.

@@ -228,6 +228,9 @@ class VllmEngine:
         finally:
             self.in_flight -= 1
 
+    def near(self, prefix: Prefix) -> None:
+        """vLLM does not say what is in its cache."""
+
     @contextlib.asynccontextmanager
     async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
         """Begin a fill; waits for the one before to end. `prefix` is as `prefix_tokens` gave it: whole blocks."""

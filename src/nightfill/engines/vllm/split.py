@@ -108,6 +108,10 @@ class SplitEngine:
         """As the decoding server."""
         return await self._decode.tokenize(text)
 
+    def near(self, prefix: Prefix) -> None:
+        """As the decoding server."""
+        return self._decode.near(prefix)
+
     def fill(self, prefix: Prefix) -> AbstractAsyncContextManager[PrefixFill]:
         """Fill on the decoding server."""
         return self._decode.fill(prefix)
