@@ -43,9 +43,13 @@ class Access:
     machine: str = ""
     """The kind of machine that served it."""
     saved_tokens: int = 0
-    """Reused thanks to a fill, as the engine said."""
+    """Reused thanks to a fill, as the engine said; of a stored answer, those of its prompt that no fill had."""
     saved_s: float = 0.0
-    """Engine seconds that computing these would have taken, less `restore_s`; not below 0."""
+    """Engine seconds that computing these, and what a stored answer says, would have taken, less `restore_s`; not below
+    0.
+    """
+    looked: str = ""
+    """What was tried of stored answers, with times: as `answers.look.report` writes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,8 @@ def _sums(row: Access) -> tuple[object, ...]:
 
 
 def _access(packed: bytes) -> Access:
-    values = dict(zip(_COLUMNS, msgspec.msgpack.decode(packed), strict=True))
+    # Rows of an older version lack the last columns, and have their defaults.
+    values = dict(zip(_COLUMNS, msgspec.msgpack.decode(packed), strict=False))
     values["form"] = Form(values["form"])
     values["tenant"] = Tenant(values["tenant"])
     values["fingerprint"] = None if values["fingerprint"] is None else Fingerprint(values["fingerprint"])

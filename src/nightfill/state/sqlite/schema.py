@@ -195,6 +195,7 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
             FOREIGN KEY (tenant, context) REFERENCES contexts (tenant, name) ON DELETE CASCADE
         ) STRICT""",
         "CREATE INDEX questions_by_context ON questions (tenant, context, id)",
+        "ALTER TABLE accesses ADD COLUMN looked TEXT NOT NULL DEFAULT ''",
     ),
 )
 
