@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nightfill.contexts import ContextName, Messages, Tenant, content_bytes, fingerprint_of
+from nightfill.contexts import Messages, Tenant, content_bytes, fingerprint_of
 from nightfill.contexts.context import MessagesSource, TextSource
+from nightfill.contexts.discovery_prompt import found_name
 from nightfill.contexts.profile import form_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nightfill.cli.workspace import Workspace
-    from nightfill.contexts import Content, Fingerprint, Form
+    from nightfill.contexts import Content, Form
     from nightfill.contexts.discovery import Finding
     from nightfill.contexts.profile import About, Contents, Profile
     from nightfill.state.state import State
-
-
-def found_name(fingerprint: Fingerprint) -> ContextName:
-    """The name of a context that nobody named, by what is in it."""
-    return ContextName(f"found-{fingerprint[:8]}")
 
 
 async def register_findings(

@@ -9,7 +9,7 @@ import click
 from nightfill.cli.output import echo_table
 from nightfill.cli.units import show_duration
 from nightfill.contexts.bundle import show_bytes
-from nightfill.contexts.discovery import NODE_BYTES, quantile
+from nightfill.contexts.discovery import NODE_BYTES, quantile, short_name
 from nightfill.ledger import show_money, uses_to_break_even
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def report_of(
     totals, gaps = profile.sketch.totals, profile.sketch.gaps.values
     span_s = None if profile.first_s is None or profile.last_s is None else profile.last_s - profile.first_s
     made = {row["key"]: row for row in registered or ()}
-    names = {finding.key: name_of(finding) for finding in findings}
+    names = {finding.key: short_name(finding.key) for finding in findings}
     volatile = sorted(profile.volatile, key=lambda one: -one.shared)[:_VOLATILE_SHOWN]
     return {
         "files": list(files),
@@ -74,7 +74,7 @@ def report_of(
         "prefixes": [
             {
                 "name": names[finding.key],
-                "within": names.get(finding.within),
+                "within": None if finding.within is None else names[finding.within],
                 **_finding_view(profile, finding, known, settings),
                 "volatile": profile.spoils(finding.key),
                 **({"registered": _without_key(made[finding.key])} if finding.key in made else {}),
@@ -83,11 +83,6 @@ def report_of(
         ],
         "breaks_reuse": [_volatile_view(profile, one, show_text=show_text) for one in volatile],
     }
-
-
-def name_of(finding: Finding[About]) -> str:
-    """A short name, the same in each run."""
-    return finding.key[:4].hex() if isinstance(finding.key, bytes) else str(finding.key)
 
 
 def show(report: Mapping[str, Any]) -> None:

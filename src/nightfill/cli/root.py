@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "bench": ("nightfill.cli.bench:bench", "Measure the time to first token, with a fill and without."),
     "simulate": ("nightfill.cli.simulate:simulate", "Replay recorded traffic through each policy."),
     "profile": ("nightfill.cli.profile:profile", "Find prefixes that recur in logs of requests."),
+    "discovered": ("nightfill.cli.discovered:discovered", "Show prefixes that recur in a server's traffic."),
     "vllm-args": ("nightfill.cli.vllm_args:vllm_args", "Print the command line that starts a vLLM server."),
     "doctor": ("nightfill.cli.doctor:doctor", "Check this machine, and say what to do."),
     "demo": ("nightfill.cli.demo:demo", "Show the whole of it on this machine, in minutes."),

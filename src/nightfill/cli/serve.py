@@ -56,6 +56,7 @@ def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -
 async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
     from nightfill.cli.deletion import forget_fill, settling
+    from nightfill.cli.discovered import discovery_of
     from nightfill.cli.engine_room import (
         engines_for,
         engines_to_serve,
@@ -131,6 +132,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
                     machines={one.name: one.machine for one in wanted},
                     route=settings.route,
+                    discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
                 )
             )
             await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))

@@ -15,20 +15,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 NODE_BYTES: Final = 640
 """Most bytes of memory that a node takes (CPython 3.11, 64 bits): 330 when it is met once, rather more with gaps."""
 _GAPS: Final = 32
 _ALL_GAPS: Final = 4096
 
+Key = bytes | int
+"""Names a whole prefix: a digest, or the number that a trace gives it."""
 About = TypeVar("About")
 
 
 class Step(NamedTuple):
     """A prefix of a prompt."""
 
-    key: Hashable
+    key: Key
     size: int
     """Of the whole prefix: bytes, or tokens where the source counts them. Grows from step to step."""
 
@@ -70,8 +72,8 @@ class Node(Generic[About]):
 class Finding(Generic[About]):
     """A prefix that recurs, at the place where its requests go different ways."""
 
-    key: Hashable
-    within: Hashable | None
+    key: Key
+    within: Key | None
     """Of the next shorter finding that it begins with."""
     about: About
     size: int
@@ -127,12 +129,12 @@ class Sketch(Generic[About]):
         self.gaps = Gaps(_ALL_GAPS)
         """Between uses of the prefixes of the least length."""
         self._rng = random.Random(0)  # noqa: S311 - chooses a sample
-        self._nodes: OrderedDict[Hashable, Node[About]] = OrderedDict()
+        self._nodes: OrderedDict[Key, Node[About]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def get(self, key: Hashable) -> Node[About] | None:
+    def get(self, key: Key) -> Node[About] | None:
         """What is known of a prefix."""
         return self._nodes.get(key)
 
@@ -167,11 +169,6 @@ class Sketch(Generic[About]):
         while len(nodes) > self.max_nodes:
             self._evict(at_s)
         return known
-
-    def drop(self, key: Hashable) -> None:
-        """Forget a prefix and all longer ones that begin with it."""
-        for node in [node for node in self._nodes.values() if any(above.key == key for above in _up(node))]:
-            del self._nodes[node.key]
 
     def findings(self, *, least: int = 1) -> list[Finding[About]]:
         """Prefixes with at least so many recurrences, each at the longest at which no use has left it yet."""
@@ -215,7 +212,7 @@ def worth_showing(findings: Sequence[Finding[About]], *, top: int) -> list[Findi
         for one in findings
         if one.within is not None and one.recurrences >= 0.9 * by_key[one.within].recurrences
     }
-    kept: dict[Hashable, Finding[About]] = {}
+    kept: dict[Key, Finding[About]] = {}
     for one in sorted(findings, key=lambda one: one.size):
         above = _above(one, by_key, kept)
         added = (one.size - (above.size if above else 0)) * one.recurrences
@@ -223,7 +220,7 @@ def worth_showing(findings: Sequence[Finding[About]], *, top: int) -> list[Findi
             kept[one.key] = one
     best = sorted(kept.values(), key=lambda one: -one.stake)[:top]
     shown = {one.key: one for one in best}
-    below: dict[Hashable | None, list[Finding[About]]] = {}
+    below: dict[Key | None, list[Finding[About]]] = {}
     for one in best:
         above = _above(one, by_key, shown)
         below.setdefault(above.key if above else None, []).append(replace(one, within=above.key if above else None))
@@ -233,6 +230,11 @@ def worth_showing(findings: Sequence[Finding[About]], *, top: int) -> list[Findi
         ordered.append(waiting.pop())
         waiting += below.get(ordered[-1].key, [])[::-1]
     return ordered
+
+
+def short_name(key: Key) -> str:
+    """What people see of a key."""
+    return key[:4].hex() if isinstance(key, bytes) else str(key)
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
@@ -246,9 +248,7 @@ def quantile(values: Sequence[float], share: float) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def _above(
-    one: Finding[About], by_key: dict[Hashable, Finding[About]], among: dict[Hashable, Any]
-) -> Finding[About] | None:
+def _above(one: Finding[About], by_key: dict[Key, Finding[About]], among: dict[Key, Any]) -> Finding[About] | None:
     key = one.within
     while key is not None and key not in among:
         key = by_key[key].within

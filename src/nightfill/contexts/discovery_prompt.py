@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nightfill.contexts.context import Content, Form, Messages, Text
+from nightfill.contexts.context import Content, ContextName, Fingerprint, Form, Messages, Text
 from nightfill.contexts.discovery import Step
 
 if TYPE_CHECKING:
@@ -120,6 +120,11 @@ def chain(prompt: Prompt, secret: bytes, *, least_bytes: int, block_bytes: int) 
 def text_bytes(prompt: Prompt) -> int:
     """Bytes of all texts of a prompt."""
     return sum(len(piece.text.encode("utf-8", "surrogatepass")) for piece in prompt.pieces)
+
+
+def found_name(fingerprint: Fingerprint) -> ContextName:
+    """The name of a context that nobody named, by what is in it."""
+    return ContextName(f"found-{fingerprint[:8]}")
 
 
 class Shared:

@@ -14,11 +14,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
+from nightfill.contexts.context import Text
 from nightfill.contexts.discovery_prompt import common_length
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Iterator
 
+    from nightfill.contexts.context import Content
+    from nightfill.contexts.discovery import Key
     from nightfill.contexts.discovery_prompt import Prompt
 
 LONGEST: Final = 200
@@ -95,7 +98,7 @@ class Volatile(Generic[About]):
     text: str
     starts: tuple[int, ...]
     """Where each message's text begins in `text`."""
-    roots: set[Hashable]
+    roots: set[Key]
     variants: int = 1
     """Prompts with other pieces than all before them."""
     shared: int = 0
@@ -112,19 +115,19 @@ class VolatileSketch(Generic[About]):
         self._known: OrderedDict[int, Volatile[About]] = OrderedDict()
         """By a running number."""
         self._by_anchor: dict[tuple[About, int], int] = {}
-        self._roots: dict[Hashable, Volatile[About]] = {}
+        self._roots: dict[Key, Volatile[About]] = {}
         self._bytes = 0
         self._number = 0
 
     def __iter__(self) -> Iterator[Volatile[About]]:
         return (one for one in self._known.values() if one.variants > 1)
 
-    def spoils(self, root: Hashable) -> bool:
+    def spoils(self, root: Key) -> bool:
         """Whether prompts that begin so are among those that differ by short pieces."""
         one = self._roots.get(root)
         return one is not None and one.variants > 1
 
-    def add(self, prompt: Prompt, about: About, root: Hashable) -> None:
+    def add(self, prompt: Prompt, about: About, root: Key) -> None:
         """Look at a prompt whose beginning, known as `root`, was not met before."""
         text, starts = _flat(prompt)
         anchors = [(about, anchor) for anchor in _anchors(text)]
@@ -154,7 +157,7 @@ class VolatileSketch(Generic[About]):
             _note_spots(one, difference, text)
         return True
 
-    def _note_root(self, one: Volatile[About], root: Hashable) -> None:
+    def _note_root(self, one: Volatile[About], root: Key) -> None:
         if len(one.roots) < _MOST_ROOTS:
             one.roots.add(root)
             self._roots[root] = one
@@ -201,6 +204,12 @@ def differences(one: str, other: str) -> tuple[list[Difference], int]:
     return found, shared
 
 
+def varies(one: Content, other: Content, *, least_chars: int) -> bool:
+    """Whether two contents are alike but for short pieces, and at least so long where they are alike."""
+    found, shared = differences(_joined(one), _joined(other))
+    return bool(found) and shared >= least_chars
+
+
 def kinds_at(text: str, at: int, length: int) -> list[tuple[str, int, int]]:
     """What the piece of a text consists of, or is part of: kinds, and where each begins and ends."""
     start = max(0, at - _AROUND)
@@ -242,6 +251,12 @@ def _note_spot(one: Volatile[About], kind: str, start: int, mine: str, theirs: s
     spot.longest = max(spot.longest, len(theirs))
     if len(spot.examples) < _EXAMPLES and theirs not in spot.examples:
         spot.examples.append(theirs)
+
+
+def _joined(content: Content) -> str:
+    if isinstance(content, Text):
+        return content.text[:_COMPARED]
+    return "\n".join(message.content for message in content.messages)[:_COMPARED]
 
 
 def _flat(prompt: Prompt) -> tuple[str, tuple[int, ...]]:

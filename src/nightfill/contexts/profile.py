@@ -13,10 +13,10 @@ from nightfill.contexts.discovery_volatile import VolatileSketch
 from nightfill.contexts.profile_log import Asked, Bad, Blocks, block_tokens_of
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Iterable
 
     from nightfill.contexts.context import Content, Tenant
-    from nightfill.contexts.discovery import Finding
+    from nightfill.contexts.discovery import Finding, Key
     from nightfill.contexts.profile_log import Line
 
 BLOCK_TOKENS: Final = 256
@@ -98,7 +98,7 @@ class Profile:
         """A size of the sketch as tokens."""
         return round(size if self.is_trace else size / self._measure.bytes_per_token)
 
-    def spoils(self, key: Hashable) -> bool:
+    def spoils(self, key: Key) -> bool:
         """Whether a short piece of a finding changes from time to time."""
         node = self.sketch.get(key)
         while node is not None and node.parent is not None:
@@ -164,7 +164,7 @@ class Contents:
 
     def __init__(self, findings: Iterable[Finding[About]], measure: Measure) -> None:
         self._measure = measure
-        self._shared: dict[Hashable, Shared | None] = dict.fromkeys(finding.key for finding in findings)
+        self._shared: dict[Key, Shared | None] = dict.fromkeys(finding.key for finding in findings)
 
     def add(self, line: Asked) -> None:
         """See what it shares with those before it."""

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.admission import Admission
     from nightfill.gateway.autoscale import Autoscale
+    from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.exchange import Exchange
     from nightfill.observe.metrics import Sample
     from nightfill.sleep.autoscale import Scale
@@ -100,6 +101,7 @@ class Admin:
         plan: Planner | None = None,
         accounts: Accounts | None = None,
         autoscale: Autoscale | None = None,
+        discovery: Discovery | None = None,
     ) -> None:
         self._book = book
         self._queue = queue
@@ -109,6 +111,7 @@ class Admin:
         self._plan = plan
         self._accounts = accounts
         self._autoscale = autoscale
+        self._discovery = discovery
 
     async def job_counts(self) -> tuple[dict[str, int], int]:
         """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before."""
@@ -162,6 +165,19 @@ class Admin:
                 return {"GET": functools.partial(self._ledger, self._accounts, query)}
             case ["budgets"] if self._accounts is not None:
                 return {"GET": functools.partial(self._budgets, self._accounts)}
+            case ["discovery", *name] if self._discovery is not None:
+                return self._discovery_handlers(self._discovery, name)
+        return {}
+
+    def _discovery_handlers(self, discovery: Discovery, name: Sequence[str]) -> dict[str, Handler]:
+        match name:
+            case []:
+                return {
+                    "GET": functools.partial(self._discovered, discovery),
+                    "DELETE": functools.partial(self._forgotten, discovery),
+                }
+            case [one]:
+                return {"POST": functools.partial(self._register, discovery, parse_name(one, param="name"))}
         return {}
 
     def _context_handlers(self, name: ContextName, action: Sequence[str]) -> dict[str, Handler]:
@@ -236,6 +252,8 @@ class Admin:
         before = [fill for fill in await self._book.fills(tenant) if fill.key.fingerprint == context.current]
         if not await self._book.delete(tenant, name):
             raise _unknown(name)
+        if self._discovery is not None:
+            await self._discovery.forget(tenant, name)
         kept = {other.current for other in await self._book.contexts(tenant)}
         jobs = 0
         if context.current not in kept:
@@ -324,6 +342,16 @@ class Admin:
 
     async def _budgets(self, accounts: Accounts, tenant: Tenant, _: bytes) -> tuple[int, object]:
         return 200, await accounts.budgeted(tenant)
+
+    async def _discovered(self, discovery: Discovery, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        return 200, await discovery.shown(tenant)
+
+    async def _forgotten(self, discovery: Discovery, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        await discovery.forget(tenant)
+        return 200, {"forgotten": True}
+
+    async def _register(self, discovery: Discovery, name: ContextName, tenant: Tenant, _: bytes) -> tuple[int, object]:
+        return 201, context_view(await discovery.register(tenant, name), await self._book.fills(tenant))
 
     async def _scaled(self) -> tuple[int, object]:
         return 200, await self.scale()

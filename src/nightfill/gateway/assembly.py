@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.admin import Forget, Planner
     from nightfill.gateway.autoscale import Autoscale
+    from nightfill.gateway.discovery import Discovery
     from nightfill.observe.metrics import Metrics
     from nightfill.state.access import AccessLog
     from nightfill.state.book import ContextBook
@@ -51,6 +52,7 @@ async def serving(
     machines: Mapping[str, str] | None = None,
     autoscale: Autoscale | None = None,
     route: RouteSettings | None = None,
+    discovery: Discovery | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
@@ -58,7 +60,7 @@ async def serving(
     accounts: bill and budgets, where they are to be shown.
     audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
     engine, by the engine's name. autoscale: how many workers are wished for. route: how engines
-    are chosen.
+    are chosen. discovery: looks for contexts in what was answered.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
@@ -73,6 +75,7 @@ async def serving(
         metrics=metrics,
         audits=Audits(queue, share=audit_share),
         machines=machines,
+        discovery=discovery,
         limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
     )
     admin = Admin(
@@ -84,7 +87,10 @@ async def serving(
         plan=plan,
         accounts=accounts,
         autoscale=autoscale,
+        discovery=discovery,
     )
+    if discovery is not None:
+        metrics.watch(discovery.samples)
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
-    async with journal, fleet, Server(gateway, settings) as server:
+    async with journal, fleet, discovery or contextlib.nullcontext(), Server(gateway, settings) as server:
         yield server

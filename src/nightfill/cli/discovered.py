@@ -1,0 +1,144 @@
+"""`nightfill discovered`: what a running server has found in its traffic; and how the server comes to look for it."""
+
+from __future__ import annotations
+
+import http.client
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from nightfill.cli.output import echo_json, echo_table, json_option, show_ago
+from nightfill.cli.root import environment
+from nightfill.cli.units import show_duration
+from nightfill.errors import BadSetting, NightfillError, NotFound
+
+if TYPE_CHECKING:
+    from nightfill.cli.rooms import Rooms
+    from nightfill.cli.root import Options
+    from nightfill.cli.workspace import Workspace
+    from nightfill.gateway.discovery import Discovery
+
+_PATH: Final = "/v1/nightfill/discovery"
+_WAIT_S: Final = 30.0
+
+
+@click.command()
+@click.option("--url", help="Address of the server.  [default: as the settings say]")
+@click.option("--api-key-env", help="Name of the environment variable with the tenant's API key.")
+@click.option("--register", "name", metavar="NAME", help="Make a context of a text that is kept.")
+@click.option("--forget", is_flag=True, help="Have the server forget all that it found, and the texts it keeps.")
+@json_option
+@click.pass_obj
+def discovered(
+    options: Options, /, *, url: str | None, api_key_env: str | None, name: str | None, forget: bool, as_json: bool
+) -> None:
+    """Show prefixes that recur in a running server's traffic (settings: `discovery`).
+
+    Of the tenant whose API key is given. No text is shown.
+    """
+    from nightfill.cli.workspace import Workspace
+
+    if name is not None and forget:
+        raise click.UsageError("give one of --register and --forget")
+    address = url or _address(Workspace.load(options))
+    key = environment().get(api_key_env, "") if api_key_env else ""
+    if name is not None:
+        from nightfill.contexts import parse_name
+
+        found = _ask(address, "POST", f"{_PATH}/{parse_name(name, param='name')}", key)
+        said = f"{found['name']} is a context now"
+    elif forget:
+        found = _ask(address, "DELETE", _PATH, key)
+        said = "forgotten"
+    else:
+        found = _ask(address, "GET", _PATH, key)
+        said = ""
+    if as_json:
+        echo_json(found)
+    elif said:
+        click.echo(said)
+    else:
+        _show(found)
+
+
+def discovery_of(workspace: Workspace, rooms: Rooms) -> Discovery:
+    """What looks for contexts in a server's traffic."""
+    from nightfill.cli.workspace import text_seal
+    from nightfill.gateway.discovery import Discovery
+    from nightfill.state.seal import NoSeal
+
+    settings = workspace.settings
+    return Discovery(
+        rooms.state.book,
+        rooms.state.access,
+        settings.discovery,
+        max_context_bytes=settings.contexts.max_bytes,
+        tenants=len(settings.gateway.api_keys),
+        seal=text_seal(settings.kv) or NoSeal(),
+    )
+
+
+def _show(found: dict[str, Any]) -> None:
+    if not found["data"]:
+        click.echo(f"no prefix of {found['min_tokens']:,} tokens has come twice yet")
+    else:
+        depth: dict[str | None, int] = {None: -1}
+        rows = []
+        for row in found["data"]:
+            depth[row["name"]] = depth[row["within"]] + 1
+            every = "-" if row["interval_p50_s"] is None else show_duration(row["interval_p50_s"])
+            rows.append(
+                [
+                    "  " * depth[row["name"]] + row["name"],
+                    row["form"],
+                    row["model"],
+                    row["tokens"],
+                    row["requests"],
+                    every,
+                    show_ago(row["last_at"]),
+                    row["stake_tokens"],
+                ]
+            )
+        echo_table(["PREFIX", "FORM", "MODEL", "TOKENS", "REQUESTS", "AGAIN AFTER", "LAST", "AT STAKE"], rows)
+    for one in found["kept"]:
+        click.echo(
+            f"{one['name']}: {one['bytes']:,} bytes of text are kept, and no context ({one['why_not_registered']}); "
+            f"`nightfill discovered --register {one['name']}` makes it one"
+        )
+    if found["registered"]:
+        click.echo(f"made contexts: {', '.join(found['registered'])}")
+
+
+def _address(workspace: Workspace) -> str:
+    gateway = workspace.settings.gateway
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(gateway.host, gateway.host)  # noqa: S104 - what it listens on
+    return f"http://[{host}]:{gateway.port}" if ":" in host else f"http://{host}:{gateway.port}"
+
+
+def _ask(address: str, method: str, path: str, key: str) -> dict[str, Any]:
+    """One request to the server. Raises NightfillError with what it answered."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise BadSetting(f"--url {address!r} is not an address such as http://127.0.0.1:8700", param="url")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port, timeout=_WAIT_S)
+    try:
+        connection.request(method, path, headers={"authorization": f"Bearer {key}"} if key else {})
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException) as exc:
+        raise NightfillError(f"no answer from {address}: {exc or type(exc).__name__}; is it running?") from exc
+    finally:
+        connection.close()
+    try:
+        value = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError as exc:
+        raise NightfillError(f"{address} answered {answer.status} with something else than JSON") from exc
+    if answer.status < 300:
+        return value
+    message = str((value.get("error") or {}).get("message", f"status {answer.status}"))
+    if answer.status == 404 and method == "GET":
+        raise NotFound(f"{address} looks for nothing in its traffic: discovery.enabled is off")
+    raise NotFound(message) if answer.status == 404 else NightfillError(message)
