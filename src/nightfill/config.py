@@ -260,6 +260,26 @@ class AnswerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Asked by clients, that are kept to foresee by; 0 keeps none."""
 
 
+class ForeseeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Answers prepared in idle time, for contexts that have `answers.foresee` on and stored answers not off."""
+
+    per_context: int = 50
+    """Answers kept prepared for a context, at most; fewer where they are not used."""
+    sources: tuple[Literal["log", "structure", "model"], ...] = ("log", "structure", "model")
+    """Where questions are taken from: what was asked before, the text's headings and definitions, the model's own list.
+    """
+    model_questions: int = 20
+    """So many the model is asked to write."""
+    temperature: int | float | None = 0
+    """Written as clients write it (`0` and `0.0` are two requests), or null for not at all. Prepared answers serve
+    requests that say the same, and near ones if it is low.
+    """
+    max_tokens: int = 512
+    """The same; 0 to say nothing. Answers that end before it also serve near requests with other bounds."""
+    every_s: Duration = Duration(60)
+    """How often it is looked at whether a context has new questions."""
+
+
 class RouteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which of several engines of one model is asked."""
 
@@ -365,6 +385,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prices: PriceSettings = PriceSettings()
     budgets: BudgetSettings = BudgetSettings()
     answers: AnswerSettings = AnswerSettings()
+    foresee: ForeseeSettings = ForeseeSettings()
     route: RouteSettings = RouteSettings()
     history: HistorySettings = HistorySettings()
     discovery: DiscoverySettings = DiscoverySettings()

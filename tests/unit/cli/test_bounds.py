@@ -16,7 +16,8 @@ def numbers(kind: Any, path: str = "") -> set[str]:
     for field in msgspec.structs.fields(kind):
         here = f"{path}.{field.name}" if path else field.name
         if getattr(field.type, "__origin__", None) is dict:
-            if issubclass(field.type.__args__[1], int | float):
+            item = field.type.__args__[1]
+            if isinstance(item, type) and issubclass(item, int | float):
                 found.add(f"{here}.*")
             continue
         item = getattr(field.type, "__args__", (field.type,))[0]
