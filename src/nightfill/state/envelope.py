@@ -13,7 +13,7 @@ from nightfill.errors import NightfillError, StateUnavailable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nightfill.state.seal import TextSeal
+    from nightfill.state.seal import RenewableSeal, TextSeal
 
 _LOG: Final = logging.getLogger(__name__)
 _TOLD: Final = 4096
@@ -60,6 +60,16 @@ def unwrap(seal: TextSeal, owner: str, sealed: bytes) -> bytes:
     if opened[:32] != _digest(owner, opened[32:]):
         raise StateUnavailable(f"the text of {owner} is damaged, or sealed with another key")
     return opened[32:]
+
+
+def renewed(seal: RenewableSeal, owner: str, sealed: bytes) -> bytes | None:
+    """Sealed anew; None when it is under the current key already, or cannot be opened."""
+    if seal.current(sealed):
+        return None
+    try:
+        return wrap(seal, owner, unwrap(seal, owner, sealed))
+    except StateUnavailable:
+        return None
 
 
 def question_owner(tenant: str, key: bytes, scope: bytes) -> str:

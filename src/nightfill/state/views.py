@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nightfill.contexts.sources import show_source
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def context_view(context: Context, fills: Sequence[Fill], usage: Usage | None = 
         "forms": context.forms,
         "pinned": context.pinned,
         "ttl_s": context.ttl_s,
+        "options": msgspec.to_builtins(context.options),
+        "distilled": context.distilled,
         "created_at": context.created_at_s,
         "updated_at": context.updated_at_s,
         "checked_at": context.checked_at_s,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.stores import STORES
-from nightfill.state.state import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,6 +13,7 @@ from nightfill.contexts.context import (
     Content,
     Context,
     ContextName,
+    ContextOptions,
     Fill,
     FillKey,
     FillState,
@@ -50,6 +51,7 @@ async def put(
     tenant: Tenant = T,
     source: Source | None = None,
     pinned: bool = False,
+    options: ContextOptions | None = None,
 ) -> Context:
     return await book.put(
         tenant=tenant,
@@ -59,6 +61,7 @@ async def put(
         fingerprint=fingerprint(text),
         forms=[Form.CHAT, Form.COMPLETION],
         pinned=pinned,
+        options=options,
     )
 
 
@@ -255,3 +258,71 @@ async def test_the_number_of_changes_differs_after_a_change_by_any_handle(store:
     assert theirs.changes() not in seen, "one's own change is seen at once"
     await changed(mine, seen)
     assert mine.changes() == theirs.changes()
+
+
+async def test_options_stay_until_they_are_given_again(book: SourceBook) -> None:
+    made = await put(book, "x")
+    assert made.options == ContextOptions()
+    near = ContextOptions(answers="near", foresee=True)
+    assert (await put(book, "x", options=near)).options == near
+    later = await put(book, "y")
+    assert later.options == near
+    replaced = await book.replace(later, content=Text("z"), fingerprint=fingerprint("z"))
+    assert replaced is not None
+    assert replaced.options == near
+    assert await book.get(T, REPO) == replaced
+    assert (await put(book, "z", options=ContextOptions())).options == ContextOptions()
+
+
+async def test_a_distilled_version_has_text_and_fills_of_its_own_and_goes_with_what_it_was_made_of(
+    book: SourceBook,
+) -> None:
+    before = await put(book, "long")
+    assert not await book.put_fill(fill_of("short"))
+    assert await book.put_distilled(before, content=Text("short"), fingerprint=fingerprint("short"))
+    assert await book.get(T, REPO) == replace(before, distilled=fingerprint("short"))
+    assert await book.content(T, fingerprint("short")) == Text("short")
+    assert await book.content(T, fingerprint("long")) == Text("long")
+    assert await book.put_fill(fill_of("short"))
+    assert await book.put_fill(fill_of("long"))
+    assert (await put(book, "long", pinned=True)).distilled == fingerprint("short")
+    assert len(await book.fills()) == 2
+    assert (await put(book, "new")).distilled is None
+    assert await book.content(T, fingerprint("short")) is None
+    assert await book.fills() == []
+
+
+async def test_a_second_distilled_version_takes_the_place_of_the_first(book: SourceBook) -> None:
+    context = await put(book, "long")
+    assert await book.put_distilled(context, content=Text("short"), fingerprint=fingerprint("short"))
+    assert await book.put_distilled(context, content=Text("short"), fingerprint=fingerprint("short"))
+    assert await book.put_distilled(context, content=Text("shorter"), fingerprint=fingerprint("shorter"))
+    assert await book.content(T, fingerprint("short")) is None
+    assert await book.content(T, fingerprint("shorter")) == Text("shorter")
+    assert await book.delete(T, REPO)
+    assert await book.content(T, fingerprint("shorter")) is None
+    assert await book.content(T, fingerprint("long")) is None
+
+
+async def test_what_one_context_has_distilled_and_another_as_its_own_stays_for_either(book: SourceBook) -> None:
+    context = await put(book, "long")
+    await put(book, "short", name=MANUAL)
+    assert await book.put_distilled(context, content=Text("short"), fingerprint=fingerprint("short"))
+    await book.put_fill(fill_of("short"))
+    assert await book.delete(T, MANUAL)
+    assert await book.content(T, fingerprint("short")) == Text("short")
+    assert len(await book.fills()) == 1
+    await put(book, "short", name=MANUAL)
+    replaced = await book.replace(context, content=Text("y"), fingerprint=fingerprint("y"))
+    assert replaced is not None
+    assert replaced.distilled is None
+    assert await book.content(T, fingerprint("short")) == Text("short")
+
+
+async def test_nothing_distilled_is_kept_of_a_version_that_is_gone(book: SourceBook) -> None:
+    seen = await put(book, "old")
+    await put(book, "new")
+    assert not await book.put_distilled(seen, content=Text("short"), fingerprint=fingerprint("short"))
+    await book.delete(T, REPO)
+    assert not await book.put_distilled(seen, content=Text("short"), fingerprint=fingerprint("short"))
+    assert await book.content(T, fingerprint("short")) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -42,7 +42,32 @@ class Head(msgspec.Struct, array_like=True):
     fingerprint: str
     origin: Origin
     model: str
-    scope: bytes
+    scope_hex: str
+    """The server's msgpack knows no bytes."""
+
+    @property
+    def scope(self) -> AnswerScope:
+        """See `Answer`."""
+        return AnswerScope(bytes.fromhex(self.scope_hex))
+
+
+class Stored(NamedTuple):
+    """A stored answer as it lies there; see common.lua."""
+
+    at_s: float
+    ttl_s: float
+    head: Head
+    question: bytes
+    """Sealed; empty for none."""
+    body: bytes
+
+    @classmethod
+    def parse(cls, value: bytes) -> Stored:
+        """What the program `put` has written."""
+        _, _, at_s, ttl_s, head_bytes, question_bytes = _PREFIX.unpack_from(value)
+        begin = _PREFIX.size + head_bytes
+        end = begin + question_bytes
+        return cls(at_s, ttl_s, _head(value[_PREFIX.size : begin]), value[begin:end], value[end:])
 
 
 class RedisAnswerBook:
@@ -63,7 +88,7 @@ class RedisAnswerBook:
             fingerprint=answer.fingerprint or "",
             origin=answer.origin,
             model=answer.model,
-            scope=answer.scope,
+            scope_hex=answer.scope.hex(),
         )
         question = b""
         if answer.question:
@@ -93,15 +118,17 @@ class RedisAnswerBook:
         value = await self._server.run(self._scripts["get"], blobs=(key,))
         if value is None:
             return None
-        _, _, at_s, ttl_s, head_bytes, question_bytes = _PREFIX.unpack_from(value)
-        head, start = _head(value[_PREFIX.size :][:head_bytes]), _PREFIX.size + head_bytes
-        question = self._question(head, key, value[start : start + question_bytes])
-        body = self._texts.opened(body_owner(head.tenant, key), value[start + question_bytes :])
-        if question is None or body is None:
+        stored = Stored.parse(value)
+        head = stored.head
+        question = self._question(head, key, stored.question)
+        if question is None:
+            return None
+        body = self._texts.opened(body_owner(head.tenant, key), stored.body)
+        if body is None:
             return None
         return Answer(
             key=key,
-            scope=AnswerScope(head.scope),
+            scope=head.scope,
             tenant=Tenant(head.tenant),
             context=ContextName(head.context) if head.context else None,
             fingerprint=Fingerprint(head.fingerprint) if head.fingerprint else None,
@@ -109,8 +136,8 @@ class RedisAnswerBook:
             question=question,
             body=body,
             origin=head.origin,
-            at_s=at_s,
-            ttl_s=ttl_s,
+            at_s=stored.at_s,
+            ttl_s=stored.ttl_s,
         )
 
     async def served(self, keys: Sequence[AnswerKey]) -> None:
@@ -159,7 +186,7 @@ class RedisAnswerBook:
                 head = _head(packed)
                 # One that cannot be opened is told without its words, or a batch of such would seem to be the end.
                 question = self._question(head, key, sealed) or ""
-                notes.append(AnswerNote(serial=int(serial), key=key, scope=AnswerScope(head.scope), question=question))
+                notes.append(AnswerNote(serial=int(serial), key=key, scope=head.scope, question=question))
         return notes
 
     def _question(self, head: Head, key: bytes, sealed: bytes) -> str | None:

@@ -10,6 +10,9 @@ local now = time and tonumber(time[1]) + tonumber(time[2]) / 1e6 or tonumber(ARG
 
 local DAY_S = 86400
 
+-- How a stored answer begins: whether it served, serial, when it was made, time to live, bytes of head and of question.
+local PREFIX, PREFIX_BYTES = '>BdddI4I4', 33
+
 -- Days since 1970-01-01 of the first of the month that `day` is in, and of the next one.
 -- Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days and days_from_civil.
 local function month_of(day)
@@ -68,7 +71,7 @@ local function to_ledger(day, tenant, context, machine, user, sums)
 end
 
 -- Stored answers. Under the root:
---   :answer:KEY         PREFIX, then head (msgpack, see `_Head`), sealed question, sealed body
+--   :answer:KEY         prefix, then head (msgpack, see `_Head`), sealed question, sealed body
 --   :answers:of:TENANT NUL CONTEXT NUL FINGERPRINT   keys
 --   :answers:serials    keys by serial
 --   :answers:used:TENANT   keys by when they last served
@@ -76,8 +79,6 @@ end
 --   :answers:sums       answers, bytes
 --   :answers:serial     the last one
 --   :answers:counts:TENANT NUL CONTEXT   ORIGIN:stored, ORIGIN:used, ORIGIN:uses
--- PREFIX: whether it served, serial, when it was made, time to live, bytes of head and of question.
-local PREFIX, PREFIX_BYTES = '>BdddI4I4', 33
 local function answer(key) return root .. ':answer:' .. key end
 local function answers_used(tenant) return root .. ':answers:used:' .. tenant end
 local function answer_counts(tenant, name) return root .. ':answers:counts:' .. tenant .. '\0' .. name end

@@ -167,8 +167,10 @@ class SqliteAnswerBook:
     def _answer(self, row: Any) -> Answer | None:
         key, tenant, scope = AnswerKey(row["key"]), Tenant(row["tenant"]), AnswerScope(row["scope"])
         question = self._question(row)
+        if question is None:
+            return None
         body = self._texts.opened(body_owner(tenant, key), row["body"])
-        if question is None or body is None:
+        if body is None:
             return None
         return Answer(
             key=key,

@@ -5,10 +5,23 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from fakes.seal import XorSeal
 from fakes.stores import redis_server
-from nightfill.contexts.context import ContextName, Fill, FillKey, FillState, Form, Signature, Tenant, Text, TextSource
+from nightfill.contexts.context import (
+    ContextName,
+    ContextOptions,
+    Fill,
+    FillKey,
+    FillState,
+    Form,
+    Signature,
+    Tenant,
+    Text,
+    TextSource,
+)
 from nightfill.contexts.fingerprint import fingerprint_of
 from nightfill.errors import StateUnavailable
 from nightfill.state.jobs import JobKind, JobState, QueueRules, WorkerId
@@ -21,24 +34,6 @@ if TYPE_CHECKING:
 A = WorkerId("worker-a")
 T, REPO = Tenant("default"), ContextName("repo")
 HELLO = Text("hello")
-
-
-class XorSeal:
-    """Enough of a cipher to tell two keys apart. The first byte names the key."""
-
-    def __init__(self, key: int, old: int | None = None) -> None:
-        self._key, self._known = key, {key, old}
-
-    def seal(self, plain: bytes) -> bytes:
-        return bytes([self._key, *(byte ^ self._key for byte in plain)])
-
-    def open(self, sealed: bytes) -> bytes:
-        if sealed[0] not in self._known:
-            raise ValueError("unknown key")
-        return bytes(byte ^ sealed[0] for byte in sealed[1:])
-
-    def current(self, sealed: bytes) -> bool:
-        return sealed[0] == self._key
 
 
 @pytest.fixture
@@ -170,3 +165,19 @@ def test_a_program_brings_what_it_needs_and_no_more() -> None:
     assert "local root, args" in source
     assert "local function" not in source
     assert "local function finish" in scripts("jobs")["complete"].source
+
+
+async def test_a_context_from_before_there_were_options_has_the_default_ones(state: RedisState) -> None:
+    await put(state)
+    packed = redis_server().call([b"HGET", b"{nightfill}:contexts:default", b"repo"])[0]
+    assert isinstance(packed, bytes)
+    earlier = msgspec.msgpack.encode(msgspec.msgpack.decode(packed)[:12])
+    redis_server().call([b"HSET", b"{nightfill}:contexts:default", b"repo", earlier])
+    found = await state.book.get(T, REPO)
+    assert found is not None
+    assert (found.options, found.distilled) == (ContextOptions(), None)
+    short = Text("short")
+    assert await state.book.put_distilled(found, content=short, fingerprint=fingerprint_of(short))
+    found = await state.book.get(T, REPO)
+    assert found is not None
+    assert found.distilled == fingerprint_of(short)

@@ -14,6 +14,7 @@ import pytest
 
 from nightfill.contexts.context import (
     ContextName,
+    ContextOptions,
     Fill,
     FillKey,
     FillState,
@@ -25,7 +26,9 @@ from nightfill.contexts.context import (
     TextSource,
 )
 from nightfill.errors import StateUnavailable
+from nightfill.state.envelope import wrap
 from nightfill.state.jobs import JobKind, JobState, WorkerId
+from nightfill.state.seal import NoSeal
 from nightfill.state.sqlite import SqliteState, damage, open_state
 from nightfill.state.sqlite.database import Database
 from nightfill.state.sqlite.schema import STEPS, migrate
@@ -304,6 +307,7 @@ async def test_long_token_lists_are_written_once(tmp_path: Path) -> None:
 DRAIN = """
 import asyncio, sys
 from pathlib import Path
+from nightfill.state.envelope import wrap
 from nightfill.state.jobs import JobKind, WorkerId
 from nightfill.state.sqlite import open_state
 
@@ -337,3 +341,23 @@ async def test_no_job_goes_to_two_processes(tmp_path: Path) -> None:
         assert len(set(lines)) == 200
         assert all(line.endswith(b" 1") for line in lines)
         assert await state.jobs.jobs(states=[JobState.QUEUED, JobState.LEASED]) == []
+
+
+async def test_a_file_of_the_fourth_schema_keeps_its_contexts_and_gives_them_default_options(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    old = sqlite3.connect(path, isolation_level=None)
+    migrate(old, steps=STEPS[:4])
+    text, source = wrap(NoSeal(), f"{T}/{'f' * 64}", b"irrelevant"), wrap(NoSeal(), f"{T}/repo", b'{"type":"text"}')
+    old.execute("INSERT INTO versions VALUES (?, ?, ?, 5, 1.0)", (T, "f" * 64, text))
+    old.execute(
+        """INSERT INTO contexts (tenant, name, source, forms, pinned, current, created_at_s, updated_at_s, checked_at_s)
+        VALUES (?, 'repo', ?, 'chat', 0, ?, 1.0, 1.0, 1.0)""",
+        (T, source, "f" * 64),
+    )
+    old.close()
+    async with open_state(path) as state:
+        (found,) = await state.book.contexts()
+        assert (found.options, found.distilled, found.current) == (ContextOptions(), None, "f" * 64)
+        short = Text("short")
+        assert await state.book.put_distilled(found, content=short, fingerprint=Fingerprint("d" * 64))
+        assert await state.book.content(T, Fingerprint("d" * 64)) == short
