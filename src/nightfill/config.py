@@ -325,6 +325,23 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     """Memory of the gateway for all of this, tenants together."""
 
 
+class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Distilled versions of long contexts, made in idle time, with fills of their own; requests choose by `mode`."""
+
+    on: bool = False
+    """For all contexts that are long enough; a context's own option comes first."""
+    min_tokens: int = 65536
+    """Contexts with fewer tokens, as estimated from their bytes, have none."""
+    ratio: float = 6.0
+    """So many times shorter than the text."""
+    method: Literal["auto", "extractive", "model"] = "auto"
+    """`extractive`: sentences of the text, chosen by embeddings (extra `answers`). `model`: an engine writes each section
+    anew. `auto`: `model` where `engine` names one, or where that extra is not installed; else `extractive`.
+    """
+    engine: str = ""
+    """Of `engines`, the one to write, such as one with a smaller model; empty for the first that fills."""
+
+
 class PriceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Money per hour of one engine, in whatever currency you count."""
 
@@ -385,6 +402,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     prices: PriceSettings = PriceSettings()
     budgets: BudgetSettings = BudgetSettings()
     answers: AnswerSettings = AnswerSettings()
+    distil: DistilSettings = DistilSettings()
     foresee: ForeseeSettings = ForeseeSettings()
     route: RouteSettings = RouteSettings()
     history: HistorySettings = HistorySettings()

@@ -67,6 +67,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "answers.max_answer_bytes": (1 << 10, 1 << 32),
     "answers.max_temperature": (0, 2),
     "answers.questions_per_context": (0, 1_000_000),
+    "distil.min_tokens": (1, 1 << 24),
+    "distil.ratio": (2, 20),
     "foresee.per_context": (0, 100_000),
     "foresee.model_questions": (1, 200),
     "foresee.temperature": (0, 2),
