@@ -328,7 +328,7 @@ class DiscoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Distilled versions of long contexts, made in idle time, with fills of their own; requests choose by `mode`."""
 
-    on: bool = False
+    enabled: bool = False
     """For all contexts that are long enough; a context's own option comes first."""
     min_tokens: int = 65536
     """Contexts with fewer tokens, as estimated from their bytes, have none."""
