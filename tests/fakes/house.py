@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.server import Server
+    from nightfill.gateway.stored import AnswerRoom
 
 CHAT: Final[dict[str, Any]] = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -42,6 +43,7 @@ class House:
     accounts: Accounts | None = None
     machines: dict[str, str] = field(default_factory=dict)
     autoscale: Autoscale | None = None
+    answers: AnswerRoom | None = None
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -60,6 +62,7 @@ class House:
             autoscale=self.autoscale,
             accounts=self.accounts,
             machines=self.machines,
+            answers=self.answers,
         ) as server:
             yield server
 

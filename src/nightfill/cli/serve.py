@@ -55,6 +55,7 @@ def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -
 
 async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
+    from nightfill.cli.answer_room import answer_room
     from nightfill.cli.deletion import forget_fill, settling
     from nightfill.cli.discovered import discovery_of
     from nightfill.cli.engine_room import (
@@ -132,6 +133,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
                     machines={one.name: one.machine for one in wanted},
                     route=settings.route,
+                    answers=answer_room(rooms),
                     discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
                 )
             )

@@ -16,6 +16,7 @@ from nightfill.gateway.journal import Journal
 from nightfill.gateway.layers import Layers
 from nightfill.gateway.library import Library
 from nightfill.gateway.relay import Limits
+from nightfill.gateway.saving import Rates
 from nightfill.gateway.server import Server
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.admin import Forget, Planner
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
+    from nightfill.gateway.stored import AnswerRoom
     from nightfill.observe.metrics import Metrics
     from nightfill.state.access import AccessLog
     from nightfill.state.book import ContextBook
@@ -53,6 +55,7 @@ async def serving(
     autoscale: Autoscale | None = None,
     route: RouteSettings | None = None,
     discovery: Discovery | None = None,
+    answers: AnswerRoom | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
@@ -60,12 +63,13 @@ async def serving(
     accounts: bill and budgets, where they are to be shown.
     audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
     engine, by the engine's name. autoscale: how many workers are wished for. route: how engines
-    are chosen. discovery: looks for contexts in what was answered.
+    are chosen. discovery: looks for contexts in what was answered. answers: what stored answers are kept in.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
     admission = Admission(settings, board)
     fleet = Fleet(engines, lead_tokens=(route or RouteSettings()).lead_tokens)
+    rates = Rates()
     inference = Inference(
         fleet=fleet,
         layers=Layers(Library(book), on_failure=lambda _: metrics.failed_open()),
@@ -76,6 +80,8 @@ async def serving(
         audits=Audits(queue, share=audit_share),
         machines=machines,
         discovery=discovery,
+        stored=answers.layer(rates=rates, metrics=metrics, note=journal.note) if answers is not None else None,
+        rates=rates,
         limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
     )
     admin = Admin(
@@ -92,5 +98,8 @@ async def serving(
     if discovery is not None:
         metrics.watch(discovery.samples)
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
-    async with journal, fleet, discovery or contextlib.nullcontext(), Server(gateway, settings) as server:
-        yield server
+    async with contextlib.AsyncExitStack() as stack:
+        for part in (journal, inference.stored, fleet, discovery):
+            if part is not None:
+                await stack.enter_async_context(part)
+        yield await stack.enter_async_context(Server(gateway, settings))

@@ -14,13 +14,16 @@ from nightfill.errors import (
     ClientLeft,
     EngineUnavailable,
     NightfillError,
+    NotStored,
     StateError,
     status_of,
 )
 from nightfill.gateway.ask import decode_ask
 from nightfill.gateway.proof import Layer, Verdict, judge
 from nightfill.gateway.relay import Limits, Relay, Trip
+from nightfill.gateway.saving import Rates
 from nightfill.gateway.session import SESSION_HEADERS, session_of
+from nightfill.gateway.stored import context_head
 from nightfill.state.access import Access
 
 if TYPE_CHECKING:
@@ -30,10 +33,12 @@ if TYPE_CHECKING:
     from nightfill.engines.engine import Description, Reuse, Weighed
     from nightfill.gateway.ask import Ask
     from nightfill.gateway.audit import Audits
+    from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.exchange import Exchange, Header
     from nightfill.gateway.fleet import Fleet, Member
     from nightfill.gateway.journal import Journal
     from nightfill.gateway.layers import Layers, Plan
+    from nightfill.gateway.stored import StoredAnswers, Tried
     from nightfill.observe.metrics import Metrics
     from nightfill.state.book import ContextBook
     from nightfill.state.load import LoadBoard
@@ -61,8 +66,11 @@ class Inference:
         limits: Limits,
         audits: Audits | None = None,
         machines: Mapping[str, str] | None = None,
+        stored: StoredAnswers | None = None,
+        rates: Rates | None = None,
+        discovery: Discovery | None = None,
     ) -> None:
-        """`machines`: the kind of machine of each engine, by the engine's name."""
+        """`machines`: the kind of machine of each engine, by the engine's name. `rates` are told what engines took."""
         self._fleet = fleet
         self._layers = layers
         self._book = book
@@ -72,6 +80,9 @@ class Inference:
         self._limits = limits
         self._audits = audits
         self._machines = machines or {}
+        self._discovery = discovery
+        self.stored = stored
+        self._rates = rates or Rates()
         self._running: set[Relay] = set()
 
     async def descriptions(self) -> list[Description]:
@@ -103,10 +114,18 @@ class Inference:
         headers["x-request-id"] = exchange.request_id.decode()
         plans = await self._plans(tenant, ask, members, headers)
         choices = self._fleet.order(plans, session_of(tenant, exchange.headers, ask.members))
+        tried = None
+        if self.stored is not None:
+            first = choices[0][0]
+            tried = await self.stored.look(tenant, ask, plans[first], first.description)
+            if tried is not None and await self.stored.serve(exchange, ask, plans[first], tried, arrived_s):
+                return
+        elif ask.wishes.only_stored:
+            raise NotStored("no answers are stored here, and only-if-cached asks for no other")
         for place, (member, reason) in enumerate(choices):
             plan = dataclasses.replace(plans[member], route=reason)
             last = place == len(choices) - 1
-            if await self._ask(exchange, tenant, member, plan, arrived_s=arrived_s, last=last):
+            if await self._ask(exchange, tenant, member, plan, ask, tried, arrived_s=arrived_s, last=last):
                 return
 
     async def _plans(
@@ -124,12 +143,28 @@ class Inference:
         return plans
 
     async def _ask(
-        self, exchange: Exchange, tenant: Tenant, member: Member, plan: Plan, *, arrived_s: float, last: bool
+        self,
+        exchange: Exchange,
+        tenant: Tenant,
+        member: Member,
+        plan: Plan,
+        ask: Ask,
+        tried: Tried | None,
+        *,
+        arrived_s: float,
+        last: bool,
     ) -> bool:
         """Have one engine answer. False when it could not be asked and, not being the `last`, another one may be."""
         engine = member.description
         trip = Trip(engine=engine.engine)
-        relay = Relay(exchange, self._limits, lambda trip: _head(exchange, plan, trip), trip)
+        recording = self.stored.recording(tried, ask, engine) if self.stored is not None else None
+        relay = Relay(
+            exchange,
+            self._limits,
+            lambda trip: _head(exchange, plan, trip, tried),
+            trip,
+            tap=recording.add if recording is not None else None,
+        )
         self._running.add(relay)
         passed_on = False
         try:
@@ -150,13 +185,17 @@ class Inference:
         finally:
             self._running.discard(relay)
             if not passed_on:
-                await self._conclude(exchange, tenant, engine, plan, trip, arrived_s)
+                row = await self._conclude(exchange, tenant, engine, plan, trip, arrived_s)
+                if self.stored is not None and tried is not None:
+                    self.stored.learn(tried, trip, recording, row)
+                else:
+                    self._journal.note(row)
         return not passed_on
 
     async def _conclude(
         self, exchange: Exchange, tenant: Tenant, engine: Description, plan: Plan, trip: Trip, arrived_s: float
-    ) -> None:
-        """Judge, count and note a request that reached its engine."""
+    ) -> Access:
+        """Judge and count a request that reached its engine; the row that the access log is to have of it."""
         verdict = _judge(plan, trip)
         now_s = time.monotonic()
         total_s = now_s - exchange.started_s
@@ -182,35 +221,42 @@ class Inference:
             )
             if trip.weighed is not None:
                 metrics.restore_decision(loaded=trip.weighed.load)
-        self._journal.note(
-            Access(
-                at_s=arrived_s,
-                tenant=tenant,
-                context=plan.context,
-                fingerprint=plan.fingerprint,
-                form=Form.COMPLETION if plan.call.path == "/v1/completions" else Form.CHAT,
-                model=engine.model,
-                layer=layer,
-                prompt_tokens=tokens.prompt or 0,
-                # What nobody said anything about is neither kept nor broken.
-                promised_tokens=trip.loaded_tokens if tokens.reused is not None else 0,
-                reused_tokens=tokens.reused or 0,
-                output_tokens=tokens.output or 0,
-                ttft_s=ttft_s,
-                total_s=total_s,
-                restore_s=trip.restore_s,
-                status=status or 500,
-                broken=verdict.broken,
-                user=plan.user,
-                machine=self._machines.get(engine.engine, ""),
-                saved_tokens=saved_tokens,
-                saved_s=saved_s,
+        if trip.complete and trip.status == 200 and plan.call.stream and tokens.prompt is not None:
+            # Of a reply that is not streamed nobody knows when its first token was there.
+            self._rates.note(
+                engine.model,
+                computed=tokens.prompt - (tokens.reused or 0),
+                prefill_s=trip.first_s - trip.asked_s - trip.queued_s - trip.restore_s,
+                output=tokens.output or 0,
+                decode_s=now_s - trip.first_s,
             )
-        )
         if verdict.broken:
             await self._mark_stale(plan, trip, verdict)
         elif self._audits is not None:
             await self._audits.consider(plan, verdict)
+        return Access(
+            at_s=arrived_s,
+            tenant=tenant,
+            context=plan.context,
+            fingerprint=plan.fingerprint,
+            form=Form.COMPLETION if plan.call.path == "/v1/completions" else Form.CHAT,
+            model=engine.model,
+            layer=layer,
+            prompt_tokens=tokens.prompt or 0,
+            # What nobody said anything about is neither kept nor broken.
+            promised_tokens=trip.loaded_tokens if tokens.reused is not None else 0,
+            reused_tokens=tokens.reused or 0,
+            output_tokens=tokens.output or 0,
+            ttft_s=ttft_s,
+            total_s=total_s,
+            restore_s=trip.restore_s,
+            status=status or 500,
+            broken=verdict.broken,
+            user=plan.user,
+            machine=self._machines.get(engine.engine, ""),
+            saved_tokens=saved_tokens,
+            saved_s=saved_s,
+        )
 
     async def _mark_stale(self, plan: Plan, trip: Trip, verdict: Verdict) -> None:
         assert plan.fill is not None
@@ -243,7 +289,7 @@ def _saved(plan: Plan, trip: Trip, verdict: Verdict) -> tuple[int, float]:
     return tokens, max(0.0, tokens * plan.token_s - trip.restore_s)
 
 
-def _head(exchange: Exchange, plan: Plan, trip: Trip) -> list[Header]:
+def _head(exchange: Exchange, plan: Plan, trip: Trip, tried: Tried | None) -> list[Header]:
     """Headers that say what served the request, as far as it is known when they leave."""
     verdict = _judge(plan, trip)
     overhead_ms = 1000 * (trip.asked_s - exchange.started_s)
@@ -256,16 +302,16 @@ def _head(exchange: Exchange, plan: Plan, trip: Trip) -> list[Header]:
         (
             b"server-timing",
             b"gateway;dur=%.3f, queue;dur=%.3f, restore;dur=%.3f"
-            % (overhead_ms, 1000 * trip.queued_s, 1000 * trip.restore_s),
+            % (overhead_ms, 1000 * trip.queued_s, 1000 * trip.restore_s)
+            + (tried.timing() if tried is not None else b""),
         ),
+        *context_head(plan),
+        *(tried.head() if tried is not None else ()),
     ]
     if plan.fill is not None and trip.weighed is not None:
         head.append((b"x-nightfill-restore", _shown(trip.weighed)))
     if trip.tokens.reused is not None:
         head.append((b"x-nightfill-reused-tokens", b"%d" % trip.tokens.reused))
-    if plan.context is not None and plan.fingerprint is not None:
-        head.append((b"x-nightfill-context", f"{plan.context}@{plan.fingerprint[:12]}".encode()))
-        head.append((b"x-nightfill-mode", b"distilled" if plan.distilled else b"full"))
     return head
 
 

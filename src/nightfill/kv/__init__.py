@@ -39,6 +39,7 @@ __all__ = [
     "StoreReport",
     "TextSealer",
     "TierReport",
+    "derived_secret",
     "open_sealer",
     "open_store",
     "open_text_sealer",
@@ -133,6 +134,18 @@ def open_text_sealer(settings: KvSettings) -> TextSealer:
 
     master, *old = _masters(settings)
     return EncryptedTexts(master, old=old)
+
+
+def derived_secret(settings: KvSettings, purpose: bytes) -> bytes:
+    """32 bytes that only who has the key file can know, others for each purpose; none without one. Raises BadSetting.
+
+    Another key file has other secrets.
+    """
+    if not settings.key_file:
+        return b""
+    from nightfill.kv.cipher import derive
+
+    return derive(_masters(settings)[0], b"", purpose)
 
 
 def open_sealer(settings: KvSettings, buffers: Buffers) -> Sealer:

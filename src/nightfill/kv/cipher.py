@@ -51,7 +51,7 @@ class AesGcmSealer:
         self._masters = {_key_id(one): one for one in (master, *old)}
         self._key_id = _key_id(master)
         self._key_of = functools.lru_cache(maxsize=1024)(
-            lambda key_id, salt: algorithms.AES256(_derive(self._masters[key_id], salt, b"nightfill.kv.block.1"))
+            lambda key_id, salt: algorithms.AES256(derive(self._masters[key_id], salt, b"nightfill.kv.block.1"))
         )
 
     def seal(self, key: BlockKey, meta: BlockMeta, parts: Sequence[memoryview], *, salt: bytes) -> memoryview:
@@ -119,7 +119,7 @@ class EncryptedTexts:
 
     def __init__(self, master: bytes, *, old: Sequence[bytes] = ()) -> None:
         assert all(len(one) == KEY_BYTES for one in (master, *old))
-        self._aeads = [AESGCM(_derive(one, b"", b"nightfill.text.1")) for one in (master, *old)]
+        self._aeads = [AESGCM(derive(one, b"", b"nightfill.text.1")) for one in (master, *old)]
 
     def seal_text(self, data: bytes) -> bytes:
         """See `TextSealer`. Different each time."""
@@ -175,12 +175,13 @@ def read_master_key(path: Path, *, param: str = "kv.key_file") -> bytes:
     )
 
 
-def _derive(master: bytes, salt: bytes, info: bytes) -> bytes:
+def derive(master: bytes, salt: bytes, info: bytes) -> bytes:
+    """32 bytes for one use of a master key (HKDF-SHA256)."""
     return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(master)
 
 
 def _key_id(master: bytes) -> bytes:
-    return _derive(master, b"", b"nightfill.kv.key-id.1")[:8]
+    return derive(master, b"", b"nightfill.kv.key-id.1")[:8]
 
 
 def _finish(decryptor: AEADDecryptionContext) -> None:

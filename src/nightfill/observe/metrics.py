@@ -133,6 +133,24 @@ class Metrics:
         self._saved_s = self._counter(
             "saved_seconds", "Engine time that computing them would have taken, less what loading them took."
         )
+        self._looked = self._counter("answer_lookups", "Look-ups of stored answers.", ("layer", "result"))
+        self._looked_s = Histogram(
+            "nightfill_answer_lookup_seconds",
+            "Looking for a stored answer.",
+            ("layer",),
+            buckets=OVERHEAD_BUCKETS,
+            registry=self.registry,
+        )
+        self._refused = self._counter(
+            "answer_guard_refusals", "Near answers that the guard did not let pass.", ("reason",)
+        )
+        self._kept = self._counter("answers_kept", "Replies that passed by, stored or why not.", ("outcome",))
+        self._answers_saved = self._counter(
+            "answer_saved_tokens", "Tokens that engines did not compute thanks to a stored answer.", ("part",)
+        )
+        self._answers_saved_s = self._counter(
+            "answer_saved_seconds", "Engine time that computing them would have taken."
+        )
         self._routes = self._counter("routes", "Requests by what spoke for the engine that was asked.", ("reason",))
         self._left = self._counter("clients_left", "Clients that hung up before their answer was complete.")
         self._failed_open = self._counter("failed_open", "Requests served without the state, which had failed.")
@@ -212,6 +230,29 @@ class Metrics:
         if tokens:
             self._saved.inc(tokens)
             self._saved_s.inc(seconds)
+
+    def answer_looked(self, layer: str, result: str, seconds: float) -> None:
+        """A stored answer was looked for. Both words are of fixed lists."""
+
+        def act() -> None:
+            self._looked.labels(layer, result).inc()
+            self._looked_s.labels(layer).observe(seconds)
+
+        self._note(act)
+
+    def answer_refused(self, reason: str) -> None:
+        """The guard let no near answer pass. `reason` is one of a fixed list."""
+        self._refused.labels(reason).inc()
+
+    def answer_kept(self, outcome: str) -> None:
+        """A reply was stored, or was not. `outcome` is one of a fixed list."""
+        self._kept.labels(outcome).inc()
+
+    def answer_saved(self, *, prompt: int, output: int, seconds: float) -> None:
+        """What a stored answer spared an engine."""
+        self._answers_saved.labels("prompt").inc(prompt)
+        self._answers_saved.labels("output").inc(output)
+        self._answers_saved_s.inc(seconds)
 
     def routed(self, reason: str) -> None:
         """An engine was asked. `reason` is one of a fixed list."""

@@ -1,0 +1,199 @@
+"""Writes answers behind the requests: what passed by is put together, checked and stored by a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from nightfill.answers.reply import Kept, Unfit, keep
+from nightfill.errors import StateError
+from nightfill.state.answers import Answer, Origin
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nightfill.answers.question import Ground, Question
+    from nightfill.answers.reply import Recording
+    from nightfill.contexts.context import ContextName, Tenant
+    from nightfill.engines.engine import Tokens
+    from nightfill.state.answers import AnswerBook, AnswerKey, Asked, QuestionLog
+
+_LOG: Final = logging.getLogger(__name__)
+_MAX_WAITING: Final = 512
+_MAX_WAITING_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deposit:
+    """A reply that passed by, and what it answers."""
+
+    ground: Ground
+    question: Question
+    model: str
+    recording: Recording
+    tokens: Tokens
+    ttl_s: float
+    judge: Callable[[Kept | Unfit], Awaitable[bool]] | None = None
+    """Told of the reply before it is stored; False: it is not to be."""
+
+
+class Keeper:
+    """A bounded buffer in front of the answers and questions of the state. For one event loop.
+
+    What does not fit in, or cannot be written, is dropped and counted: an answer is worth no more than its making.
+    Use as an asynchronous context manager; leaving it writes out what is left, for at most `close_s` seconds.
+    """
+
+    def __init__(
+        self,
+        answers: AnswerBook,
+        questions: QuestionLog,
+        *,
+        max_answer_bytes: int,
+        on_outcome: Callable[[str], None],
+        write_s: float = 5.0,
+        close_s: float = 2.0,
+    ) -> None:
+        """`on_outcome` is told `stored`, or why a reply was not."""
+        self._answers = answers
+        self._questions = questions
+        self._max_answer_bytes = max_answer_bytes
+        self._on_outcome = on_outcome
+        self._write_s, self._close_s = write_s, close_s
+        self._deposits: deque[Deposit] = deque()
+        self._waiting_bytes = 0
+        self._served: Counter[AnswerKey] = Counter()
+        self._asked: dict[tuple[Tenant, ContextName], list[Asked]] = {}
+        self._noted = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._closing = False
+        self._failing = False
+        self._task: asyncio.Task[None] | None = None
+
+    def keep(self, deposit: Deposit) -> bool:
+        """Take a reply in; False when there is no room. Never blocks."""
+        size = deposit.recording.size
+        if len(self._deposits) >= _MAX_WAITING or self._waiting_bytes + size > _MAX_WAITING_BYTES:
+            self._on_outcome("full")
+            return False
+        self._deposits.append(deposit)
+        self._waiting_bytes += size
+        self._note()
+        return True
+
+    def served(self, key: AnswerKey) -> None:
+        """An answer served once more. Never blocks."""
+        if key in self._served or len(self._served) < _MAX_WAITING:
+            self._served[key] += 1
+            self._note()
+
+    def asked(self, tenant: Tenant, context: ContextName, asked: Asked) -> None:
+        """A question was asked of a context. Never blocks."""
+        waiting = self._asked.setdefault((tenant, context), [])
+        if len(waiting) < _MAX_WAITING and len(self._asked) <= _MAX_WAITING:
+            waiting.append(asked)
+            self._note()
+
+    async def flush(self) -> None:
+        """Wait until all that came in by now is written or dropped."""
+        await self._empty.wait()
+
+    def _note(self) -> None:
+        self._empty.clear()
+        self._noted.set()
+
+    async def _run(self) -> None:
+        while not self._closing or self._noted.is_set():
+            if not self._noted.is_set():
+                self._empty.set()
+            await self._noted.wait()
+            self._noted.clear()
+            try:
+                await self._write_all()
+            except Exception:  # noqa: BLE001
+                # The outermost frame: what was at hand is lost, what comes is not.
+                _LOG.exception("an answer was not stored")
+                self._on_outcome("failed")
+                self._noted.set()
+        self._empty.set()
+
+    async def _write_all(self) -> None:
+        served, self._served = self._served, Counter()
+        if served:
+            await self._written(self._answers.served(list(served.elements())))
+        while self._asked:
+            (tenant, context), questions = self._asked.popitem()
+            await self._written(self._questions.note(tenant, context, questions))
+        while self._deposits:
+            deposit = self._deposits.popleft()
+            try:
+                await self._deposit(deposit)
+            finally:
+                self._waiting_bytes -= deposit.recording.size
+
+    async def _deposit(self, deposit: Deposit) -> None:
+        kept = await asyncio.to_thread(
+            keep,
+            deposit.recording,
+            deposit.tokens,
+            bounded=deposit.question.max_tokens is not None,
+            max_bytes=self._max_answer_bytes,
+        )
+        if deposit.judge is not None and not await deposit.judge(kept):
+            return
+        if isinstance(kept, Unfit):
+            self._on_outcome(kept)
+            return
+        stored = await self._written(self._answers.put(_answer(deposit, kept)))
+        if stored is not None:
+            self._on_outcome("stored" if stored else "overtaken")
+
+    async def _written(self, write: Awaitable[object]) -> object:
+        """The outcome of a write; None, and a word in the log, when it failed."""
+        try:
+            async with asyncio.timeout(self._write_s):
+                outcome = await write
+        except (StateError, TimeoutError) as exc:
+            if not self._failing:
+                _LOG.warning("answers are not stored: %s", exc or f"no answer within {self._write_s:g} s")
+            self._failing = True
+            self._on_outcome("failed")
+            return None
+        self._failing = False
+        return outcome
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="keep answers")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._closing = True
+        self._noted.set()
+        pending = (await asyncio.wait({self._task}, timeout=self._close_s))[1]
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
+        if not self._task.cancelled() and (error := self._task.exception()) is not None:
+            raise error
+
+
+def _answer(deposit: Deposit, kept: Kept) -> Answer:
+    ground, question = deposit.ground, deposit.question
+    return Answer(
+        key=question.key,
+        scope=question.scope,
+        tenant=ground.tenant,
+        context=ground.context,
+        fingerprint=ground.fingerprint,
+        model=deposit.model,
+        question=(question.text or "") if kept.to_its_end else "",
+        body=kept.body,
+        origin=Origin.LIVE,
+        at_s=0,
+        ttl_s=deposit.ttl_s,
+    )

@@ -1,0 +1,333 @@
+"""The layer of stored answers: what is tried before an engine is asked, and what is kept of its reply."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from nightfill.answers.cache import AnswerCache
+from nightfill.answers.keeper import Deposit, Keeper
+from nightfill.answers.look import Found, Kind, Look, Result, report
+from nightfill.answers.question import COMPLETION, Bar, Ground, Question, Questions
+from nightfill.answers.reply import Recording
+from nightfill.contexts import Form
+from nightfill.errors import ClientLeft, NotStored
+from nightfill.gateway import replay
+from nightfill.gateway.proof import Layer
+from nightfill.state.access import Access
+from nightfill.state.answers import Asked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nightfill.answers.cache import Neighbours
+    from nightfill.config import AnswerSettings
+    from nightfill.contexts import Tenant
+    from nightfill.engines.engine import Description
+    from nightfill.gateway.ask import Ask
+    from nightfill.gateway.cache_control import Wishes
+    from nightfill.gateway.exchange import Exchange, Header
+    from nightfill.gateway.layers import Plan
+    from nightfill.gateway.relay import Trip
+    from nightfill.gateway.saving import Rates
+    from nightfill.observe.metrics import Metrics
+    from nightfill.state.answers import AnswerBook, QuestionLog
+
+_NAME: Final = "nightfill"
+_SEND_S: Final = 60.0
+"""For a client to take a stored reply."""
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Counted(msgspec.Struct, frozen=True):
+    usage: _Usage = _Usage()
+
+
+@dataclass(slots=True, kw_only=True)
+class Tried:
+    """One request on its way through this layer."""
+
+    mode: str
+    """`shadow`, `exact` or `near`."""
+    wishes: Wishes
+    ground: Ground
+    engine: Description
+    """Whose answer was looked for."""
+    question: Question | None = None
+    bar: Bar | None = None
+    """Why there is no question."""
+    looks: list[Look] = field(default_factory=list)
+    found: Found | None = None
+
+    @property
+    def shown(self) -> bytes:
+        """As peers call it."""
+        if self.found is not None:
+            return b"HIT" if self.found.kind is Kind.EXACT else b"SEMANTIC-HIT"
+        return b"MISS" if self.looks else b"BYPASS"
+
+    @property
+    def _detail(self) -> str:
+        if self.bar is not None:
+            return self.bar
+        if not self.looks:
+            return "shadow" if self.mode == "shadow" else "request"
+        return self.looks[-1].detail or self.looks[-1].result
+
+    def head(self) -> list[Header]:
+        """What the reply's headers say of it."""
+        head = [(b"x-nightfill-cache", self.shown), (b"cache-status", self._status().encode())]
+        if self.found is not None:
+            head.append((b"age", b"%d" % self.found.age_s))
+            if self.found.similarity is not None:
+                head.append((b"x-nightfill-cache-similarity", b"%.4f" % self.found.similarity))
+        return head
+
+    def _status(self) -> str:
+        """RFC 9211."""
+        found = self.found
+        if found is not None:
+            left_s = max(0, int(found.answer.ttl_s - found.age_s))
+            return f"{_NAME}; hit; ttl={left_s}; detail={'exact' if found.similarity is None else 'semantic'}"
+        forward = "miss" if self.looks else ("bypass" if self.bar is not None or self.mode == "shadow" else "request")
+        return f"{_NAME}; fwd={forward}" + (f"; detail={self._detail}" if self._detail != Result.MISS else "")
+
+    def timing(self) -> bytes:
+        """Entries of `server-timing`, each with a comma before it."""
+        return b"".join(
+            b', %s;dur=%.3f;desc="%s"' % (look.kind.encode(), 1000 * look.seconds, look.result.encode())
+            for look in self.looks
+        )
+
+
+class StoredAnswers:
+    """Looks answers up, gives them again, and keeps those that engines gave. Used by one event loop, as an asynchronous
+    context manager that writes out what is left to be kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: AnswerCache,
+        keeper: Keeper,
+        questions: Questions,
+        settings: AnswerSettings,
+        rates: Rates,
+        metrics: Metrics,
+        note: Callable[[Access], None],
+    ) -> None:
+        """`note` takes rows of the access log."""
+        self._cache = cache
+        self._keeper = keeper
+        self._questions = questions
+        self._settings = settings
+        self._rates = rates
+        self._metrics = metrics
+        self._note = note
+
+    async def __aenter__(self) -> Self:
+        await self._keeper.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._keeper.__aexit__(*error)
+
+    async def flush(self) -> None:
+        """Wait until all that is to be kept by now is written."""
+        await self._keeper.flush()
+
+    def mode(self, tenant: Tenant, plan: Plan) -> str:
+        """What is to be done with stored answers: the context's word comes before the tenant's."""
+        return plan.options.answers or self._settings.tenants.get(tenant) or self._settings.mode
+
+    async def look(self, tenant: Tenant, ask: Ask, plan: Plan, engine: Description) -> Tried | None:
+        """Look for an answer; None where stored answers are off. Raises NotStored when only one would do."""
+        mode = self.mode(tenant, plan)
+        tried = None if mode == "off" else await self._tried(mode, tenant, ask, plan, engine)
+        if ask.wishes.only_stored and (tried is None or tried.found is None):
+            raise NotStored("no stored answer serves this request, and only-if-cached asks for no other")
+        return tried
+
+    async def _tried(self, mode: str, tenant: Tenant, ask: Ask, plan: Plan, engine: Description) -> Tried:
+        began_s = time.perf_counter()
+        ground = Ground(
+            tenant=tenant,
+            context=plan.context,
+            fingerprint=plan.fingerprint,
+            mode="distilled" if plan.distilled else "full",
+            # Answers are shared with those whom KV is shared with, and may be kept apart further.
+            salt=msgspec.json.encode([ask.cache_salt, ask.wishes.namespace]).decode(),
+        )
+        asked = self._questions.of(ground, path=ask.path, members=ask.members, engine=engine)
+        tried = Tried(mode=mode, wishes=ask.wishes, ground=ground, engine=engine)
+        if isinstance(asked, Bar):
+            tried.bar = asked
+            return tried
+        tried.question = asked
+        self._log(asked, ground, plan)
+        if mode == "shadow" or not ask.wishes.serve:
+            return tried
+        found, look = await self._cache.exact(asked, max_age_s=ask.wishes.max_age_s, began_s=began_s)
+        tried.looks.append(look)
+        if found is None and mode == "near":
+            found, look = await self._cache.near(asked, max_age_s=ask.wishes.max_age_s)
+            tried.looks.append(look)
+        for look in tried.looks:
+            self._metrics.answer_looked(look.kind, look.result, look.seconds)
+            if look.result is Result.GUARD:
+                self._metrics.answer_refused(look.detail)
+        tried.found = found
+        return tried
+
+    def _log(self, question: Question, ground: Ground, plan: Plan) -> None:
+        foresees = self._settings.foresee if plan.options.foresee is None else plan.options.foresee
+        if foresees and ground.context is not None and question.text is not None:
+            self._keeper.asked(ground.tenant, ground.context, Asked(text=question.text, at_s=time.time()))
+
+    async def serve(self, exchange: Exchange, ask: Ask, plan: Plan, tried: Tried, arrived_s: float) -> bool:
+        """Give the answer that was found. False, and nothing is sent, when there is none, or none that can be read."""
+        found = tried.found
+        if found is None:
+            return False
+        try:
+            body = found.answer.body
+            counted = msgspec.json.decode(body, type=_Counted).usage
+            whole = replay.events(body, usage=ask.usage) if ask.stream else replay.whole(body)
+        except (msgspec.DecodeError, KeyError, TypeError):
+            # Not what we stored; as good as none.
+            tried.found = None
+            tried.looks[-1] = replace(tried.looks[-1], result=Result.FAILED)
+            return False
+        overhead_ms = 1000 * (time.monotonic() - exchange.started_s)
+        head = [
+            (b"x-nightfill-layer", Layer.ANSWER.value.encode()),
+            (b"x-nightfill-overhead-ms", b"%.3f" % overhead_ms),
+            (b"server-timing", b"gateway;dur=%.3f" % overhead_ms + tried.timing()),
+            *context_head(plan),
+            *tried.head(),
+        ]
+        try:
+            async with asyncio.timeout(_SEND_S):
+                if ask.stream:
+                    kind = (b"content-type", b"text/event-stream; charset=utf-8")
+                    await exchange.start(200, [kind, (b"cache-control", b"no-cache"), *head])
+                    await exchange.send(whole, more=False)
+                else:
+                    await exchange.respond(200, whole, headers=head)
+        except TimeoutError as exc:
+            raise ClientLeft(f"the client did not take its answer within {_SEND_S:g} s") from exc
+        finally:
+            self._keeper.served(found.answer.key)
+            self._account(exchange, ask, plan, tried, counted, arrived_s)
+        return True
+
+    def _account(
+        self, exchange: Exchange, ask: Ask, plan: Plan, tried: Tried, counted: _Usage, arrived_s: float
+    ) -> None:
+        model = tried.engine.model
+        total_s = time.monotonic() - exchange.started_s
+        # Of the prompt, only what no fill had: that would not have been computed anyway.
+        tokens = max(0, counted.prompt_tokens - (plan.planned_tokens if plan.claimed_ready else 0))
+        seconds = self._rates.seconds(model, prompt=tokens, output=counted.completion_tokens)
+        metrics = self._metrics
+        metrics.overhead(total_s)
+        if ask.stream:
+            metrics.ttft(model, Layer.ANSWER.value, total_s)
+        metrics.duration(model, Layer.ANSWER.value, total_s)
+        metrics.answer_saved(prompt=tokens, output=counted.completion_tokens, seconds=seconds)
+        self._note(
+            Access(
+                at_s=arrived_s,
+                tenant=tried.ground.tenant,
+                context=plan.context,
+                fingerprint=plan.fingerprint,
+                form=Form.COMPLETION if ask.path == COMPLETION else Form.CHAT,
+                model=model,
+                layer=Layer.ANSWER.value,
+                prompt_tokens=counted.prompt_tokens,
+                promised_tokens=0,
+                reused_tokens=0,
+                output_tokens=counted.completion_tokens,
+                ttft_s=total_s,
+                total_s=total_s,
+                restore_s=0.0,
+                status=exchange.status,
+                user=plan.user,
+                saved_tokens=tokens,
+                saved_s=seconds,
+                looked=report(tried.looks),
+            )
+        )
+
+    def recording(self, tried: Tried | None, ask: Ask, engine: Description) -> Recording | None:
+        """What is to be handed the pieces of `engine`'s reply; None when it is not to be kept."""
+        if tried is None or tried.question is None or not tried.wishes.store:
+            return None
+        if (engine.signature, engine.version) != (tried.engine.signature, tried.engine.version):
+            return None  # another engine had to be asked, and the question is not put to it
+        return Recording(streamed=ask.stream, max_bytes=self._settings.max_answer_bytes)
+
+    def learn(self, tried: Tried, trip: Trip, recording: Recording | None, row: Access) -> None:
+        """Keep a reply, if it came to a good end, and have the request's row written."""
+        self._note(replace(row, looked=report(tried.looks)))
+        if recording is None or tried.question is None or not trip.complete or trip.status != 200:
+            return
+        ttl_s = float(self._settings.ttl_s)
+        self._keeper.keep(
+            Deposit(
+                ground=tried.ground,
+                question=tried.question,
+                model=tried.engine.model,
+                recording=recording,
+                tokens=trip.tokens,
+                ttl_s=ttl_s if tried.wishes.ttl_s is None else min(ttl_s, tried.wishes.ttl_s),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRoom:
+    """What this layer is made of."""
+
+    settings: AnswerSettings
+    answers: AnswerBook
+    questions: QuestionLog
+    secret: bytes = b""
+    """See `Questions`."""
+    neighbours: Neighbours | None = None
+    """Finds near answers, where that is installed."""
+
+    def layer(self, *, rates: Rates, metrics: Metrics, note: Callable[[Access], None]) -> StoredAnswers:
+        """The layer, to be used inside its context."""
+        return StoredAnswers(
+            cache=AnswerCache(self.answers, neighbours=self.neighbours),
+            keeper=Keeper(
+                self.answers,
+                self.questions,
+                max_answer_bytes=self.settings.max_answer_bytes,
+                on_outcome=metrics.answer_kept,
+            ),
+            questions=Questions(secret=self.secret, max_temperature=self.settings.max_temperature),
+            settings=self.settings,
+            rates=rates,
+            metrics=metrics,
+            note=note,
+        )
+
+
+def context_head(plan: Plan) -> list[Header]:
+    """Which version of which context is in front."""
+    if plan.context is None or plan.fingerprint is None:
+        return []
+    return [
+        (b"x-nightfill-context", f"{plan.context}@{plan.fingerprint[:12]}".encode()),
+        (b"x-nightfill-mode", b"distilled" if plan.distilled else b"full"),
+    ]
