@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from nightfill.engines.engine import Tokens
 
+JsonObject = dict[str, Any]
+
 _DONE: Final = b"[DONE]"
 _OF_ITS_MAKING: Final = ("timings", "prompt_progress", "kv_transfer_params", "prompt_logprobs")
 """Members that speak of one computation, not of the answer."""
@@ -83,27 +85,34 @@ def keep(recording: Recording, tokens: Tokens, *, bounded: bool, max_bytes: int)
         return Unfit.LONG
     try:
         reply = _streamed(recording.pieces) if recording.streamed else _object(b"".join(recording.pieces))
+        unfit, to_its_end = _ended(reply, bounded=bounded)
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         return Unfit.BROKEN
-    if reply is None or not reply.get("choices"):
-        return Unfit.BROKEN
+    if unfit is not None:
+        return unfit
+    usage = _usage(tokens) if recording.streamed else reply.get("usage") or _usage(tokens)
+    if not usage:
+        return Unfit.USAGE
+    reply = {name: value for name, value in reply.items() if name not in _OF_ITS_MAKING}
+    body = msgspec.json.encode({**reply, "usage": usage})
+    return Unfit.LONG if len(body) > max_bytes else Kept(body=body, to_its_end=to_its_end)
+
+
+def _ended(reply: JsonObject, *, bounded: bool) -> tuple[Unfit | None, bool]:
+    """Why it is not to be kept; and whether the model itself ended it."""
     reasons = set()
     for choice in reply["choices"]:
         message = choice.get("message") or {}
         if message.get("tool_calls") or message.get("function_call"):
-            return Unfit.TOOLS
+            return Unfit.TOOLS, False
         if not (message.get("content") or choice.get("text")):
-            return Unfit.EMPTY
+            return Unfit.EMPTY, False
         reasons.add(choice.get("finish_reason"))
+    if not reasons:
+        return Unfit.BROKEN, False
     if not reasons <= ({"stop", "length"} if bounded else {"stop"}):
-        return Unfit.CUT
-    usage = _usage(tokens) or reply.get("usage")
-    if not usage:
-        return Unfit.USAGE
-    if recording.streamed or not reply.get("usage"):
-        reply["usage"] = usage
-    body = msgspec.json.encode({name: value for name, value in reply.items() if name not in _OF_ITS_MAKING})
-    return Unfit.LONG if len(body) > max_bytes else Kept(body=body, to_its_end=reasons == {"stop"})
+        return Unfit.CUT, False
+    return None, reasons == {"stop"}
 
 
 def words_of(body: bytes) -> list[str]:
@@ -112,12 +121,12 @@ def words_of(body: bytes) -> list[str]:
     return [(choice.get("message") or {}).get("content") or choice.get("text") or "" for choice in choices]
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: bytes) -> JsonObject:
     return msgspec.json.decode(body, type=dict[str, Any])
 
 
-def _streamed(pieces: Sequence[bytes]) -> dict[str, Any] | None:
-    """The whole of a stream; None when it has no end, or reported a failure."""
+def _streamed(pieces: Sequence[bytes]) -> JsonObject:
+    """The whole of a stream; nothing when it has no end, or reported a failure."""
     whole = Aggregate()
     done = False
     for piece in pieces:
@@ -126,13 +135,13 @@ def _streamed(pieces: Sequence[bytes]) -> dict[str, Any] | None:
                 done = True
             else:
                 whole.add(payload)
-    return _object(whole.body()) if done and whole.error is None else None
+    return _object(whole.body()) if done and whole.error is None else {"choices": []}
 
 
-def _usage(tokens: Tokens) -> dict[str, Any] | None:
+def _usage(tokens: Tokens) -> JsonObject | None:
     if tokens.prompt is None or tokens.output is None:
         return None
-    usage: dict[str, Any] = {
+    usage: JsonObject = {
         "prompt_tokens": tokens.prompt,
         "completion_tokens": tokens.output,
         "total_tokens": tokens.prompt + tokens.output,
