@@ -1,0 +1,252 @@
+"""What is foreseen for one context, from what the state holds of it and of its tenant's other contexts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from nightfill.answers.reply import words_of
+from nightfill.contexts import ContextName, FillKey, FillState, Form, Messages
+from nightfill.errors import BadSetting
+from nightfill.sleep.fill import Gone
+from nightfill.sleep.predict import quotas, ranked
+from nightfill.sleep.predict_likeness import Likeness
+from nightfill.sleep.predict_log import from_log, recurring
+from nightfill.sleep.predict_model import from_model, prompt
+from nightfill.sleep.predict_structure import from_structure
+from nightfill.state.answers import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from nightfill.answers.embed import Embedder
+    from nightfill.answers.question import Question
+    from nightfill.answers.reply import Kept
+    from nightfill.config import AnswerSettings, ForeseeSettings
+    from nightfill.contexts import Content, Context, Fill
+    from nightfill.engines.engine import Description
+    from nightfill.sleep.answer_request import Requests
+    from nightfill.sleep.predict import Candidate
+    from nightfill.state.answers import AnswerBook, Asked, Origin, QuestionLog
+    from nightfill.state.book import SourceBook
+    from nightfill.state.jobs import Job, JobQueue
+
+_log = logging.getLogger(__name__)
+
+MOST_CONTEXTS: Final = 200
+"""Of the tenant's other contexts, whose logs are read for what recurs."""
+ASKED_OF_EACH: Final = 100
+LIST_TOKENS: Final = 40
+"""Of each question that a model writes."""
+
+
+class Books(Protocol):
+    """The books that foreseeing needs."""
+
+    @property
+    def jobs(self) -> JobQueue:
+        """What is to be done."""
+
+    @property
+    def book(self) -> SourceBook:
+        """What is long-lived, and what of it is filled."""
+
+    @property
+    def answers(self) -> AnswerBook:
+        """What is prepared."""
+
+    @property
+    def questions(self) -> QuestionLog:
+        """What was asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a job of foreseeing works on: a context's version as one engine has filled it."""
+
+    key: FillKey
+    context: ContextName
+
+    def __str__(self) -> str:
+        return f"{self.key}/{self.context}"
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """The inverse of `str`. Raises ValueError."""
+        key, _, name = text.rpartition("/")
+        return cls(key=FillKey.parse(key), context=ContextName(name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """A question that is likely to come, as a client would ask it."""
+
+    candidate: Candidate
+    question: Question
+    prepared: bool
+    """An answer is stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What a job of foreseeing rests on, still as it was when the job was queued."""
+
+    target: Target
+    context: Context
+    content: Content
+    fill: Fill
+
+
+class Foresight:
+    """Foresees. For one event loop; what takes long runs in a thread.
+
+    `load` gives the embedding by which questions are found alike, once it is needed; without it (BadSetting, or None)
+    those in the same words are.
+    """
+
+    def __init__(
+        self,
+        state: Books,
+        requests: Requests,
+        *,
+        answers: AnswerSettings,
+        settings: ForeseeSettings,
+        load: Callable[[], Embedder] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.state = state
+        self.requests = requests
+        self.answers = answers
+        self.settings = settings
+        self._load = load
+        self._embedder: Embedder | None = None
+        self._clock = clock
+        self.list_prompt = prompt(settings.model_questions)
+        self.list_tokens = LIST_TOKENS * settings.model_questions
+
+    def wanted(self, context: Context) -> bool:
+        """Whether its options, or the settings, say so, and what is prepared may serve at all."""
+        foresee = self.answers.foresee if context.options.foresee is None else context.options.foresee
+        mode = context.options.answers or self.answers.tenants.get(context.tenant) or self.answers.mode
+        return foresee and mode != "off" and Form.CHAT in context.forms
+
+    async def limits(self, context: Context) -> dict[Origin, int]:
+        """Answers to keep prepared for it, by source."""
+        counts = await self.state.answers.counts(context.tenant, context.name)
+        return quotas(counts, self.settings.per_context)
+
+    async def ready(self, target: Target) -> Fill | None:
+        """The fill that answers are made with; None while it is not ready."""
+        fill = await self.state.book.fill(target.key)
+        return fill if fill is not None and fill.state is FillState.READY and fill.stored_tokens else None
+
+    async def standing(self, job: Job) -> Standing | Gone:
+        """What the job is about, or why it is about nothing any more. Raises StateUnavailable."""
+        try:
+            target = Target.parse(job.target)
+        except ValueError:
+            return Gone("not a filled context's name")
+        context = await self.state.book.get(target.key.tenant, target.context)
+        if context is None or context.current != target.key.fingerprint or not self.wanted(context):
+            return Gone("its version was replaced, or nobody wants its questions foreseen any more")
+        content, fill = await self.state.book.content(context.tenant, context.current), await self.ready(target)
+        if content is None or fill is None:
+            return Gone("it is not filled any more")
+        return Standing(target=target, context=context, content=content, fill=fill)
+
+    def list_question(self, context: Context, engine: Description) -> Question | None:
+        """The request for a list of questions: its reply is stored like an answer, and goes as one does."""
+        if "model" not in self.settings.sources:
+            return None
+        return self.requests.question(context, self.list_prompt, engine, max_tokens=self.list_tokens)
+
+    def answer(
+        self, context: Context, question: Question, kept: Kept, engine: Description, *, origin: Origin
+    ) -> Answer:
+        """A reply that was prepared, ready to be stored."""
+        return Answer(
+            key=question.key,
+            scope=question.scope,
+            tenant=context.tenant,
+            context=context.name,
+            fingerprint=context.current,
+            model=engine.model,
+            question=(question.text or "") if kept.to_its_end else "",
+            body=kept.body,
+            origin=origin,
+            at_s=0,
+            ttl_s=float(self.answers.ttl_s),
+        )
+
+    async def foreseen(self, context: Context, content: Content, engine: Description) -> list[Foreseen]:
+        """The questions that answers are to be prepared for, likeliest first. They are found anew each time, and lie
+        nowhere but where they came from. Raises StateUnavailable.
+        """
+        state, sources = self.state, self.settings.sources
+        asked: Sequence[Asked] = ()
+        others: list[Sequence[Asked]] = []
+        if "log" in sources:
+            asked = await state.questions.recent(context.tenant, context.name, limit=self.answers.questions_per_context)
+            others = await self._others(context)
+        listed = self.list_question(context, engine)
+        reply = await state.answers.get(listed.key) if listed is not None else None
+        written = "\n".join(words_of(reply.body)) if reply is not None else ""
+        limits = await self.limits(context)
+        candidates = await asyncio.to_thread(self._ranked, _text(content), asked, others, written, limits)
+        found = []
+        for candidate in candidates:
+            question = self.requests.question(context, candidate.text, engine)
+            if question is not None:
+                prepared = await state.answers.get(question.key) is not None
+                found.append(Foreseen(candidate=candidate, question=question, prepared=prepared))
+        return found
+
+    async def _others(self, context: Context) -> list[Sequence[Asked]]:
+        contexts = [one for one in await self.state.book.contexts(context.tenant) if one.name != context.name]
+        newest = sorted(contexts, key=lambda one: -one.updated_at_s)[:MOST_CONTEXTS]
+        return [
+            await self.state.questions.recent(one.tenant, one.name, limit=ASKED_OF_EACH)
+            for one in newest
+            if self.wanted(one)
+        ]
+
+    def _ranked(
+        self,
+        text: str,
+        asked: Sequence[Asked],
+        others: Sequence[Sequence[Asked]],
+        written: str,
+        limits: Mapping[Origin, int],
+    ) -> list[Candidate]:
+        """In a thread."""
+        most, embedder = self.settings.per_context, self._embedding()
+        log = Likeness([one.text for one in asked], embedder)
+        sources = [
+            from_log(asked, log.alike, least=log.least, now_s=self._clock()),
+            recurring(others),
+            from_structure(text) if "structure" in self.settings.sources else [],
+            from_model(written, text),
+        ]
+        # Only what may be taken is worth an embedding.
+        wide = ranked(sources, {origin: 3 * limit for origin, limit in limits.items()}, 3 * most)
+        near = Likeness([one.text for one in wide], embedder)
+        place = {one: at for at, one in enumerate(wide)}
+        return ranked([wide], limits, most, alike=lambda one, other: near.alike(place[one], place[other]) >= near.least)
+
+    def _embedding(self) -> Embedder | None:
+        if self._load is not None and self._embedder is None:
+            try:
+                self._embedder = self._load()
+            except BadSetting as exc:
+                self._load = None
+                _log.warning("questions are told apart by their words alone: %s", exc)
+        return self._embedder
+
+
+def _text(content: Content) -> str:
+    if isinstance(content, Messages):
+        return "\n\n".join(message.content for message in content.messages)
+    return content.text
