@@ -133,6 +133,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
                     machines={one.name: one.machine for one in wanted},
                     route=settings.route,
+                    histories=settings.history,
                     answers=answer_room(rooms),
                     discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
                 )

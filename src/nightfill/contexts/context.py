@@ -33,10 +33,12 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
-class Messages(msgspec.Struct, frozen=True, tag="messages"):
+class Messages(msgspec.Struct, frozen=True, tag="messages", omit_defaults=True):
     """A list of chat messages, put in front of a request's own."""
 
     messages: tuple[Message, ...]
+    behind: Fingerprint | None = None
+    """These go on from that version of a context, whose text is not stored again: `chats.whole` puts it in front."""
 
 
 Content = Text | Messages
@@ -46,8 +48,22 @@ class TextSource(msgspec.Struct, frozen=True, tag="text", forbid_unknown_fields=
     """Given once as text; never changes by itself."""
 
 
-class MessagesSource(msgspec.Struct, frozen=True, tag="messages", forbid_unknown_fields=True):
+class Chat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Where the messages of a chat under way come from."""
+
+    context: str = ""
+    """Name of the context that it is about; empty for none."""
+    version: str = ""
+    """Of that context. The chat goes with it."""
+    before: tuple[str, ...] = ()
+    """Fingerprints of the same chat as it was after earlier replies, the newest first."""
+
+
+class MessagesSource(msgspec.Struct, frozen=True, tag="messages", forbid_unknown_fields=True, omit_defaults=True):
     """Given once as messages; never changes by itself."""
+
+    chat: Chat | None = None
+    """They are a chat's, kept to be filled for its next turn; nobody gave them a name."""
 
 
 class FilesSource(msgspec.Struct, frozen=True, tag="files", forbid_unknown_fields=True):
@@ -135,6 +151,16 @@ class Context:
     options: ContextOptions = DEFAULT_OPTIONS
     distilled: Fingerprint | None = None
     """The distilled version of `current`, once there is one: a content of its own, with fills of its own."""
+
+    @property
+    def versions(self) -> tuple[Fingerprint, ...]:
+        """The texts that it has now: its own, and the distilled one if there is one."""
+        return (self.current,) if self.distilled is None else (self.current, self.distilled)
+
+    @property
+    def chat(self) -> Chat | None:
+        """Set for a chat under way, which is not shown among contexts unless asked for."""
+        return self.source.chat if isinstance(self.source, MessagesSource) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

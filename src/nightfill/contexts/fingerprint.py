@@ -93,7 +93,18 @@ def fingerprint_of(content: Content) -> Fingerprint:
         case Text(text=text):
             digest = hashlib.sha256(_DOMAIN + b"text\0" + text.encode())
         case Messages(messages=messages):
-            digest = hashlib.sha256(
-                _DOMAIN + b"messages\0" + msgspec.json.encode([[m.role, m.content] for m in messages])
-            )
+            return fingerprints_of(messages, behind=content.behind)[-1]
     return Fingerprint(digest.hexdigest())
+
+
+def fingerprints_of(messages: Sequence[Message], *, behind: Fingerprint | None = None) -> list[Fingerprint]:
+    """Of the first message, the first two, and so on: each as `fingerprint_of` such a content."""
+    kind = b"messages\0" if behind is None else b"behind\0" + behind.encode() + b"\0"
+    digest = hashlib.sha256(_DOMAIN + kind)
+    out = []
+    for place, message in enumerate(messages):
+        digest.update((b"," if place else b"[") + msgspec.json.encode([message.role, message.content]))
+        end = digest.copy()
+        end.update(b"]")
+        out.append(Fingerprint(end.hexdigest()))
+    return out

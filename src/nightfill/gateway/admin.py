@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +26,9 @@ from nightfill.contexts import (
     parse_user,
     text_content,
 )
+from nightfill.contexts.chats import about
 from nightfill.contexts.context import (
+    ContextOptions,
     FilesSource,
     FolderSource,
     GitSource,
@@ -35,28 +39,30 @@ from nightfill.contexts.context import (
 from nightfill.contexts.sources import confined, read_source
 from nightfill.errors import BadRequest, NotFound, WrongMethod
 from nightfill.gateway.openai import Record, decode_members, decode_record
+from nightfill.gateway.removal import remove
 from nightfill.ledger import tokens_to_reserve
 from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.views import context_view, fill_view, job_view
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from nightfill.config import ContextSettings
-    from nightfill.contexts import Content, Context, ContextName, Fill, Source, Tenant
+    from nightfill.contexts import Content, Context, ContextName, Source, Tenant
     from nightfill.engines.engine import Description
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.admission import Admission
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.exchange import Exchange
+    from nightfill.gateway.fleet import Standing
+    from nightfill.gateway.removal import Forget
     from nightfill.observe.metrics import Sample
     from nightfill.sleep.autoscale import Scale
     from nightfill.state.book import ContextBook
     from nightfill.state.jobs import Job, JobQueue
 
     Handler = Callable[[Tenant, bytes], Awaitable[tuple[int, object]]]
-    Forget = Callable[[Fill], Awaitable[object]]
     Planner = Callable[[Tenant], Awaitable[object]]
 
 PREFIX: Final = "/v1/nightfill/"
@@ -76,6 +82,8 @@ class PutBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ttl_s: Annotated[float, Meta(gt=0)] | None = None
     user: str = ""
     """Whose it is within the tenant, and whose budget pays for its fills."""
+    options: ContextOptions | None = None
+    """What is done for it beyond filling; left out, as before."""
 
 
 class PinBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +110,7 @@ class Admin:
         accounts: Accounts | None = None,
         autoscale: Autoscale | None = None,
         discovery: Discovery | None = None,
+        standings: Callable[[], Mapping[str, Standing]] | None = None,
     ) -> None:
         self._book = book
         self._queue = queue
@@ -112,6 +121,7 @@ class Admin:
         self._accounts = accounts
         self._autoscale = autoscale
         self._discovery = discovery
+        self._standings = standings
 
     async def job_counts(self) -> tuple[dict[str, int], int]:
         """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before."""
@@ -150,7 +160,7 @@ class Admin:
         """By method; none where there is nothing."""
         match path:
             case ["contexts"]:
-                return {"GET": self._list}
+                return {"GET": functools.partial(self._list, chats=_flag(query, "chats"))}
             case ["contexts", name, *action]:
                 return self._context_handlers(parse_name(name, param="name"), action)
             case ["jobs"]:
@@ -194,10 +204,11 @@ class Admin:
                 return {"POST": functools.partial(self._pin, name=name)}
         return {}
 
-    async def _list(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
+    async def _list(self, tenant: Tenant, _: bytes, *, chats: bool) -> tuple[int, object]:
         fills = await self._book.fills(tenant)
         contexts = await self._book.contexts(tenant)
-        return 200, {"object": "list", "data": [context_view(context, fills) for context in contexts]}
+        shown = [context for context in contexts if chats or context.chat is None]
+        return 200, {"object": "list", "data": [context_view(context, fills) for context in shown]}
 
     async def _show(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
         return 200, context_view(await self._known(tenant, name), await self._book.fills(tenant))
@@ -222,6 +233,7 @@ class Admin:
             pinned=ask.pinned,
             ttl_s=ask.ttl_s,
             user=parse_user(ask.user) if ask.user else "",
+            options=ask.options,
         )
         return 201 if old is None else 200, context_view(context, await self._book.fills(tenant))
 
@@ -249,19 +261,13 @@ class Admin:
 
     async def _delete(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
         context = await self._known(tenant, name)
-        before = [fill for fill in await self._book.fills(tenant) if fill.key.fingerprint == context.current]
-        if not await self._book.delete(tenant, name):
+        jobs = await remove(context, book=self._book, queue=self._queue, forget=self._forget)
+        if jobs is None:
             raise _unknown(name)
         if self._discovery is not None:
             await self._discovery.forget(tenant, name)
-        kept = {other.current for other in await self._book.contexts(tenant)}
-        jobs = 0
-        if context.current not in kept:
-            for kind in JobKind:
-                jobs += await self._queue.cancel_target(kind=kind, target_prefix=f"{tenant}/{context.current}/")
-            if self._forget is not None:
-                for fill in before:
-                    await self._forget(fill)
+        for chat in about(await self._book.contexts(tenant), name):
+            jobs += await remove(chat, book=self._book, queue=self._queue, forget=self._forget) or 0
         return 200, {"name": name, "deleted": True, "jobs_cancelled": jobs}
 
     async def _fill(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
@@ -317,6 +323,7 @@ class Admin:
         return 200, {"object": "list", "data": rows}
 
     async def _engines(self) -> tuple[int, object]:
+        standings = self._standings() if self._standings is not None else {}
         rows = [
             {
                 "name": engine.engine,
@@ -328,6 +335,7 @@ class Admin:
                 "slots": engine.slots,
                 "reuse": engine.reuse.name.lower(),
                 "embeddings": engine.embeddings,
+                **(asdict(standings[engine.engine]) if engine.engine in standings else {}),
             }
             for engine in await self._describe()
         ]
@@ -361,6 +369,11 @@ class Admin:
         if context is None:
             raise _unknown(name)
         return context
+
+
+def _flag(query: bytes, name: str) -> bool:
+    """Whether `?name=1` was said."""
+    return parse_qs(query.decode("latin-1")).get(name) == ["1"]
 
 
 def _unknown(name: ContextName) -> NotFound:

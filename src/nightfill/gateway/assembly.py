@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from nightfill.config import RouteSettings
+from nightfill.config import HistorySettings, RouteSettings
 from nightfill.gateway.admin import Admin
 from nightfill.gateway.admission import Admission
 from nightfill.gateway.app import Gateway
 from nightfill.gateway.audit import Audits
 from nightfill.gateway.fleet import Fleet
+from nightfill.gateway.history import History
 from nightfill.gateway.inference import Inference
 from nightfill.gateway.journal import Journal
 from nightfill.gateway.layers import Layers
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from nightfill.config import ContextSettings, GatewaySettings
     from nightfill.engines.engine import Engine
     from nightfill.gateway.accounts import Accounts
-    from nightfill.gateway.admin import Forget, Planner
+    from nightfill.gateway.admin import Planner
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.stored import AnswerRoom
+    from nightfill.gateway.removal import Forget
     from nightfill.observe.metrics import Metrics
     from nightfill.state.access import AccessLog
     from nightfill.state.book import ContextBook
@@ -54,6 +56,7 @@ async def serving(
     machines: Mapping[str, str] | None = None,
     autoscale: Autoscale | None = None,
     route: RouteSettings | None = None,
+    histories: HistorySettings | None = None,
     discovery: Discovery | None = None,
     answers: AnswerRoom | None = None,
 ) -> AsyncIterator[Server]:
@@ -62,17 +65,21 @@ async def serving(
     forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
     accounts: bill and budgets, where they are to be shown.
     audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
-    engine, by the engine's name. autoscale: how many workers are wished for. route: how engines
-    are chosen. discovery: looks for contexts in what was answered. answers: what stored answers are kept in.
+    engine, by the engine's name. autoscale: how many workers are wished for. route: how engines are chosen.
+    histories: which chats are filled for their next turn. discovery: looks for contexts in what was answered.
+    answers: what stored answers are kept in.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
     admission = Admission(settings, board)
     fleet = Fleet(engines, lead_tokens=(route or RouteSettings()).lead_tokens)
     rates = Rates()
+    history = History(
+        histories or HistorySettings(), book=book, queue=queue, forget=forget, on_turn=metrics.history_turn
+    )
     inference = Inference(
         fleet=fleet,
-        layers=Layers(Library(book), on_failure=lambda _: metrics.failed_open()),
+        layers=Layers(Library(book), on_failure=lambda _: metrics.failed_open(), history=histories),
         book=book,
         board=board,
         journal=journal,
@@ -82,6 +89,7 @@ async def serving(
         discovery=discovery,
         stored=answers.layer(rates=rates, metrics=metrics, note=journal.note) if answers is not None else None,
         rates=rates,
+        history=history,
         limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
     )
     admin = Admin(
@@ -89,6 +97,7 @@ async def serving(
         queue=queue,
         limits=contexts,
         describe=inference.descriptions,
+        standings=fleet.standings,
         forget=forget,
         plan=plan,
         accounts=accounts,
@@ -99,7 +108,7 @@ async def serving(
         metrics.watch(discovery.samples)
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
     async with contextlib.AsyncExitStack() as stack:
-        for part in (journal, inference.stored, fleet, discovery):
+        for part in (journal, inference.stored, history, fleet, discovery):
             if part is not None:
                 await stack.enter_async_context(part)
         yield await stack.enter_async_context(Server(gateway, settings))

@@ -67,6 +67,16 @@ class Member:
         return self.said
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How an engine is, for people."""
+
+    healthy: bool
+    failures: int
+    in_flight: int
+    in_flight_tokens: int
+
+
 class Fleet:
     """Looks after its engines while inside its context. For one event loop; does not close the engines."""
 
@@ -164,6 +174,19 @@ class Fleet:
         assert plan.fill is not None
         held_at_s = self._held.get((plan.fill, member.description.engine))
         return HOLDS if held_at_s is not None and self._clock() - held_at_s < _HELD_S else _ON_SERVERS
+
+    def standings(self) -> dict[str, Standing]:
+        """How the engines are, by name; of those that have said what they are."""
+        return {
+            member.said.engine: Standing(
+                healthy=not member.health.ejected,
+                failures=member.health.failures,
+                in_flight=member.in_flight,
+                in_flight_tokens=member.tokens,
+            )
+            for member in self._members
+            if member.said is not None
+        }
 
     async def healthy(self) -> bool:
         """Whether an engine answers now. Never raises."""

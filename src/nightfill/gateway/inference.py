@@ -19,6 +19,7 @@ from nightfill.errors import (
     status_of,
 )
 from nightfill.gateway.ask import decode_ask
+from nightfill.gateway.history import Turn
 from nightfill.gateway.proof import Layer, Verdict, judge
 from nightfill.gateway.relay import Limits, Relay, Trip
 from nightfill.gateway.saving import Rates
@@ -27,8 +28,9 @@ from nightfill.gateway.stored import context_head
 from nightfill.state.access import Access
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from nightfill.answers.reply import Recording
     from nightfill.contexts import Signature, Tenant
     from nightfill.engines.engine import Description, Reuse, Weighed
     from nightfill.gateway.ask import Ask
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.exchange import Exchange, Header
     from nightfill.gateway.fleet import Fleet, Member
+    from nightfill.gateway.history import History
     from nightfill.gateway.journal import Journal
     from nightfill.gateway.layers import Layers, Plan
     from nightfill.gateway.stored import StoredAnswers, Tried
@@ -69,6 +72,7 @@ class Inference:
         stored: StoredAnswers | None = None,
         rates: Rates | None = None,
         discovery: Discovery | None = None,
+        history: History | None = None,
     ) -> None:
         """`machines`: the kind of machine of each engine, by the engine's name. `rates` are told what engines took."""
         self._fleet = fleet
@@ -81,6 +85,7 @@ class Inference:
         self._audits = audits
         self._machines = machines or {}
         self._discovery = discovery
+        self._history = history
         self.stored = stored
         self._rates = rates or Rates()
         self._running: set[Relay] = set()
@@ -158,12 +163,13 @@ class Inference:
         engine = member.description
         trip = Trip(engine=engine.engine)
         recording = self.stored.recording(tried, ask, engine) if self.stored is not None else None
+        said = self._history.recording(plan.talk, streamed=ask.stream) if self._history is not None else None
         relay = Relay(
             exchange,
             self._limits,
             lambda trip: _head(exchange, plan, trip, tried),
             trip,
-            tap=recording.add if recording is not None else None,
+            tap=_tap(recording, said),
         )
         self._running.add(relay)
         passed_on = False
@@ -172,6 +178,8 @@ class Inference:
             with self._fleet.asking(member, plan):
                 await relay.run(member.engine, plan.call)
             self._fleet.answered(member, plan, trip.tokens.output)
+            if self._history is not None and plan.talk is not None and said is not None and trip.complete:
+                self._history.note(Turn(tenant=tenant, talk=plan.talk, filled=plan.talked, recording=said))
         except ClientLeft:
             self._metrics.client_left()
             raise
@@ -266,6 +274,19 @@ class Inference:
                 await self._book.mark_fill(plan.fill, state=FillState.STALE, reason=verdict.reason)
         except (StateError, TimeoutError) as exc:
             _LOG.warning("a broken promise could not be noted: %s", exc or "no answer in time")
+
+
+def _tap(*recordings: Recording | None) -> Callable[[bytes], None] | None:
+    """For a relay: hands each piece to all that record."""
+    wanted = [recording for recording in recordings if recording is not None]
+    if len(wanted) < 2:
+        return wanted[0].add if wanted else None
+
+    def add(piece: bytes) -> None:
+        for recording in wanted:
+            recording.add(piece)
+
+    return add
 
 
 def _judge(plan: Plan, trip: Trip) -> Verdict:

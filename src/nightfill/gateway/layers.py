@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from nightfill.config import HistorySettings
 from nightfill.contexts import FillKey, FillState, Form
 from nightfill.contexts.context import DEFAULT_OPTIONS
 from nightfill.engines.engine import Call, Prefix, Reuse
 from nightfill.errors import StateError, StateUnavailable
 from nightfill.gateway.route import Reason
+from nightfill.gateway.talk import Talk, is_wanted, talk_of
 from nightfill.kv.key import salt_of
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Plan:
     """The book calls that fill ready and the engine can use it, so all its tokens should be there."""
     route: Reason = Reason.LOAD
     """What speaks for the engine that is asked."""
+    talk: Talk | None = None
+    """The chat that it goes on with, where the next turn is to be filled."""
+    talked: int = 0
+    """Messages of that chat that the fill has."""
     token_s: float = 0.0
     """Engine seconds that each token of that fill took to compute."""
 
@@ -60,8 +66,12 @@ class Plan:
 class Layers:
     """Makes plans. `on_failure` is told each time the state failed and the request went on without it."""
 
-    def __init__(self, library: Library, *, on_failure: Callable[[StateError], None]) -> None:
+    def __init__(
+        self, library: Library, *, on_failure: Callable[[StateError], None], history: HistorySettings | None = None
+    ) -> None:
+        """`history`: which chats are filled for their next turn."""
         self._library = library
+        self._history = history or HistorySettings()
         self._on_failure = on_failure
 
     async def plan(self, tenant: Tenant, ask: Ask, engine: Description, headers: Mapping[str, str]) -> Plan:
@@ -73,7 +83,8 @@ class Layers:
         """
         members = ask.members
         found: tuple[ContextName, Fingerprint, str, ContextOptions] | None = None
-        distilled = False
+        talk: Talk | None = None
+        talked, token_s, distilled = 0, 0.0, False
         if ask.context is not None:
             assert ask.form is not None  # decode_ask refuses a context on other routes
             context = await self._library.context(tenant, ask.context)
@@ -105,6 +116,10 @@ class Layers:
                 if fill is not None and fill.drifted:
                     # Its KV was wrong in the store, and may be so in an engine that has loaded it.
                     fill, reuse = None, False
+            token_s = _token_s(fill)
+            talk = self._talk(ask, found)
+            if talk is not None and reuse:
+                fill, talked = await self._furthest(tenant, talk, engine, fill)
         except StateError as exc:
             self._on_failure(exc)
             fill, reuse = None, ask.reuse
@@ -125,10 +140,13 @@ class Layers:
             fingerprint=found[1] if found is not None else None,
             distilled=distilled,
             user=found[2] if found is not None else "",
+            talk=talk,
+            talked=talked,
             options=found[3] if found is not None else DEFAULT_OPTIONS,
             fill=fill.key if fill is not None else None,
             claimed_ready=fill is not None and fill.state is FillState.READY and engine.reuse is not Reuse.NONE,
-            token_s=fill.fill_seconds / fill.stored_tokens if fill is not None else 0.0,
+            # Little of a chat's fill was computed for that fill alone.
+            token_s=max(token_s, _token_s(fill)),
         )
 
     async def _version(self, context: Context, ask: Ask, engine: Description) -> Fingerprint:
@@ -167,6 +185,30 @@ class Layers:
             entry = index.completion(ask.members["prompt"])
         return (entry.name, entry.fingerprint, entry.user, entry.options) if entry is not None else None
 
+    def _talk(self, ask: Ask, found: tuple[ContextName, Fingerprint, str, ContextOptions] | None) -> Talk | None:
+        if not is_wanted(self._history, ask, found[3] if found is not None else None):
+            return None
+        return talk_of(
+            ask.members,
+            context=found[0] if found is not None else None,
+            version=found[1] if found is not None else None,
+            user=found[2] if found is not None else "",
+            placed=ask.context is not None,
+        )
+
+    async def _furthest(
+        self, tenant: Tenant, talk: Talk, engine: Description, least: Fill | None
+    ) -> tuple[Fill | None, int]:
+        """The fill that has most of the chat, at least what its context's has; and how many messages that is."""
+        for count in talk.earlier():
+            key = FillKey(tenant=tenant, fingerprint=talk.marks[count - 1], form=Form.CHAT, signature=engine.signature)
+            fill = await self._usable(key)
+            if fill is None or fill.drifted:
+                continue
+            if least is None or fill.stored_tokens > least.stored_tokens:
+                return fill, count
+        return least, 0
+
     async def _usable(self, key: FillKey) -> Fill | None:
         fill = await self._library.fill(key)
         if fill is None or fill.drifted:
@@ -174,6 +216,10 @@ class Layers:
         if fill.state not in (FillState.READY, FillState.FILLING) or fill.stored_tokens <= 0:
             return None
         return fill
+
+
+def _token_s(fill: Fill | None) -> float:
+    return fill.fill_seconds / fill.stored_tokens if fill is not None else 0.0
 
 
 def _prefix(fill: Fill, salt: bytes) -> Prefix:

@@ -119,6 +119,8 @@ class Library:
         entries: dict[Tenant, list[Entry]] = {}
         size = 0
         for context in await self._asked(self._book.contexts()):
+            if context.chat is not None:
+                continue  # found by what was said, see `talk`
             _keep(self._contexts, (context.tenant, context.name), (changes, context), _MAX_CONTEXTS)
             size += context.content_bytes
             if size > self._max_content_bytes:

@@ -152,6 +152,7 @@ class Metrics:
             "answer_saved_seconds", "Engine time that computing them would have taken."
         )
         self._routes = self._counter("routes", "Requests by what spoke for the engine that was asked.", ("reason",))
+        self._turns = self._counter("history_turns", "Chats that went on, by what becomes of them.", ("outcome",))
         self._left = self._counter("clients_left", "Clients that hung up before their answer was complete.")
         self._failed_open = self._counter("failed_open", "Requests served without the state, which had failed.")
         self._dropped = self._counter("access_rows_dropped", "Rows of the access log that could not be written.")
@@ -257,6 +258,10 @@ class Metrics:
     def routed(self, reason: str) -> None:
         """An engine was asked. `reason` is one of a fixed list."""
         self._note(lambda: self._routes.labels(reason).inc())
+
+    def history_turn(self, outcome: str) -> None:
+        """A chat went on. `outcome` is one of a fixed list."""
+        self._turns.labels(outcome).inc()
 
     def client_left(self) -> None:
         """A client hung up early."""

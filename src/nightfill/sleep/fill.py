@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nightfill.contexts.chats import whole_content
 from nightfill.contexts.context import Fill, FillKey, FillState
 from nightfill.engines.engine import BOUNDARY_TOKENS, Prefix, Reuse
 from nightfill.errors import KvError, NightfillError
@@ -128,7 +129,7 @@ class FillRun:
         return work.result()
 
     async def _work(self) -> Outcome:
-        content = await self._book.content(self._key.tenant, self._key.fingerprint)
+        content = await whole_content(self._book, self._key.tenant, self._key.fingerprint)
         if content is None:
             return Gone("its version is gone")
         before = await self._book.fill(self._key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.engines.engine import Reuse
@@ -15,13 +15,17 @@ from nightfill.sleep.warmth import NEVER_USED, capacity, to_keep_warm
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from nightfill.contexts.context import Context, ContextName, Fill, Form, Tenant
+    from nightfill.contexts.context import Context, ContextName, Fill, Fingerprint, Form, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import Usage
     from nightfill.state.jobs import Job
+
+
+CHATS: Final = "(chats)"
+"""What the ledger calls chats about no context."""
 
 
 class Verdict(enum.StrEnum):
@@ -52,6 +56,8 @@ class PlanLine:
     """Still to be computed; an estimate while `total_tokens` is unknown."""
     queued: bool = False
     """It has a job already."""
+    payer: str = ""
+    """Under whose name the ledger has it."""
 
 
 def plan(
@@ -80,15 +86,13 @@ def plan(
     lines = []
     for context in contexts:
         usage = usages.get((context.tenant, context.name), NEVER_USED)
-        for form in context.forms:
+        for version, form in _texts(context, description):
             if description is None:
                 verdict, why = Verdict.SKIP, "waits for the first start of an engine"
                 key, fill, job = None, None, None
                 priority = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s))
             else:
-                key = FillKey(
-                    tenant=context.tenant, fingerprint=context.current, form=form, signature=description.signature
-                )
+                key = FillKey(tenant=context.tenant, fingerprint=version, form=form, signature=description.signature)
                 fill, job = fill_of.get(key), job_of.get(str(key))
                 priority = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s, fill=fill))
                 wanted = context.pinned or priority.again
@@ -106,18 +110,27 @@ def plan(
                     verdict=verdict,
                     priority=priority.score,
                     total_tokens=len(fill.tokens) if fill else 0,
-                    why=why,
+                    why=why if version == context.current else f"distilled: {why}",
                     user=context.user,
-                    missing_tokens=tokens_to_reserve(context, fill),
+                    missing_tokens=tokens_to_reserve(context, fill, distilled=version != context.current),
                     queued=job is not None,
+                    payer=context.name if context.chat is None else context.chat.context or CHATS,
                 )
             )
     return sorted(lines, key=_order)
 
 
+def _texts(context: Context, description: Description | None) -> Iterator[tuple[Fingerprint, Form]]:
+    """What may be filled of a context. The distilled version is not kept warm by replay: slots are for whole texts."""
+    replays = description is not None and description.reuse is Reuse.NONE
+    for version in (context.current,) if replays else context.versions:
+        for form in context.forms:
+            yield version, form
+
+
 def obsolete(jobs: Sequence[Job], contexts: Sequence[Context], signatures: Collection[str]) -> list[Job]:
     """Unfinished jobs whose version or form no context has any more, or whose signature no engine that is known."""
-    wanted = {(context.tenant, context.current, form) for context in contexts for form in context.forms}
+    wanted = {(c.tenant, version, form) for c in contexts for version in c.versions for form in c.forms}
     gone = []
     for job in jobs:
         if job.state not in (JobState.QUEUED, JobState.LEASED):

@@ -131,7 +131,7 @@ class Planner:
                 kind=JobKind.FILL,
                 target=str(line.key),
                 tenant=line.tenant,
-                label=line.context,
+                label=line.payer,
                 priority=line.priority,
                 total_tokens=line.total_tokens,
                 user=line.user,

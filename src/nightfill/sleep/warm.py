@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from nightfill.contexts.chats import whole_content
 from nightfill.contexts.context import Fill, FillKey, FillState
 from nightfill.engines.engine import BOUNDARY_TOKENS, Engine, Prefix, Reuse
 from nightfill.errors import EngineError, NightfillError, QueueFull, StateError
@@ -129,7 +130,7 @@ class Warmer:
         wanted = []
         for key in keys:
             if key not in self._tokens:
-                content = await self._state.book.content(key.tenant, key.fingerprint)
+                content = await whole_content(self._state.book, key.tenant, key.fingerprint)
                 if content is None or not await gate.opens():
                     continue
                 tokens = await self._engine.prefix_tokens(content, key.form)

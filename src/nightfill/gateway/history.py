@@ -1,0 +1,198 @@
+"""Growing histories: what a chat's next turn will begin with becomes a context of its own, which is filled when idle.
+
+A turn is noted at once and put into the book by a task of its own, so no request waits for it and none fails by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from nightfill.answers.reply import Recording, Unfit, keep, words_of
+from nightfill.contexts import Form, Message, Messages, fingerprint_of
+from nightfill.contexts.chats import chat_name, doomed
+from nightfill.contexts.context import Chat, MessagesSource
+from nightfill.engines.engine import Tokens
+from nightfill.errors import StateError
+from nightfill.gateway.removal import remove
+from nightfill.gateway.talk import earlier_marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nightfill.config import HistorySettings
+    from nightfill.contexts import Tenant
+    from nightfill.gateway.removal import Forget
+    from nightfill.gateway.talk import Talk
+    from nightfill.state.book import ContextBook
+    from nightfill.state.jobs import JobQueue
+
+_LOG: Final = logging.getLogger(__name__)
+MAX_REPLY_BYTES: Final = 256 << 10
+_MOST_TURNS: Final = 256
+_BYTES_PER_TOKEN: Final = 4
+_LOOK_EVERY_S: Final = 0.5
+_STATE_S: Final = 10.0
+_CLOSE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A request that was answered."""
+
+    tenant: Tenant
+    talk: Talk
+    filled: int
+    """Of the chat's messages, so many were filled before."""
+    recording: Recording
+
+
+class History:
+    """Keeps chats while inside its context. For one event loop.
+
+    `forget` drops the KV of a fill; `on_turn` is told what became of each turn: `kept`, `short` (to be filled with the
+    next), `unfit` (not a plain reply), `dropped` (too many at once, or no state). `clock` gives Unix seconds.
+    """
+
+    def __init__(
+        self,
+        settings: HistorySettings,
+        *,
+        book: ContextBook,
+        queue: JobQueue,
+        forget: Forget | None,
+        on_turn: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._book = book
+        self._queue = queue
+        self._forget = forget
+        self._on_turn = on_turn
+        self._clock = clock
+        self._turns: deque[Turn] = deque()
+        self._noted = asyncio.Event()
+        self._closing = asyncio.Event()
+        self._seen: int | None = None
+        self._swept_at_s = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    def recording(self, talk: Talk | None, *, streamed: bool) -> Recording | None:
+        """What is to be handed the pieces of a reply; None where nobody wants it."""
+        return Recording(streamed=streamed, max_bytes=MAX_REPLY_BYTES) if talk is not None else None
+
+    def note(self, turn: Turn) -> None:
+        """Take a turn in. Never blocks, never raises."""
+        if len(self._turns) >= _MOST_TURNS:
+            self._on_turn("dropped")
+            return
+        self._turns.append(turn)
+        self._noted.set()
+
+    async def flush(self) -> None:
+        """Put what was noted into the book. Raises StateError; the turn that it failed with is lost."""
+        while self._turns:
+            turn = self._turns.popleft()
+            outcome = "dropped"
+            try:
+                async with asyncio.timeout(_STATE_S):
+                    outcome = await self._put(turn)
+            except TimeoutError as exc:
+                raise StateError(f"a chat could not be put within {_STATE_S:g} s") from exc
+            finally:
+                self._on_turn(outcome)
+
+    async def sweep(self) -> None:
+        """Remove the chats that have had their time. Raises StateError."""
+        contexts = await self._book.contexts()
+        if not any(context.chat is not None for context in contexts):
+            return
+        fills = await self._book.fills()
+        now_s = self._clock()
+        for gone in doomed(
+            contexts, fills, now_s=now_s, ttl_s=float(self._settings.ttl_s), max_chats=self._settings.max_chats
+        ):
+            await remove(gone.context, book=self._book, queue=self._queue, forget=self._forget)
+            _LOG.debug("a chat is forgotten: %s", gone.why)
+
+    async def _put(self, turn: Turn) -> str:
+        talk = turn.talk
+        kept = await asyncio.to_thread(
+            keep, turn.recording, Tokens(prompt=0, output=0), bounded=True, max_bytes=MAX_REPLY_BYTES
+        )
+        words = [] if isinstance(kept, Unfit) else words_of(kept.body)
+        if len(words) != 1:
+            return "unfit"
+        messages = (*talk.messages, Message("assistant", words[0]))
+        new_bytes = sum(len(message.content) for message in messages[turn.filled :])
+        if new_bytes < self._settings.min_new_tokens * _BYTES_PER_TOKEN:
+            return "short"
+        content = Messages(messages, behind=talk.behind)
+        fingerprint = fingerprint_of(content)
+        chat = Chat(
+            context=talk.context or "",
+            version=talk.version or "",
+            before=tuple(earlier_marks(talk)),
+        )
+        await self._book.put(
+            tenant=turn.tenant,
+            name=chat_name(fingerprint),
+            source=MessagesSource(chat),
+            content=content,
+            fingerprint=fingerprint,
+            forms=[Form.CHAT],
+            ttl_s=float(self._settings.ttl_s),
+            user=talk.user,
+        )
+        return "kept"
+
+    async def _run(self) -> None:
+        failing = False
+        while not self._closing.is_set():
+            try:
+                await self.flush()
+                await self._sweep_if_due()
+                failing = False
+            except StateError as exc:
+                if not failing:
+                    _LOG.warning("histories: %s", exc)
+                failing = True
+                await _pause(self._closing, _LOOK_EVERY_S)
+            await _pause(self._noted, _LOOK_EVERY_S)
+            self._noted.clear()
+
+    async def _sweep_if_due(self) -> None:
+        changes, now_s = self._book.changes(), self._clock()
+        # With every change, and now and then by the clock: most have their time by age.
+        if changes != self._seen or not 0 <= now_s - self._swept_at_s < min(10.0, float(self._settings.ttl_s)):
+            async with asyncio.timeout(_STATE_S):
+                await self.sweep()
+            self._seen, self._swept_at_s = changes, now_s
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name="histories")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._closing.set()
+        self._noted.set()
+        pending = (await asyncio.wait({self._task}, timeout=_CLOSE_S))[1]
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending)
+        elif (error := self._task.exception()) is not None:
+            _LOG.error("keeping histories failed", exc_info=error)
+
+
+async def _pause(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass  # the usual case

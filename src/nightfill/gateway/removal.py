@@ -1,0 +1,38 @@
+"""Removing a context: its text, its jobs, and the KV that no other context needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nightfill.state.jobs import JobKind
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from nightfill.contexts import Context, Fill
+    from nightfill.state.book import ContextBook
+    from nightfill.state.jobs import JobQueue
+
+    Forget = Callable[[Fill], Awaitable[object]]
+
+
+async def remove(context: Context, *, book: ContextBook, queue: JobQueue, forget: Forget | None) -> int | None:
+    """Remove it; how many jobs that cancelled, or None when it was gone already. Raises StateUnavailable.
+
+    `forget` drops the KV of a fill.
+    """
+    tenant, versions = context.tenant, {context.current, context.distilled} - {None}
+    before = [fill for fill in await book.fills(tenant) if fill.key.fingerprint in versions]
+    if not await book.delete(tenant, context.name):
+        return None
+    others = await book.contexts(tenant)
+    versions -= {version for other in others for version in (other.current, other.distilled)}
+    jobs = 0
+    for version in versions:
+        for kind in JobKind:
+            jobs += await queue.cancel_target(kind=kind, target_prefix=f"{tenant}/{version}/")
+    if forget is not None:
+        for fill in before:
+            if fill.key.fingerprint in versions:
+                await forget(fill)
+    return jobs
