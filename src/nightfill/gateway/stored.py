@@ -48,6 +48,7 @@ class _Usage(msgspec.Struct, frozen=True):
 
 
 class _Counted(msgspec.Struct, frozen=True):
+    choices: list[msgspec.Raw]
     usage: _Usage = _Usage()
 
 
