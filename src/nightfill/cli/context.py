@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nightfill.cli.root import Options
     from nightfill.cli.workspace import Workspace
     from nightfill.contexts import Context, ContextName, Fill, Form, Tenant
+    from nightfill.contexts.context import ContextOptions
     from nightfill.state.state import State
 
 
@@ -42,6 +43,21 @@ def _wait_options(command: Any) -> Any:
     return click.option("--wait", "waits", is_flag=True, help="Fill it now, and come back when that is done.")(command)
 
 
+def _own_options(command: Any) -> Any:
+    for option in (
+        click.option("--history/--no-history", default=None, help="Fill the next turn of chats about it."),
+        click.option("--distil/--no-distil", default=None, help="Make a distilled version, if it is long enough."),
+        click.option("--foresee/--no-foresee", default=None, help="Prepare answers to likely questions."),
+        click.option(
+            "--answers",
+            type=click.Choice(["off", "shadow", "exact", "near"]),
+            help="Serve stored answers.  [default of these: as before, or as the settings say]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group()
 def context() -> None:
     """Add, list, fill and remove contexts: the long-lived texts that many queries share.
@@ -63,6 +79,7 @@ def context() -> None:
 @click.option("--pin", is_flag=True, help="Keep its KV, whatever else needs room.")
 @click.option("--ttl", type=_Duration(), help="Keep its KV for so long after its last use.")
 @click.option("--user", default="", help="Whose it is within the tenant, and whose budget pays.  [default: nobody's]")
+@_own_options
 @_tenant_option
 @_wait_options
 @json_option
@@ -79,6 +96,10 @@ def add(
     waits: bool,
     timeout: float,
     as_json: bool,
+    answers: Literal["off", "shadow", "exact", "near"] | None,
+    foresee: bool | None,
+    distil: bool | None,
+    history: bool | None,
     **given: Any,
 ) -> None:
     """Add a context, or give it new content.
@@ -95,6 +116,7 @@ def add(
     from nightfill.cli.given import Given
     from nightfill.cli.workspace import Workspace
     from nightfill.contexts import parse_name, parse_tenant, parse_user
+    from nightfill.contexts.context import ContextOptions
 
     forms = _forms(form, messages=given["messages"] is not None)
     _run(
@@ -107,6 +129,7 @@ def add(
             pin=pin,
             ttl_s=ttl,
             user=parse_user(user) if user else "",
+            chosen=ContextOptions(answers=answers, foresee=foresee, distil=distil, history=history),
             timeout_s=timeout if waits else None,
             as_json=as_json,
         )
@@ -200,6 +223,7 @@ async def _add(
     pin: bool,
     ttl_s: float | None,
     user: str,
+    chosen: ContextOptions,
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
@@ -220,6 +244,7 @@ async def _add(
             pinned=pin,
             ttl_s=ttl_s,
             user=user,
+            options=_merged(before.options, chosen) if before is not None else chosen,
         )
         same = before is not None and before.current == stored.current
         did = "added" if before is None else ("unchanged" if same else "changed")
@@ -241,6 +266,14 @@ async def _add(
         if timeout_s is None:
             click.echo("it is filled when the machine is idle; `nightfill plan` says when")
         _say_filled(fills)
+
+
+def _merged(before: ContextOptions, chosen: ContextOptions) -> ContextOptions:
+    """What was not said stays as it was."""
+    import msgspec
+
+    said = {name: value for name, value in msgspec.structs.asdict(chosen).items() if value is not None}
+    return msgspec.structs.replace(before, **said)
 
 
 async def _list(workspace: Workspace, tenant: Tenant | None, *, as_json: bool) -> None:
@@ -267,7 +300,7 @@ async def _list(workspace: Workspace, tenant: Tenant | None, *, as_json: bool) -
             one.name + ("*" if one.pinned else ""),
             one.current[:8],
             show_bytes(one.content_bytes),
-            "; ".join(map(show_fill, fills_of(one, fills))) or "not filled",
+            "; ".join(show_fill(fill, one) for fill in fills_of(one, fills)) or "not filled",
             show_ago(usage.last_access_s),
             show_source(one.source),
         ]
@@ -293,15 +326,18 @@ async def _show(workspace: Workspace, tenant: Tenant, name: ContextName, *, as_t
         echo_json({**view, "content": content} if content is not None else view)
     else:
         for key, value in view.items():
-            if key == "fills":
+            if key in ("fills", "options"):
                 continue
             is_time = key.endswith("_at")
             shown = show_ago(value) if is_time else (", ".join(value) if isinstance(value, tuple) else value)
             click.echo(f"{key.removesuffix('_at').replace('_', ' ') + ':':<14} {'' if shown is None else shown}")
+        for option, value in view["options"].items():
+            click.echo(f"{option + ':':<14} {value if isinstance(value, str) else 'on' if value else 'off'}")
         for one in view["fills"]:
             click.echo(
-                f"{'fill:':<14} {one['form']} {one['state']}, {one['stored_tokens']:,} of {one['tokens']:,} tokens "
-                f"in {one['fill_seconds']:.1f} s{', ' + one['reason'] if one['reason'] else ''}"
+                f"{'fill:':<14} {'distilled ' if one['distilled'] else ''}{one['form']} {one['state']}, "
+                f"{one['stored_tokens']:,} of {one['tokens']:,} tokens in {one['fill_seconds']:.1f} s"
+                f"{', ' + one['reason'] if one['reason'] else ''}"
             )
 
 
@@ -310,20 +346,24 @@ async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextN
     from nightfill.cli.deletion import forget_fill
     from nightfill.cli.rooms import open_rooms
     from nightfill.state.jobs import JobKind
+    from nightfill.state.views import fills_of
 
     removed = []
     async with open_rooms(workspace) as rooms:
         book = rooms.state.book
         for found in [await known(rooms.state, tenant, name) for name in dict.fromkeys(names)]:
-            fills = [one for one in await book.fills(tenant) if one.key.fingerprint == found.current]
+            fills = fills_of(found, await book.fills(tenant))
             await book.delete(tenant, found.name)
             jobs = blocks = 0
             left = ""
-            if found.current not in {other.current for other in await book.contexts(tenant)}:
-                target = f"{tenant}/{found.current}/"
+            versions = set(found.versions).difference(
+                version for other in await book.contexts(tenant) for version in other.versions
+            )
+            for version in versions:
                 for kind in JobKind:
-                    jobs += await rooms.state.jobs.cancel_target(kind=kind, target_prefix=target)
-                for one in fills:
+                    jobs += await rooms.state.jobs.cancel_target(kind=kind, target_prefix=f"{tenant}/{version}/")
+            for one in fills:
+                if one.key.fingerprint in versions:
                     forgotten = await forget_fill(rooms, one)
                     blocks += forgotten.dropped
                     left = left or forgotten.why_left

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from nightfill.contexts.context import FillState
 
 if TYPE_CHECKING:
-    from nightfill.contexts.context import Fill
+    from nightfill.contexts.context import Context, Fill
     from nightfill.sleep.plan import PlanLine
 
 
@@ -27,9 +27,10 @@ def plan_view(line: PlanLine) -> dict[str, Any]:
     }
 
 
-def show_fill(fill: Fill) -> str:
-    """`chat ready 6,120`, `chat filling 512/6,120`, `chat stale 6,120`."""
+def show_fill(fill: Fill, context: Context | None = None) -> str:
+    """`chat ready 6,120`, `chat filling 512/6,120`, `distilled chat stale 6,120`."""
+    distilled = "distilled " if context is not None and fill.key.fingerprint == context.distilled else ""
     total = len(fill.tokens)
     share = f"{fill.stored_tokens:,}/{total:,}" if fill.stored_tokens < total else f"{total:,}"
     reason = f" ({fill.reason})" if fill.reason and fill.state is not FillState.READY else ""
-    return f"{fill.key.form} {fill.state} {share}{reason}"
+    return f"{distilled}{fill.key.form} {fill.state} {share}{reason}"

@@ -54,6 +54,7 @@ def work(options: Options, /, *, model: str | None, spot: str | None, handed_ove
 async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     """Work until SIGTERM, SIGINT, a spot notice, or the end of the file descriptor."""
     from nightfill.cli.deletion import settling
+    from nightfill.cli.distil import distil_duty
     from nightfill.cli.engine_room import engines_for, make_filler
     from nightfill.cli.leaving import end_within, stop_on_notice
     from nightfill.cli.night import night_windows
@@ -98,6 +99,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
             machines={one.name: one.machine for one in wanted},
             prices=settings.prices,
             windows=night_windows(settings.sleep),
+            duties=(distil_duty(rooms.state, settings),),
         )
         if settings.kv.old_key_files and (seal := text_seal(settings.kv)) is not None:
             # Before blocks: a fill whose tokens nobody can open is filled again.

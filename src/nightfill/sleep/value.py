@@ -50,7 +50,8 @@ def scores_of(
     scores: dict[tuple[Tenant, Fingerprint], float] = {}
     for context in contexts:
         usage = usages.get((context.tenant, context.name), NEVER_USED)
-        version = (context.tenant, context.current)
         score = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s)).score
-        scores[version] = max(score, scores.get(version, 0.0))
+        for fingerprint in context.versions:
+            version = (context.tenant, fingerprint)
+            scores[version] = max(score, scores.get(version, 0.0))
     return scores

@@ -250,7 +250,7 @@ class Worker:
             return
         fills = await self._state.book.fills()
         contexts = await self._state.book.contexts()
-        pinned = {(context.tenant, context.current) for context in contexts if context.pinned}
+        pinned = {(context.tenant, version) for context in contexts if context.pinned for version in context.versions}
         held = {fill.key for fill in fills if (fill.key.tenant, fill.key.fingerprint) in pinned}
         await self._value(self._upkeep, contexts, fills)
         left = await asyncio.to_thread(self._upkeep.tend, fills, held)

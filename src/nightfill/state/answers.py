@@ -31,6 +31,8 @@ class Origin(enum.StrEnum):
     """Foreseen: from the context's headings, entries, docstrings."""
     MODEL = "model"
     """Foreseen: the engine was asked what will be asked."""
+    DISTIL = "distil"
+    """No answer: a section of a context on its way to the distilled version. No request has its key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 
 def fills_of(context: Context, fills: Sequence[Fill]) -> list[Fill]:
-    """The fills of the context's current version."""
-    return [fill for fill in fills if fill.key.tenant == context.tenant and fill.key.fingerprint == context.current]
+    """The fills of the context's current version and of its distilled one."""
+    return [
+        fill
+        for version in context.versions
+        for fill in fills
+        if (fill.key.tenant, fill.key.fingerprint) == (context.tenant, version)
+    ]
 
 
 def context_view(context: Context, fills: Sequence[Fill], usage: Usage | None = None) -> dict[str, Any]:
-    """A context with the fills of its current version, and how it was used lately where that is known."""
+    """A context with its fills, and how it was used lately where that is known."""
     used: dict[str, Any] = {}
     if usage is not None:
         used = {
@@ -47,7 +52,10 @@ def context_view(context: Context, fills: Sequence[Fill], usage: Usage | None = 
         "updated_at": context.updated_at_s,
         "checked_at": context.checked_at_s,
         **used,
-        "fills": [fill_view(fill) for fill in fills_of(context, fills)],
+        "fills": [
+            {**fill_view(fill), "distilled": fill.key.fingerprint == context.distilled}
+            for fill in fills_of(context, fills)
+        ],
     }
 
 
