@@ -14,6 +14,7 @@ from nightfill.contexts.context import (
     Content,
     Context,
     ContextName,
+    ContextOptions,
     FillKey,
     Form,
     Source,
@@ -121,11 +122,17 @@ class House:
     duties: Sequence[Duty] = ()
     make_engine: Callable[[House], FakeFillEngine] = lambda house: FakeFillEngine(store=house.store, log=house.log)
 
+    def wall(self) -> float:
+        """Unix seconds."""
+        return WALL_S + now_s()
+
     async def start_engine(self) -> FakeFillEngine:
         self.engines.append(self.make_engine(self))
         return self.engines[-1]
 
-    async def put(self, text: str, *, name: str = "repo", source: Source | None = None) -> Context:
+    async def put(
+        self, text: str, *, name: str = "repo", source: Source | None = None, options: ContextOptions | None = None
+    ) -> Context:
         content = Text(text)
         return await self.state.book.put(
             tenant=T,
@@ -134,6 +141,7 @@ class House:
             content=content,
             fingerprint=fingerprint_of(content),
             forms=[Form.CHAT],
+            options=options,
         )
 
     def worker(self, name: str = "w1") -> Worker:
@@ -151,7 +159,7 @@ class House:
             windows=self.windows,
             duties=self.duties,
             worker=WorkerId(name),
-            clock=lambda: WALL_S + now_s(),
+            clock=self.wall,
             steady=now_s,
         )
 

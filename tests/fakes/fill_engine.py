@@ -7,13 +7,15 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from fakes.virtual_time import now_s
 from nightfill.contexts.context import Messages, Signature
-from nightfill.engines.engine import Description, Reuse, Sampled, Slice, Way
+from nightfill.engines.engine import Description, Reuse, Sampled, Slice, Tokens, Way
 from nightfill.errors import EngineUnavailable, TierFull
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from nightfill.contexts.context import Content, Form
     from nightfill.engines.engine import Call, Prefix, Reply
@@ -42,6 +44,8 @@ class FillLog:
     fills: int = 0
     open_fills: int = 0
     discards: int = 0
+    calls: list[Call] = field(default_factory=list)
+    """Requests that it was asked to answer."""
     ways: list[Way] = field(default_factory=list)
     """Of samples that came to their end."""
 
@@ -109,8 +113,32 @@ class FakeSampler:
         )
 
 
+class FakeTold:
+    """A chat's reply, not streamed."""
+
+    content_type = "application/json"
+    restore_s = queued_s = 0.0
+    weighed = None
+
+    def __init__(self, engine: FakeFillEngine, text: str | int, *, prompt: int, reused: int) -> None:
+        self._engine, self._text, self._left = engine, text, prompt - reused + 10
+        self.status = text if isinstance(text, int) else 200
+        self.loaded_tokens = reused
+        self.tokens = Tokens(prompt=prompt, reused=reused, output=10)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        while self._left > 0:
+            await self._engine.compute(min(self._engine.batch_tokens, self._left))
+            self._left -= self._engine.batch_tokens
+        message = {"role": "assistant", "content": self._text}
+        yield msgspec.json.encode({"choices": [{"message": message, "finish_reason": "stop"}]})
+
+
 class FakeFillEngine:
-    """Computes `speed_tps` tokens per virtual second, in batches; `dies_after` tokens it is dead until replaced."""
+    """Computes `speed_tps` tokens per virtual second, in batches; `dies_after` tokens it is dead until replaced.
+
+    `replies`: what it says to a question, or the status of its refusal.
+    """
 
     def __init__(
         self,
@@ -129,7 +157,9 @@ class FakeFillEngine:
         start_s: float = 0.5,
         rounds: float = 0.01,
         loads_off: float = 0.0,
+        replies: Callable[[str], str | int] = lambda question: f"About {question}",
     ) -> None:
+        self.replies = replies
         self.rounds, self.loads_off = rounds, loads_off
         self.store = store or FillStore()
         self.log = log or FillLog()
@@ -198,8 +228,15 @@ class FakeFillEngine:
     def near(self, prefix: Prefix) -> int | None:
         return None
 
-    def open(self, call: Call) -> contextlib.AbstractAsyncContextManager[Reply]:
-        raise NotImplementedError
+    @contextlib.asynccontextmanager
+    async def open(self, call: Call) -> AsyncIterator[Reply]:
+        """Replies with what `replies` says to the last message, in 10 tokens; what is not stored is computed first."""
+        self.check()
+        messages = msgspec.json.decode(call.body["messages"])
+        prefix = (tuple(call.prefix.tokens), call.prefix.salt) if call.prefix is not None else ((), b"")
+        stored = self.store.stored.get(prefix, 0)
+        self.log.calls.append(call)
+        yield FakeTold(self, self.replies(messages[-1]["content"]), prompt=len(prefix[0]) + 5, reused=stored)
 
     @contextlib.asynccontextmanager
     async def fill(self, prefix: Prefix) -> AsyncIterator[FakeFill]:

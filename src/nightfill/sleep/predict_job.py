@@ -71,7 +71,7 @@ class Predicting:
         newest = await foresight.state.questions.recent(context.tenant, context.name, limit=1)
         # Answers grow old together, and are made again then.
         age = now_s // max(float(foresight.answers.ttl_s), 1.0)
-        mark = (tuple(newest), tuple(limits.items()), age)
+        mark = (*newest, age)
         if not any(limits.values()) or self._marks.get(target) == mark or await foresight.ready(target) is None:
             return
         try:
