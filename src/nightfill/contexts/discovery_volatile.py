@@ -44,6 +44,7 @@ _KINDS: Final = re.compile(
         for kind, pattern in (
             ("uuid", r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"),
             ("date_and_time", r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?"),
+            ("address", r"[\w.+-]+@[\w-]+\.[\w.]+|\b\d{1,3}(?:\.\d{1,3}){3}\b"),
             (
                 "date",
                 (
@@ -53,7 +54,6 @@ _KINDS: Final = re.compile(
                 ),
             ),
             ("time", r"\b\d{1,2}:\d\d(?::\d\d(?:[.,]\d+)?)?(?: ?[aApP]\.?[mM]\b)?"),
-            ("address", r"[\w.+-]+@[\w-]+\.[\w.]+|\b\d{1,3}(?:\.\d{1,3}){3}\b"),
             ("id", r"\b(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9][\w-]{5,}\b"),
             ("number", r"[-+]?\b\d[\d_,]*(?:\.\d+)?\b"),
         )

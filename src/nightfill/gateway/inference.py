@@ -178,6 +178,8 @@ class Inference:
             with self._fleet.asking(member, plan):
                 await relay.run(member.engine, plan.call)
             self._fleet.answered(member, plan, trip.tokens.output)
+            if self._discovery is not None and trip.complete and trip.status == 200:
+                self._discovery.note(tenant, plan)
             if self._history is not None and plan.talk is not None and said is not None and trip.complete:
                 self._history.note(Turn(tenant=tenant, talk=plan.talk, filled=plan.talked, recording=said))
         except ClientLeft:
