@@ -12,7 +12,7 @@ import msgspec
 from nightfill.answers.cache import AnswerCache
 from nightfill.answers.keeper import Deposit, Keeper
 from nightfill.answers.look import Found, Kind, Look, Result, report
-from nightfill.answers.question import COMPLETION, Bar, Ground, Question, Questions
+from nightfill.answers.question import COMPLETION, Bar, Ground, Question
 from nightfill.answers.reply import Recording
 from nightfill.contexts import Form
 from nightfill.errors import ClientLeft, NotStored
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nightfill.answers.cache import Neighbours
+    from nightfill.answers.question import Questions
     from nightfill.config import AnswerSettings
     from nightfill.contexts import Tenant
     from nightfill.engines.engine import Description
@@ -165,7 +166,7 @@ class StoredAnswers:
             fingerprint=plan.fingerprint,
             mode="distilled" if plan.distilled else "full",
             # Answers are shared with those whom KV is shared with, and may be kept apart further.
-            salt=msgspec.json.encode([ask.cache_salt, ask.wishes.namespace]).decode(),
+            salt=_salt(ask),
         )
         asked = self._questions.of(ground, path=ask.path, members=ask.members, engine=engine)
         tried = Tried(mode=mode, wishes=ask.wishes, ground=ground, engine=engine)
@@ -301,8 +302,7 @@ class AnswerRoom:
     settings: AnswerSettings
     answers: AnswerBook
     questions: QuestionLog
-    secret: bytes = b""
-    """See `Questions`."""
+    keys: Questions
     neighbours: Neighbours | None = None
     """Finds near answers, where that is installed."""
 
@@ -316,12 +316,18 @@ class AnswerRoom:
                 max_answer_bytes=self.settings.max_answer_bytes,
                 on_outcome=metrics.answer_kept,
             ),
-            questions=Questions(secret=self.secret, max_temperature=self.settings.max_temperature),
+            questions=self.keys,
             settings=self.settings,
             rates=rates,
             metrics=metrics,
             note=note,
         )
+
+
+def _salt(ask: Ask) -> str:
+    if ask.cache_salt is None and not ask.wishes.namespace:
+        return ""
+    return msgspec.json.encode([ask.cache_salt, ask.wishes.namespace]).decode()
 
 
 def context_head(plan: Plan) -> list[Header]:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from nightfill.sleep.duty import Desk
     from nightfill.sleep.lease import HeldLease
 
-UNSHARED: Final = "[null,null]"
-"""The salt of a request that chooses none: neither a cache salt nor a namespace."""
 _UNBOUNDED_TOKENS: Final = 1024
 """What is set aside for an answer of any length."""
 _TEMPLATE_TOKENS: Final = 32
@@ -66,9 +64,7 @@ class Requests:
         self, context: Context, text: str, engine: Description, *, max_tokens: int | None = None
     ) -> Question | None:
         """What a client asks who sends `text`; None where no stored answer may serve it."""
-        ground = Ground(
-            tenant=context.tenant, context=context.name, fingerprint=context.current, mode="full", salt=UNSHARED
-        )
+        ground = Ground(tenant=context.tenant, context=context.name, fingerprint=context.current)
         found = self._questions.of(ground, path=CHAT, members=self._members(text, max_tokens), engine=engine)
         return None if isinstance(found, Bar) else found
 

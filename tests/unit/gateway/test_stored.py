@@ -9,11 +9,13 @@ import pytest
 
 from fakes.engine import DONE, event
 from fakes.house import CHAT, House
-from nightfill.config import AnswerSettings, GatewaySettings
+from nightfill.answers.question import Questions
+from nightfill.config import AnswerSettings, ForeseeSettings, GatewaySettings
 from nightfill.contexts import DEFAULT_TENANT, ContextName, Form, Text, fingerprint_of
 from nightfill.contexts.context import ContextOptions, TextSource
 from nightfill.errors import StateUnavailable
 from nightfill.gateway.stored import AnswerRoom, StoredAnswers
+from nightfill.sleep.answer_request import Requests
 from nightfill.state.sqlite import open_state
 
 if TYPE_CHECKING:
@@ -60,8 +62,9 @@ class Place:
 
     def furnish(self, **settings: Any) -> None:
         """Have the gateway that is opened next store answers by these settings."""
-        state = self.state
-        room = Room(settings=AnswerSettings(**settings), answers=state.answers, questions=state.questions)
+        state, wanted = self.state, AnswerSettings(**settings)
+        keys = Questions(max_temperature=wanted.max_temperature)
+        room = Room(settings=wanted, answers=state.answers, questions=state.questions, keys=keys)
         self.house.answers = room
         self.rooms.append(room)
 
@@ -252,7 +255,9 @@ async def test_an_answer_is_not_given_to_another_tenant(place: Place) -> None:
     assert place.asked == 2
 
 
-async def test_a_foreign_tenants_look_up_asks_the_store_for_a_key_that_is_not_there(place: Place) -> None:
+async def test_a_foreign_tenants_look_up_asks_the_store_for_a_key_that_is_not_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No time tells whether somebody else has asked the same: the store is asked for a key that nobody has."""
     asked: list[bytes] = []
     get = place.state.answers.get
@@ -261,7 +266,7 @@ async def test_a_foreign_tenants_look_up_asks_the_store_for_a_key_that_is_not_th
         asked.append(key)
         return await get(key)
 
-    place.state.answers.get = listening  # type: ignore[method-assign]
+    monkeypatch.setattr(place.state.answers, "get", listening)
     place.house.settings = GatewaySettings(port=0, api_keys={"a": "key-a", "b": "key-b"})
     async with place.house.client() as client:
         for key in ("key-a", "key-b"):
@@ -325,13 +330,14 @@ async def test_a_client_that_leaves_halfway_leaves_no_half_answer_behind(place: 
     assert engine.running == 0
 
 
-async def test_while_the_store_is_away_the_engine_answers(place: Place) -> None:
+async def test_while_the_store_is_away_the_engine_answers(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     async def gone(*_: object) -> Any:
         raise StateUnavailable("gone")
 
     async with place.house.client() as client:
         await place.ask(client)
-        place.state.answers.get = place.state.answers.put = gone  # type: ignore[method-assign]
+        monkeypatch.setattr(place.state.answers, "get", gone)
+        monkeypatch.setattr(place.state.answers, "put", gone)
         reply = await place.ask(client)
     assert (reply.status, reply.cache) == (200, "MISS")
     assert reply.headers["cache-status"] == "nightfill; fwd=miss; detail=failed"
@@ -349,3 +355,23 @@ async def test_what_is_stored_and_cannot_be_read_is_as_good_as_not_there(place: 
             for stream in (False, True):
                 assert (await place.ask(client, {"stream": stream}, cache_control="no-store")).status == 200
         assert place.asked == 9
+
+
+async def test_an_answer_that_was_prepared_in_idle_time_has_the_key_of_the_request_that_asks_for_it(
+    place: Place,
+) -> None:
+    context = await place.add("A text.")
+    requests = Requests(Questions(max_temperature=0.3), ForeseeSettings())
+    question = requests.question(context, "Where is it?", await place.house.engine.describe())
+    assert question is not None
+    said: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Where is it?"}],
+        "nightfill": {"context": "repo"},
+        "temperature": ForeseeSettings().temperature,
+        "max_tokens": ForeseeSettings().max_tokens,
+    }
+    async with place.house.client() as client:
+        await place.ask(client, said)
+    answer = await place.state.answers.get(question.key)
+    assert answer is not None
+    assert (answer.scope, answer.question) == (question.scope, "Where is it?")
