@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nightfill.contexts import Fill
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.autoscale import Autoscale
+    from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.server import Server
     from nightfill.gateway.stored import AnswerRoom
 
@@ -44,6 +45,7 @@ class House:
     machines: dict[str, str] = field(default_factory=dict)
     autoscale: Autoscale | None = None
     answers: AnswerRoom | None = None
+    discovery: Discovery | None = None
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -63,6 +65,7 @@ class House:
             accounts=self.accounts,
             machines=self.machines,
             answers=self.answers,
+            discovery=self.discovery,
         ) as server:
             yield server
 

@@ -158,18 +158,18 @@ class Shared:
         """As a context, or why it cannot be one.
 
         A chat is cut after a message that others follow, or within the system message that it opens with; that and the
-        prompt of a completion are cut after their last line, else word, that is shared. What is left must have
-        `least_bytes`.
+        prompt of a completion are cut after their last line, else word, that is shared. What is shared up to there
+        must have `least_bytes`.
         """
         prompt, first = self._prompt, self._prompt.pieces[0]
         if prompt.elsewhere:
             return "its requests carry tools or other things that a context does not have"
         if prompt.form is Form.COMPLETION:
-            return _text(first.text if self._whole else _cut(self._inside), least_bytes)
+            return self._text(first.text if self._whole else None, least_bytes)
         # A context is followed by at least one message.
         whole = min(self._whole, self._longest - 1)
         if first.role == "system" and first.plain and whole <= 1:
-            return _text(first.text if whole else _cut(self._inside), least_bytes)
+            return self._text(first.text if whole else None, least_bytes)
         pieces = prompt.pieces[:whole]
         if not all(piece.plain and piece.role in _ROLES for piece in pieces):
             return "one of its messages is more than a role and a text"
@@ -178,11 +178,10 @@ class Shared:
         messages = [{"role": piece.role, "content": piece.text} for piece in pieces]
         return msgspec.convert({"type": "messages", "messages": messages}, type=Messages)
 
-
-def _text(text: str, least_bytes: int) -> Text | str:
-    if len(text.encode("utf-8", "replace")) < least_bytes:
-        return "what is left at the end of a line or word is too short"
-    return Text(text)
+    def _text(self, whole: str | None, least_bytes: int) -> Text | str:
+        if len((self._inside if whole is None else whole).encode("utf-8", "replace")) < least_bytes:
+            return "what its requests share is too short"
+        return Text(_cut(self._inside) if whole is None else whole)
 
 
 def _piece(members: Mapping[str, msgspec.Raw]) -> Piece:

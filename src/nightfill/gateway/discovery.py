@@ -167,6 +167,10 @@ class Discovery:
         self._queued_bytes += seen.size
         self._queue.put_nowait(seen)
 
+    async def settled(self) -> None:
+        """Wait until all that was noted is looked at."""
+        await self._queue.join()
+
     async def shown(self, tenant: Tenant) -> dict[str, Any]:
         """Answer `GET discovery`. Holds no text."""
         async with self._lock:
@@ -253,12 +257,15 @@ class Discovery:
                     if seen is not None:
                         self._queued_bytes -= seen.size
                         await self._consider(seen)
-                await self._sweep()
+                    await self._sweep()
             except StateError as exc:
                 _LOG.warning("what recurs in requests could not be noted: %s", exc)
             except Exception:  # noqa: BLE001
                 # The task's outermost frame: one prompt is lost, the next one is looked at.
                 _LOG.exception("unexpected error while looking at a prompt")
+            finally:
+                if seen is not None:
+                    self._queue.task_done()
 
     async def _consider(self, seen: _Seen) -> None:
         self._requests += 1
