@@ -206,6 +206,29 @@ class Fill:
     """Why it is stale or evicted."""
 
     @property
+    def total_tokens(self) -> int:
+        """How many it has."""
+        return len(self.tokens)
+
+    @property
     def drifted(self) -> bool:
         """In quarantine: what is stored of it is wrong, and must neither be used nor be continued."""
+        return self.state is FillState.STALE and self.reason.startswith(DRIFTED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """A fill without its tokens: all that planning needs, and cheap where there are many."""
+
+    key: FillKey
+    state: FillState
+    total_tokens: int
+    stored_tokens: int
+    filled_at_s: float
+    fill_seconds: float
+    reason: str = ""
+
+    @property
+    def drifted(self) -> bool:
+        """As of a `Fill`."""
         return self.state is FillState.STALE and self.reason.startswith(DRIFTED)
