@@ -48,12 +48,6 @@ for _ = 1, EVICTED_AT_ONCE do
 end
 return 1
 
---- get
-local value = call('GET', answer(ARGV[3]))
-if not value then return end
-local _, _, at, ttl = struct.unpack(PREFIX, value)
-return now - at <= ttl and value
-
 --- served
 for index = 3, #ARGV do
   local used, tenant, name, _, origin = answer_head(ARGV[index])

@@ -110,6 +110,13 @@ class Server:
         except _NoScriptError:
             return await self._asked(("EVAL", program.source, *tail), again=again)
 
+    async def now_s(self) -> float:
+        """Unix seconds by the server's clock."""
+        if self._clock is not None:
+            return self._clock()
+        seconds, micros = await self.call("TIME")
+        return int(seconds) + int(micros) / 1e6
+
     async def scan(self, command: str, key: str) -> AsyncIterator[tuple[bytes, bytes]]:
         """Fields and values of a hash (HSCAN) or members and scores of a sorted set (ZSCAN), in steps between which it
         may change; what is there all the while comes, perhaps twice.

@@ -1,0 +1,335 @@
+"""Which stored questions are near one that is asked.
+
+Of a small scope all rows are compared, exactly. A large one has a graph too, over the rows that were there when it was
+built; it proposes some, those that came since are all looked at, and all are compared exactly. The index is a copy of
+what the book of answers says: whoever finds an answer in it asks the book whether it is still there.
+
+Memory for an answer: 472 bytes, of which 460 also lie in the file; 400 to 600 more in the graph's file, mapped, in a
+scope that is large.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from nightfill.answers.embed import DIMENSIONS
+from nightfill.answers.graph import Graph, write_graph
+from nightfill.answers.rows import GraphFile, Head, Rows, as_words
+from nightfill.errors import StateUnavailable
+from nightfill.state.answers import AnswerKey, AnswerScope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from nightfill.answers.embed import Vectors
+    from nightfill.answers.rows import Slots
+    from nightfill.state.answers import AnswerNote
+
+_LOG: Final = logging.getLogger(__name__)
+SMALL: Final = 2048
+"""Rows that are compared for one look-up."""
+_PROPOSED: Final = 32
+_ROWS: Final = "rows.near"
+_GRAPHS: Final = "*.graph"
+_NONE: Final = np.zeros(0, np.int32)
+
+
+class Near(NamedTuple):
+    """A stored question that is near."""
+
+    key: AnswerKey
+    similarity: float
+    """The cosine, up to 1."""
+
+
+class _Order(NamedTuple):
+    """Rows sorted by the beginning of their scope, then by serial; as they were when it was made."""
+
+    heads: NDArray[np.uint64]
+    serials: NDArray[np.uint64]
+    slots: Slots
+
+    def of(self, scope: AnswerScope) -> slice:
+        """Where the rows of a scope are, and perhaps those of others that begin alike."""
+        head = as_words([scope])[0, 0]
+        return slice(int(np.searchsorted(self.heads, head)), int(np.searchsorted(self.heads, head, side="right")))
+
+
+class _View(NamedTuple):
+    """What a reader goes by; replaced as a whole."""
+
+    order: _Order
+    recent: dict[AnswerScope, tuple[int, ...]]
+    """Rows that came since `order` was made."""
+
+
+class NearIndex:
+    """At most `capacity` rows in a folder of its own; the oldest make room. Made by one process; see `AnswerNote`.
+
+    `nearest` may be called from any thread, also while one of the others works; these wait for each other, and take
+    from milliseconds to minutes (a graph of a million rows): call them from a thread. They raise StateUnavailable when
+    the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        identity: str,
+        capacity: int = 1_000_000,
+        small: int = SMALL,
+        dimensions: int = DIMENSIONS,
+    ) -> None:
+        """Bring back what was saved; begin empty when it is damaged or of another embedding than `identity`.
+
+        Takes seconds for a million rows. Raises StateUnavailable when the folder cannot be made.
+        """
+        self._folder = folder
+        self._identity, self._dimensions, self._small = identity, dimensions, small
+        self._writing = threading.Lock()
+        self._graphs: dict[AnswerScope, Graph] = {}
+        self._serial = 0
+        self._changed = self._removed = False
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._rows, graphs = self._load(capacity)
+        except OSError as exc:
+            raise StateUnavailable(f"index of answers {folder}: {exc}") from exc
+        self._view = _View(self._sorted(), {})
+        for graph in graphs:
+            try:
+                scope = AnswerScope(bytes.fromhex(graph.scope))
+                self._graphs[scope] = Graph(folder / graph.name, serial=graph.serial, sha256=graph.sha256)
+            except StateUnavailable as exc:
+                self._changed = True
+                _LOG.warning("%s; it is made anew from the rows", exc)
+
+    @property
+    def serial(self) -> int:
+        """The newest that was added: what came after it is to be added. 0 for none."""
+        return self._serial
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def nearest(self, scope: AnswerScope, vector: Vectors, k: int = 8) -> list[Near]:
+        """The `k` nearest of the scope, the nearest first. `vector`: float32, of length 1."""
+        (order, recent), graph, rows = self._view, self._graphs.get(scope), self._rows
+        there = order.of(scope)
+        begin = there.start
+        proposed = _NONE
+        if graph is not None:
+            begin += int(np.searchsorted(order.serials[there], graph.serial, side="right"))
+            proposed = graph.search(vector, max(_PROPOSED, 4 * k))
+        # More than that only while a graph is being made: then the newest ones.
+        begin = max(begin, there.stop - self._small)
+        new = np.array(recent.get(scope, ())[-self._small :], np.int32)
+        slots = np.concatenate((proposed, order.slots[begin : there.stop], new))
+        wanted, serials = as_words([scope]), rows.serials[slots]
+        mine = (rows.scopes[slots] == wanted).all(axis=1)
+        if graph is not None:
+            # A row that was freed and taken again is no longer the one that the graph has.
+            mine[: len(proposed)] &= serials[: len(proposed)] <= graph.serial
+        slots, serials = slots[mine], serials[mine]
+        cosines = rows.cosines(slots, vector)
+        best = _largest(cosines, 2 * k)
+        keys = [AnswerKey(key.tobytes()) for key in rows.keys[slots[best]]]
+        # Read before this, and the same after it: none was written meanwhile.
+        still = (rows.scopes[slots[best]] == wanted).all(axis=1) & (rows.serials[slots[best]] == serials[best])
+        found: dict[AnswerKey, float] = {}
+        for key, cosine, sound in zip(keys, cosines[best].tolist(), still.tolist(), strict=True):
+            if sound:
+                found.setdefault(key, min(cosine, 1.0))
+        return [Near(key, cosine) for key, cosine in found.items()][:k]
+
+    def add(self, notes: Sequence[AnswerNote], vectors: Vectors) -> None:
+        """Add what the book told, in its order, with the vectors of the questions, each of length 1.
+
+        Those up to `serial` are there already, and left out.
+        """
+        with self._writing:
+            first = next((n for n, note in enumerate(notes) if note.serial > self._serial), len(notes))
+            first = max(first, len(notes) - self._rows.capacity)
+            if first == len(notes):
+                return
+            notes, vectors = notes[first:], vectors[first:]
+            self._make_room(len(notes))
+            slots = self._rows.put(notes, vectors)
+            self._serial = notes[-1].serial
+            self._changed = True
+            new: dict[AnswerScope, list[int]] = {}
+            for note, slot in zip(notes, slots.tolist(), strict=True):
+                new.setdefault(note.scope, []).append(slot)
+            recent = self._view.recent
+            for scope, some in new.items():
+                recent[scope] = (*recent.get(scope, ()), *some)
+            if sum(map(len, recent.values())) > max(self._small, self._rows.used // 64):
+                self._view = _View(self._sorted(), {})
+            for scope in new:
+                self._grow(scope)
+
+    def remove(self, keys: Iterable[AnswerKey]) -> int:
+        """Forget answers; how many rows had one. `save` then leaves nothing of them on disk but, for a while, their
+        vectors in the graph of a scope whose other rows stay: until a third of these has gone.
+        """
+        wanted = as_words(list(keys))
+        with self._writing:
+            rows = self._rows
+            maybe = np.flatnonzero(np.isin(rows.keys[: rows.used, 0], wanted[:, 0])).astype(np.int32)
+            known = {key.tobytes() for key in wanted}
+            found = np.array([slot for slot in maybe.tolist() if rows.keys[slot].tobytes() in known], np.int32)
+            if len(found):
+                rows.forget(found)
+                self._changed = self._removed = True
+            return len(found)
+
+    def keys(self, begin: int, count: int) -> list[AnswerKey] | None:
+        """Of so many rows from `begin` on, the keys of those that are taken; None at the end."""
+        rows = self._rows
+        if begin >= rows.used:
+            return None
+        some = slice(begin, min(begin + count, rows.used))
+        taken = rows.scopes[some].any(axis=1)
+        return [AnswerKey(key.tobytes()) for key in rows.keys[some][taken]]
+
+    def save(self) -> None:
+        """Write what changed, so that it is brought back. Also makes graphs that are missing."""
+        with self._writing:
+            if not self._changed:
+                return
+            self._view = _View(self._sorted(), {})
+            for scope in self._large():
+                self._grow(scope)
+            if self._removed:
+                self._clear_graphs()
+            graphs = tuple(
+                GraphFile(scope=scope.hex(), name=graph.path.name, serial=graph.serial, sha256=graph.sha256)
+                for scope, graph in self._graphs.items()
+            )
+
+            def head(rows: int) -> Head:
+                return Head(
+                    identity=self._identity,
+                    dimensions=self._dimensions,
+                    rows=rows,
+                    serial=self._serial,
+                    graphs=graphs,
+                )
+
+            self._rows.save(self._folder / _ROWS, head)
+            self._changed = self._removed = False
+            kept = {graph.name for graph in graphs}
+            with contextlib.suppress(OSError):
+                for path in self._folder.glob(_GRAPHS):
+                    if path.name not in kept:
+                        path.unlink(missing_ok=True)
+
+    def _load(self, capacity: int) -> tuple[Rows, tuple[GraphFile, ...]]:
+        path = self._folder / _ROWS
+        if path.exists():
+            try:
+                rows, head = Rows.load(path, capacity=capacity, identity=self._identity, dimensions=self._dimensions)
+            except StateUnavailable as exc:
+                _LOG.warning("%s; it is made anew from the book", exc)
+            else:
+                self._serial = head.serial
+                return rows, head.graphs
+        return Rows(capacity, self._dimensions), ()
+
+    def _sorted(self) -> _Order:
+        """Also frees rows of answers that have another, newer row."""
+        rows = self._rows
+        slots = np.flatnonzero(rows.taken()).astype(np.int32)
+        by_key = slots[np.lexsort((rows.serials[slots], rows.keys[slots, 0]))]
+        older = (rows.keys[by_key[:-1]] == rows.keys[by_key[1:]]).all(axis=1)
+        rows.forget(by_key[:-1][older])
+        if older.any():
+            slots = np.setdiff1d(slots, by_key[:-1][older])
+        heads, serials = rows.scopes[slots, 0], rows.serials[slots]
+        sorting = np.lexsort((serials, heads))
+        return _Order(heads[sorting], serials[sorting], slots[sorting])
+
+    def _large(self) -> list[AnswerScope]:
+        """Scopes of which there may be too many rows to compare them all."""
+        order = self._view.order
+        heads, first, counts = np.unique(order.heads, return_index=True, return_counts=True)
+        del heads
+        return [AnswerScope(self._rows.scopes[order.slots[begin]].tobytes()) for begin in first[counts > self._small]]
+
+    def _grow(self, scope: AnswerScope) -> None:
+        """Make a new graph if too many rows came since the last one."""
+        order, recent = self._view
+        there, graph = order.of(scope), self._graphs.get(scope)
+        after = 0 if graph is None else int(np.searchsorted(order.serials[there], graph.serial, side="right"))
+        if there.stop - there.start - after + len(recent.get(scope, ())) <= self._small:
+            return
+        if recent:
+            self._view = _View(self._sorted(), {})
+        self._build(scope, graph)
+
+    def _build(self, scope: AnswerScope, base: Graph | None) -> None:
+        slots, rows = self._of(scope), self._rows
+        drop = _NONE
+        added = slots
+        if base is not None:
+            had = base.slots()
+            sound = np.intersect1d(had, slots[rows.serials[slots] <= base.serial])
+            drop = np.setdiff1d(had, sound)
+            if 3 * len(drop) > len(had):
+                base, drop = None, _NONE
+            else:
+                added = np.setdiff1d(slots, sound)
+        serial = int(rows.serials[slots].max())
+        graph = write_graph(
+            self._folder / f"{scope.hex()[:32]}-{serial}.graph",
+            dimensions=self._dimensions,
+            base=base,
+            drop=drop,
+            slots=added,
+            vectors=rows.vectors,
+            serial=serial,
+        )
+        self._graphs = {**self._graphs, scope: graph}
+        self._changed = True
+
+    def _clear_graphs(self) -> None:
+        """Those of scopes that are no longer large go, and those are made anew of which a third has gone."""
+        for scope, graph in list(self._graphs.items()):
+            slots = self._of(scope)
+            if len(slots) <= self._small:
+                self._graphs = {other: kept for other, kept in self._graphs.items() if other != scope}
+            elif 3 * int((self._rows.serials[slots] <= graph.serial).sum()) < 2 * len(graph):
+                self._build(scope, None)
+
+    def _of(self, scope: AnswerScope) -> Slots:
+        order = self._view.order
+        slots = order.slots[order.of(scope)]
+        mine: Slots = slots[(self._rows.scopes[slots] == as_words([scope])).all(axis=1)]
+        return mine
+
+    def _make_room(self, count: int) -> None:
+        rows = self._rows
+        missing = len(rows) + count - rows.capacity
+        if missing > 0:
+            slots = np.flatnonzero(rows.taken()).astype(np.int32)
+            # Some more than are needed now, or each one would look for the oldest.
+            missing = min(len(slots), max(missing, rows.capacity // 100))
+            rows.forget(slots[np.argpartition(rows.serials[slots], missing - 1)[:missing]])
+            self._removed = True
+
+
+def _largest(values: Vectors, count: int) -> NDArray[np.intp]:
+    """Where the largest values are, the largest first."""
+    if len(values) > count:
+        some = np.argpartition(values, len(values) - count)[len(values) - count :]
+    else:
+        some = np.arange(len(values))
+    return some[np.argsort(-values[some], kind="stable")]
