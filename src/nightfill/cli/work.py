@@ -56,6 +56,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     from nightfill.cli.deletion import settling
     from nightfill.cli.distil import distil_duty
     from nightfill.cli.engine_room import engines_for, make_filler
+    from nightfill.cli.foresee import foresee_duties
     from nightfill.cli.leaving import end_within, stop_on_notice
     from nightfill.cli.night import night_windows
     from nightfill.cli.rooms import open_board, open_rooms
@@ -99,7 +100,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
             machines={one.name: one.machine for one in wanted},
             prices=settings.prices,
             windows=night_windows(settings.sleep),
-            duties=(distil_duty(rooms.state, settings),),
+            duties=(distil_duty(rooms.state, settings), *foresee_duties(rooms.state, settings)),
         )
         if settings.kv.old_key_files and (seal := text_seal(settings.kv)) is not None:
             # Before blocks: a fill whose tokens nobody can open is filled again.

@@ -47,9 +47,10 @@ def sensible(text: str) -> bool:
     words = normal(text).split()
     if not _LEAST_WORDS <= len(words) <= _MOST_WORDS or not _LEAST_CHARS <= len(text) <= MOST_CHARS:
         return False
-    letters = sum(character.isalpha() or character.isspace() for character in text)
+    letters = sum(map(str.isalpha, text))
+    marks = len(text) - sum(character.isalnum() or character.isspace() for character in text)
     repeats = max(words.count(word) for word in set(words))
-    return letters >= 0.6 * len(text) and repeats <= max(2, len(words) // 3)
+    return 3 * letters >= len(text) >= 4 * marks and repeats <= max(2, len(words) // 3)
 
 
 def quotas(counts: Mapping[Origin, AnswerCounts], most: int) -> dict[Origin, int]:

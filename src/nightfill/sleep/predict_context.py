@@ -130,8 +130,10 @@ class Foresight:
     def wanted(self, context: Context) -> bool:
         """Whether its options, or the settings, say so, and what is prepared may serve at all."""
         foresee = self.answers.foresee if context.options.foresee is None else context.options.foresee
-        mode = context.options.answers or self.answers.tenants.get(context.tenant) or self.answers.mode
-        return foresee and mode != "off" and Form.CHAT in context.forms
+        return foresee and self._mode(context) != "off" and Form.CHAT in context.forms
+
+    def _mode(self, context: Context) -> str:
+        return context.options.answers or self.answers.tenants.get(context.tenant) or self.answers.mode
 
     async def limits(self, context: Context) -> dict[Origin, int]:
         """Answers to keep prepared for it, by source."""
@@ -195,7 +197,9 @@ class Foresight:
         reply = await state.answers.get(listed.key) if listed is not None else None
         written = "\n".join(words_of(reply.body)) if reply is not None else ""
         limits = await self.limits(context)
-        candidates = await asyncio.to_thread(self._ranked, _text(content), asked, others, written, limits)
+        # Where only equal requests are served, each way to ask is worth an answer of its own.
+        near = self._mode(context) != "exact"
+        candidates = await asyncio.to_thread(self._ranked, _text(content), asked, others, written, limits, near)
         found = []
         for candidate in candidates:
             question = self.requests.question(context, candidate.text, engine)
@@ -220,9 +224,10 @@ class Foresight:
         others: Sequence[Sequence[Asked]],
         written: str,
         limits: Mapping[Origin, int],
+        near: bool,
     ) -> list[Candidate]:
         """In a thread."""
-        most, embedder = self.settings.per_context, self._embedding()
+        most, embedder = self.settings.per_context, self._embedding() if near else None
         log = Likeness([one.text for one in asked], embedder)
         sources = [
             from_log(asked, log.alike, least=log.least, now_s=self._clock()),
@@ -232,9 +237,11 @@ class Foresight:
         ]
         # Only what may be taken is worth an embedding.
         wide = ranked(sources, {origin: 3 * limit for origin, limit in limits.items()}, 3 * most)
-        near = Likeness([one.text for one in wide], embedder)
+        likeness = Likeness([one.text for one in wide], embedder)
         place = {one: at for at, one in enumerate(wide)}
-        return ranked([wide], limits, most, alike=lambda one, other: near.alike(place[one], place[other]) >= near.least)
+        return ranked(
+            [wide], limits, most, alike=lambda one, other: likeness.alike(place[one], place[other]) >= likeness.least
+        )
 
     def _embedding(self) -> Embedder | None:
         if self._load is not None and self._embedder is None:

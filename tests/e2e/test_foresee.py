@@ -1,0 +1,88 @@
+"""Questions foreseen by a real server: asked of one version of a context, answered for the next before anybody asks."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from serving import eventually, source_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from serving import Serve
+
+pytestmark = pytest.mark.e2e
+
+SETTINGS: Final[dict[str, Any]] = {
+    "engines": [{"model": "demo:tiny", "slots": 1}],
+    "kv": {"tiers": [{"kind": "disk", "max_bytes": "1GB", "min_free_bytes": 0}]},
+    "sleep": {"plan_every_s": 0.3, "audit_share": 0.0},
+    "foresee": {"every_s": 0.5, "max_tokens": 8, "per_context": 6, "model_questions": 2},
+}
+OPTIONS: Final = {"answers": "exact", "foresee": True}
+ASKED: Final = ("Where does it begin?", "Which one is the last?")
+
+
+def foreseen(serve: Serve, name: str) -> dict[str, Any]:
+    done = serve.cli("foresee", name, "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def is_prepared(serve: Serve, name: str, question: str) -> bool:
+    return question in {one["question"] for one in foreseen(serve, name)["questions"] if one["prepared"]}
+
+
+def counts(serve: Serve, name: str) -> dict[str, dict[str, int]]:
+    return {one["origin"]: one for one in foreseen(serve, name)["counts"]}
+
+
+def test_what_was_asked_of_one_version_is_answered_for_the_next_before_it_is_asked(
+    new_serve: Callable[..., Serve],
+) -> None:
+    serve = new_serve("serve", settings=SETTINGS).start()
+    serve.put("c", source_text(1, functions=20), options=OPTIONS)
+    for question in ASKED:
+        assert serve.ask(question, context="c").layer != "answer"
+
+    text = source_text(2, functions=20)
+    serve.put("c", text, options=OPTIONS)
+    serve.wait_ready("c")
+    for question in ASKED:
+        eventually(lambda q=question: is_prepared(serve, "c", q), within_s=60, what="it is prepared")  # type: ignore[misc]
+    eventually(lambda: all(job["state"] == "done" for job in serve.jobs()), within_s=60, what="all is done")
+    before = counts(serve, "c")
+    assert (before["log"]["prepared"], before["log"]["used"]) == (2, 0)
+    assert before["structure"]["prepared"] > 0
+
+    answer = serve.ask(ASKED[0], context="c")
+    assert (answer.layer, answer.headers["x-nightfill-cache"]) == ("answer", "HIT")
+    assert answer.usage["completion_tokens"] <= 8
+    assert answer.usage["prompt_tokens_details"]["cached_tokens"] > 0, "it was made with the filled KV"
+    streamed = serve.ask(ASKED[0], context="c", stream=True)
+    assert (streamed.layer, streamed.text) == ("answer", answer.text)
+    name = text.partition("def ")[2].partition("(")[0]
+    assert serve.ask(f"What does {name} do?", context="c").layer == "answer", "the text's own structure told it"
+    assert serve.ask("What has nobody foreseen?", context="c").layer == "fill"
+    eventually(lambda: counts(serve, "c")["log"]["uses"] == 2, within_s=20, what="uses are counted")
+    after = counts(serve, "c")
+    assert (after["log"]["used"], after["log"]["never_used"], after["structure"]["used"]) == (1, 1, 1)
+
+    # A new version ends it all, until it is foreseen anew.
+    serve.put("c", source_text(3, functions=20), options=OPTIONS)
+    assert serve.ask(ASKED[1], context="c").layer != "answer"
+
+
+def test_nothing_is_prepared_for_a_context_that_did_not_ask_for_it(new_serve: Callable[..., Serve]) -> None:
+    serve = new_serve("serve", settings=SETTINGS).start()
+    serve.put("c", source_text(1, functions=5), options={"answers": "exact"})
+    serve.ask(ASKED[0], context="c")
+    serve.wait_ready("c")
+    assert foreseen(serve, "c")["why_not"].startswith("off for this context")
+    refused = serve.cli("foresee", "c", "--now")
+    assert refused.returncode == 2
+    assert "nothing can be foreseen" in refused.stderr
+    assert {job["kind"] for job in serve.jobs()} == {"fill"}
