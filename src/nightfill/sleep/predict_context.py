@@ -12,15 +12,13 @@ from nightfill.answers.reply import words_of
 from nightfill.contexts import ContextName, FillKey, FillState, Form, Messages
 from nightfill.errors import BadSetting
 from nightfill.sleep.fill import Gone
-from nightfill.sleep.predict import quotas, ranked
-from nightfill.sleep.predict_likeness import Likeness
-from nightfill.sleep.predict_log import from_log, recurring
-from nightfill.sleep.predict_model import from_model, prompt
-from nightfill.sleep.predict_structure import from_structure
+from nightfill.sleep.predict import quotas
+from nightfill.sleep.predict_model import prompt
+from nightfill.sleep.predict_sources import foresee
 from nightfill.state.answers import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from nightfill.answers.embed import Embedder
     from nightfill.answers.question import Question
@@ -197,9 +195,20 @@ class Foresight:
         reply = await state.answers.get(listed.key) if listed is not None else None
         written = "\n".join(words_of(reply.body)) if reply is not None else ""
         limits = await self.limits(context)
-        # Where only equal requests are served, each way to ask is worth an answer of its own.
-        near = self._mode(context) != "exact"
-        candidates = await asyncio.to_thread(self._ranked, _text(content), asked, others, written, limits, near)
+        candidates = await asyncio.to_thread(
+            lambda: foresee(
+                _text(content),
+                asked=asked,
+                others=others,
+                written=written,
+                structure="structure" in sources,
+                limits=limits,
+                most=self.settings.per_context,
+                # Where only equal requests are served, each way to ask is worth an answer of its own.
+                embedder=self._embedding() if self._mode(context) != "exact" else None,
+                now_s=self._clock(),
+            )
+        )
         found = []
         for candidate in candidates:
             question = self.requests.question(context, candidate.text, engine)
@@ -216,32 +225,6 @@ class Foresight:
             for one in newest
             if self.wanted(one)
         ]
-
-    def _ranked(
-        self,
-        text: str,
-        asked: Sequence[Asked],
-        others: Sequence[Sequence[Asked]],
-        written: str,
-        limits: Mapping[Origin, int],
-        near: bool,
-    ) -> list[Candidate]:
-        """In a thread."""
-        most, embedder = self.settings.per_context, self._embedding() if near else None
-        log = Likeness([one.text for one in asked], embedder)
-        sources = [
-            from_log(asked, log.alike, least=log.least, now_s=self._clock()),
-            recurring(others),
-            from_structure(text) if "structure" in self.settings.sources else [],
-            from_model(written, text),
-        ]
-        # Only what may be taken is worth an embedding.
-        wide = ranked(sources, {origin: 3 * limit for origin, limit in limits.items()}, 3 * most)
-        likeness = Likeness([one.text for one in wide], embedder)
-        place = {one: at for at, one in enumerate(wide)}
-        return ranked(
-            [wide], limits, most, alike=lambda one, other: likeness.alike(place[one], place[other]) >= likeness.least
-        )
 
     def _embedding(self) -> Embedder | None:
         if self._load is not None and self._embedder is None:
