@@ -82,20 +82,32 @@ async def forget_deleted(rooms: Rooms, engine: LlamaEngine, stop: asyncio.Event)
             if changes != seen:
                 fills = await rooms.state.book.fills()
                 now = {fill.key: fill for fill in fills if fill.state is FillState.READY}
+                there = {fill.key for fill in fills}
+                gone = [fill for key, fill in ready.items() if key not in there]
                 other = [
-                    fill for key, fill in ready.items() if key not in now or now[key].filled_at_s != fill.filled_at_s
+                    fill
+                    for key, fill in ready.items()
+                    if key in there and (key not in now or now[key].filled_at_s != fill.filled_at_s)
                 ]
                 ready = now
-                old |= await asyncio.to_thread(_named, other, rooms.settings.kv.block_tokens)
+                old |= await asyncio.to_thread(_left_over, gone, other, fills, rooms.settings.kv.block_tokens)
                 await asyncio.to_thread(rooms.store.forget, old)
-                gone = old
+                doomed = old
                 if held := engine.held:
-                    gone |= held - await asyncio.to_thread(_named, fills, rooms.settings.kv.block_tokens)
-                if not gone.isdisjoint(held) and not await engine.forget(gone):
+                    doomed |= held - await asyncio.to_thread(_named, fills, rooms.settings.kv.block_tokens)
+                if not doomed.isdisjoint(held) and not await engine.forget(doomed):
                     continue
             seen, old = changes, frozenset()
         except (StateError, EngineError) as exc:
             _LOG.warning("what was deleted may still be in the engine's memory: %s", exc)
+
+
+def _left_over(
+    gone: Sequence[Fill], other: Sequence[Fill], fills: Sequence[Fill], block_tokens: int
+) -> frozenset[BlockKey]:
+    """Blocks of fills that are `gone`, but for those of `fills`, which are there; and all of fills that changed."""
+    keys = _named(other, block_tokens)
+    return keys | (_named(gone, block_tokens) - _named(fills, block_tokens)) if gone else keys
 
 
 def _named(fills: Sequence[Fill], block_tokens: int) -> frozenset[BlockKey]:

@@ -67,6 +67,8 @@ class Prefix:
     """Isolates tenants; part of every block key."""
     stamp: float = 0.0
     """When it was stored, in Unix seconds: what was loaded of it under another stamp may have been wrong since."""
+    earlier: tuple[float, ...] = ()
+    """Stamps of shorter prefixes that this one goes on from, and that are as good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,8 @@ class Call:
     """False forces the engine to compute the whole prompt anew, whatever it holds."""
     affinity: bytes = b""
     """The prompt's first bytes as text, to find the slot whose content it shares most with."""
+    said: tuple[str, ...] = ()
+    """Of a chat: a digest of its first message, of the first two, and so on; empty where nobody cares."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers to forward (`traceparent`, `x-request-id`)."""
 

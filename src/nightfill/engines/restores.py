@@ -10,6 +10,9 @@ from nightfill.kv.worth import LOAD_ANYWAY_AFTER, Rates, worth_loading
 LEAST_TOKENS: Final = 128
 """Prompts of which fewer were computed say little of prefill: much of their time goes elsewhere."""
 
+_KEPT_WEIGHT: Final = 0.3
+"""Of the newest reply in the smoothed share of tokens that come back."""
+
 
 class Restores:
     """Weighs loads of one engine, and learns how quick it is. For one event loop."""
@@ -19,6 +22,7 @@ class Restores:
         self._always = always
         self._rates = Rates()
         self._computed_in_a_row = 0
+        self._kept_share = 0.0
 
     def weigh(self, *, load_bytes: int, missing_tokens: int) -> Weighed:
         """Decide between a load of so many bytes and computing the tokens that the slot lacks.
@@ -38,6 +42,17 @@ class Restores:
     def told(self, rates: Rates) -> None:
         """The rates as the engine itself measured them."""
         self._rates = rates
+
+    def lost(self, reply_tokens: int) -> int:
+        """Of a reply that a slot holds as it was generated, the tokens that are expected to differ when its text comes
+        back: a tokenizer may cut the same text in another way.
+        """
+        return int((1 - self._kept_share) * reply_tokens)
+
+    def came_back(self, *, kept: int, reply_tokens: int) -> None:
+        """So many tokens of a reply were used again."""
+        share = min(1.0, max(0.0, kept / reply_tokens))
+        self._kept_share += _KEPT_WEIGHT * (share - self._kept_share)
 
     def computed(self, *, tokens: int, seconds: float) -> None:
         """Computing so much of a prompt took so long."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from nightfill.gateway.admin import Planner
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
-    from nightfill.gateway.stored import AnswerRoom
     from nightfill.gateway.removal import Forget
+    from nightfill.gateway.stored import AnswerRoom
     from nightfill.observe.metrics import Metrics
     from nightfill.state.access import AccessLog
     from nightfill.state.book import ContextBook

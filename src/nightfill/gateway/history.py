@@ -19,7 +19,6 @@ from nightfill.contexts.context import Chat, MessagesSource
 from nightfill.engines.engine import Tokens
 from nightfill.errors import StateError
 from nightfill.gateway.removal import remove
-from nightfill.gateway.talk import earlier_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +135,7 @@ class History:
         chat = Chat(
             context=talk.context or "",
             version=talk.version or "",
-            before=tuple(earlier_marks(talk)),
+            before=tuple(talk.marks[count - 1] for count in talk.earlier()),
         )
         await self._book.put(
             tenant=turn.tenant,

@@ -85,6 +85,7 @@ class Layers:
         found: tuple[ContextName, Fingerprint, str, ContextOptions] | None = None
         talk: Talk | None = None
         talked, token_s, distilled = 0, 0.0, False
+        earlier: tuple[float, ...] = ()
         if ask.context is not None:
             assert ask.form is not None  # decode_ask refuses a context on other routes
             context = await self._library.context(tenant, ask.context)
@@ -119,7 +120,7 @@ class Layers:
             token_s = _token_s(fill)
             talk = self._talk(ask, found)
             if talk is not None and reuse:
-                fill, talked = await self._furthest(tenant, talk, engine, fill)
+                fill, talked, earlier = await self._furthest(tenant, talk, engine, fill)
         except StateError as exc:
             self._on_failure(exc)
             fill, reuse = None, ask.reuse
@@ -128,10 +129,11 @@ class Layers:
             path=ask.path,
             body=members,
             stream=ask.stream,
-            prefix=_prefix(fill, salt) if fill is not None else None,
+            prefix=_prefix(fill, salt, earlier) if fill is not None else None,
             salt=salt if ask.cache_salt is None else _own_salt(salt, ask.cache_salt),
             reuse=reuse,
             affinity=_affinity(ask.form, members),
+            said=talk.marks if talk is not None else (),
             headers=headers,
         )
         return Plan(
@@ -198,16 +200,22 @@ class Layers:
 
     async def _furthest(
         self, tenant: Tenant, talk: Talk, engine: Description, least: Fill | None
-    ) -> tuple[Fill | None, int]:
-        """The fill that has most of the chat, at least what its context's has; and how many messages that is."""
-        for count in talk.earlier():
-            key = FillKey(tenant=tenant, fingerprint=talk.marks[count - 1], form=Form.CHAT, signature=engine.signature)
-            fill = await self._usable(key)
-            if fill is None or fill.drifted:
-                continue
-            if least is None or fill.stored_tokens > least.stored_tokens:
-                return fill, count
-        return least, 0
+    ) -> tuple[Fill | None, int, tuple[float, ...]]:
+        """The fill that has most of the chat, at least what its context's has; how many messages that is; and the
+        stamps of those that it goes on from.
+        """
+        found: list[tuple[Fill, int]] = [] if least is None else [(least, 0)]
+        for count in reversed(talk.earlier()):
+            mark = talk.marks[count - 1]
+            fill = await self._usable(
+                FillKey(tenant=tenant, fingerprint=mark, form=Form.CHAT, signature=engine.signature)
+            )
+            if fill is not None and not fill.drifted:
+                found.append((fill, count))
+        if not found:
+            return None, 0, ()
+        fill, count = max(found, key=lambda one: one[0].stored_tokens)
+        return fill, count, tuple(one.filled_at_s for one, _ in found if one is not fill)
 
     async def _usable(self, key: FillKey) -> Fill | None:
         fill = await self._library.fill(key)
@@ -222,8 +230,8 @@ def _token_s(fill: Fill | None) -> float:
     return fill.fill_seconds / fill.stored_tokens if fill is not None else 0.0
 
 
-def _prefix(fill: Fill, salt: bytes) -> Prefix:
-    return Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt, stamp=fill.filled_at_s)
+def _prefix(fill: Fill, salt: bytes, earlier: tuple[float, ...]) -> Prefix:
+    return Prefix(tokens=fill.tokens[: fill.stored_tokens], salt=salt, stamp=fill.filled_at_s, earlier=earlier)
 
 
 def _own_salt(tenants: bytes, clients: str) -> bytes:

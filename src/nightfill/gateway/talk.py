@@ -11,7 +11,7 @@ from nightfill.contexts import Form, Message
 from nightfill.contexts.fingerprint import fingerprints_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from nightfill.config import HistorySettings
     from nightfill.contexts import ContextName, Fingerprint
@@ -25,8 +25,9 @@ _RENDERED_WITH: Final = (
     *("reasoning_effort", "enable_thinking", "mm_processor_kwargs", "add_special_tokens"),
 )
 """Members that may become part of the prompt: what is filled is rendered without any."""
-_VERSIONS: Final = 8
-"""Earlier turns that are looked for: of each chat at most three are there."""
+_LOOKED_AT: Final = 4
+"""Earlier replies after which the chat is looked for. It is kept as it was after the last one, and two that are filled.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class Talk:
     def earlier(self) -> list[int]:
         """How many messages there were when earlier replies had been given, the newest first."""
         replied = [count for count, one in enumerate(self.messages, 1) if one.role == "assistant"]
-        return [count for count in reversed(replied) if count < len(self.messages)][:_VERSIONS]
+        return [count for count in reversed(replied) if count < len(self.messages)][:_LOOKED_AT]
 
 
 def is_wanted(settings: HistorySettings, ask: Ask, options: ContextOptions | None) -> bool:
@@ -90,8 +91,3 @@ def talk_of(
         messages=messages,
         marks=tuple(fingerprints_of(messages, behind=behind)),
     )
-
-
-def earlier_marks(talk: Talk) -> Sequence[Fingerprint]:
-    """Of the chat as it was after earlier replies, the newest first."""
-    return [talk.marks[count - 1] for count in talk.earlier()]

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _IN_A_SLOT: Final = _STREAMABLE | {"/v1/responses", "/v1/messages"}
 _STAMPS: Final = 1024
+_LOST_TOKENS: Final = 48
+"""So many tokens of a chat that is in a slot may have to be computed again rather than to load all of it."""
 _WITHOUT_KV: Final = frozenset({"/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"})
 
 
@@ -158,19 +160,24 @@ class LlamaEngine:
         restores = description.reuse is not Reuse.NONE
         spans = (self._transfer.spans(prefix) if restores else self._transfer.cut(prefix)) if prefix else ()
         arrived_s = time.perf_counter()
+        said = [(call.salt, mark) for mark in call.said] if call.reuse else []
         async with self._slots.acquire(
-            generation=self._process.generation, spans=spans, text=call.affinity if call.reuse else b""
+            generation=self._process.generation, spans=spans, text=call.affinity if call.reuse else b"", said=said
         ) as slot:
             queued_s = time.perf_counter() - arrived_s
             held = slot.holds(spans) if description.reuse is not Reuse.EXACT else 0
-            if prefix and restores and slot.spans and slot.stamp != prefix.stamp:
+            if prefix and restores and slot.spans and slot.stamp not in (prefix.stamp, *prefix.earlier):
                 # Not the fill that it was given: llama.cpp would go on from that wherever the tokens agree.
                 await self._api.slot_erase(slot.id)
                 slot.forget(slot.generation)
                 held = 0
-            restore_s = 0.0
+            restore_s, goes_on = 0.0, (0, 0)
             weighed: Weighed | None = None
             if prefix and restores and (missing := len(prefix.tokens) - held) > 0:
+                lost = self._restores.lost(slot.reply_tokens)
+                if slot.said in said and description.reuse is not Reuse.EXACT and lost <= _LOST_TOKENS:
+                    # The chat was computed here: hardly anything is missing, though no fill was given.
+                    missing, goes_on = 0, (slot.tokens - slot.reply_tokens, slot.reply_tokens)
                 size = len(prefix.tokens) * description.kv_bytes_per_token
                 weighed = self._restores.weigh(load_bytes=size, missing_tokens=missing)
                 if weighed.load:
@@ -183,6 +190,7 @@ class LlamaEngine:
             computes = not restores or (weighed is not None and not weighed.load)
             slot.spans = tuple(span for span in spans if span.stop <= held)
             slot.text, slot.stamp = call.affinity, prefix.stamp if prefix else 0.0
+            slot.said, slot.tokens, slot.reply_tokens = said[-1] if said else None, 0, 0
             joined = not call.stream and call.path in _STREAMABLE
             copies = _copies(call)
             body = self._body(call, slot, joined=joined)
@@ -209,6 +217,10 @@ class LlamaEngine:
                     slot.forget(slot.generation)
                 elif computes and reply.tokens.output is not None:
                     slot.spans = spans  # computed by the request itself, if it was not there
+                slot.reply_tokens = reply.tokens.output or 0
+                slot.tokens = (reply.tokens.prompt or 0) + slot.reply_tokens
+                if goes_on[1] and restore_s == 0.0 and reply.tokens.reused is not None:
+                    self._restores.came_back(kept=reply.tokens.reused - goes_on[0], reply_tokens=goes_on[1])
                 if copies > 1:
                     # Each copy took a slot of llama.cpp's choice.
                     self._slots.forget_free()
@@ -305,7 +317,7 @@ class LlamaEngine:
                 nonlocal reached
                 reached = max(reached, processed)
 
-            slot.kept = True
+            slot.kept, slot.said = True, None
             try:
                 done = await self._api.prefill(prefix.tokens[:end], slot=slot.id, on_progress=note)
                 reached = end

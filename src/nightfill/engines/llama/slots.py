@@ -32,6 +32,12 @@ class Slot:
     """Of that prefix; see `engines.engine.Prefix`."""
     text: bytes = b""
     """First bytes of the last prompt, as text."""
+    said: tuple[bytes, str] | None = None
+    """Salt and digest of the chat that it answered last."""
+    tokens: int = 0
+    """Of that chat and the reply, if so."""
+    reply_tokens: int = 0
+    """Of the reply alone."""
     last_used_s: float = 0.0
     kept: bool = False
     """What it holds cannot be had back from the store: other requests take it last."""
@@ -48,6 +54,7 @@ class Slot:
     def forget(self, generation: int) -> None:
         """The slot is empty now, in the process of this generation."""
         self.generation, self.spans, self.text, self.kept = generation, (), b"", False
+        self.said, self.tokens, self.reply_tokens = None, 0, 0
 
 
 def common_bytes(a: bytes, b: bytes) -> int:
@@ -62,12 +69,18 @@ def common_bytes(a: bytes, b: bytes) -> int:
     return low
 
 
-def choose(free: Sequence[Slot], *, spans: Sequence[Span], text: bytes) -> Slot:
-    """The free slot that saves most: with the filled prefix in it, else most of the text, else unused for longest.
+def choose(
+    free: Sequence[Slot], *, spans: Sequence[Span], text: bytes, said: Collection[tuple[bytes, str]] = ()
+) -> Slot:
+    """The free slot that saves most: with the same chat in it, else the filled prefix, else most of the text, else
+    unused for longest.
 
     `free` is not empty. A prefix from the store is back in milliseconds, so a slot that merely shares some text with
     the prompt is not taken for a request that comes with one.
     """
+    goes_on = [slot for slot in free if slot.said in said]
+    if goes_on:
+        return max(goes_on, key=lambda slot: slot.tokens)
     if spans:
         best = max(free, key=lambda slot: (slot.holds(spans), -slot.last_used_s))
         if best.holds(spans):
@@ -138,13 +151,15 @@ class SlotTable:
         return held
 
     @contextlib.asynccontextmanager
-    async def acquire(self, *, generation: int, spans: Sequence[Span], text: bytes) -> AsyncIterator[Slot]:
+    async def acquire(
+        self, *, generation: int, spans: Sequence[Span], text: bytes, said: Collection[tuple[bytes, str]] = ()
+    ) -> AsyncIterator[Slot]:
         """A slot of one's own until the block is left. Raises QueueFull when too many wait already."""
         await self._wait_for_turn()
         for slot in self._free:
             if slot.generation != generation:
                 slot.forget(generation)
-        slot = choose(self._free, spans=spans, text=text)
+        slot = choose(self._free, spans=spans, text=text, said=said)
         self._free.remove(slot)
         try:
             yield slot
