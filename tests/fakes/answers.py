@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+import threading
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fakes.engine import SIGNATURE
 from nightfill.engines.engine import Description, Reuse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nightfill.answers.embed import Vectors
+    from nightfill.state.answers import AnswerKey, AnswerNote, AnswerScope
 
 DESCRIPTION: Final = Description(
     engine="fake",
@@ -18,3 +25,52 @@ DESCRIPTION: Final = Description(
     embeddings=False,
     version="fake 1",
 )
+
+
+class Similar(NamedTuple):
+    """A `Neighbour`."""
+
+    key: AnswerKey
+    similarity: float
+
+
+class FakeIndex:
+    """An `Index` that compares all. With `gate` set, a look-up waits for it first."""
+
+    def __init__(self) -> None:
+        self.serial = 0
+        self.saves = 0
+        self.gate: threading.Event | None = None
+        self.looking = threading.Event()
+        self._changed = threading.Condition()
+        self._rows: dict[AnswerKey, tuple[AnswerScope, Vectors]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def nearest(self, scope: AnswerScope, vector: Vectors, k: int = 8) -> list[Similar]:
+        self.looking.set()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        rows = [Similar(key, float(row @ vector)) for key, (its, row) in self._rows.items() if its == scope]
+        return sorted(rows, key=lambda row: -row.similarity)[:k]
+
+    def add(self, notes: Sequence[AnswerNote], vectors: Vectors) -> None:
+        with self._changed:
+            for note, vector in zip(notes, vectors, strict=True):
+                self._rows[note.key] = (note.scope, vector)
+                self.serial = note.serial
+            self._changed.notify_all()
+
+    def remove(self, keys: Sequence[AnswerKey]) -> int:
+        with self._changed:
+            self._changed.notify_all()
+            return sum(self._rows.pop(key, None) is not None for key in keys)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until it has so many rows."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self) == count, 5), f"{len(self)} rows"
+
+    def save(self) -> None:
+        self.saves += 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from nightfill.answers.look import Found, Kind, Look, Result
+from nightfill.answers.reply import words_of
 from nightfill.errors import StateError
 
 if TYPE_CHECKING:
@@ -45,12 +46,21 @@ class Neighbour(Protocol):
 
 
 class Neighbours(Protocol):
-    """Finds stored questions of the same scope that the guard lets pass. Used by one event loop."""
+    """Finds stored questions that are near, off the event loop, and bounded in time. Never raises a NightfillError."""
 
     async def near(self, question: Question) -> tuple[Sequence[Neighbour], Result, str]:
-        """Those whose answers may serve, best first, `HIT` if there are any; else why there are none, and a word of
-        detail. Never raises a NightfillError.
+        """Some of the question's scope, the nearest first, and `HIT`; else why there are none, and a word of detail."""
+
+    async def passing(self, asked: str, stored: Sequence[str]) -> tuple[int | None, Result, str]:
+        """Which of the stored questions is the first that the guard lets pass; else `GUARD` with what it has against
+        the nearest, or why it was not asked.
         """
+
+    def gone(self, key: AnswerKey) -> None:
+        """An answer that is near is no longer in the book."""
+
+    async def likeness(self, one: str, other: str) -> float | None:
+        """How much alike two texts are, up to 1; None while that cannot be told."""
 
 
 class AnswerCache:
@@ -76,37 +86,52 @@ class AnswerCache:
         found, result, detail = await self._near(question, max_age_s)
         return found, Look(kind=Kind.NEAR, result=result, seconds=time.perf_counter() - began_s, detail=detail)
 
+    async def alike(self, one: bytes, other: bytes) -> float | None:
+        """How much two replies say the same: 1 for equal words, else the cosine of their embeddings, the least of all
+        choices'; None where that cannot be told. Takes its time: not for the path of a request.
+        """
+        ones, others = words_of(one), words_of(other)
+        if ones == others:
+            return 1.0
+        if len(ones) != len(others) or self._neighbours is None:
+            return None
+        found = [await self._neighbours.likeness(*pair) for pair in zip(ones, others, strict=True)]
+        return min((one for one in found if one is not None), default=None)
+
     async def _near(self, question: Question, max_age_s: float | None) -> tuple[Found | None, Result, str]:
         if question.bar is not None:
             return None, Result.BARRED, question.bar
         if self._neighbours is None:
             return None, Result.BARRED, "not-installed"
         neighbours, result, detail = await self._neighbours.near(question)
+        some: list[Found] = []
         for neighbour in neighbours:
             # The index is behind the book: only the book knows whether the answer is still there.
-            found, result = await self._got(
-                neighbour.key, max_age_s, scope_of=question, similarity=neighbour.similarity
-            )
-            if found is not None and _fits(found.answer, question.max_tokens):
-                return found, Result.HIT, ""
-            detail = "" if found is None else "length"
-            result = result if found is None else Result.MISS
-        return None, result, detail
+            found, result = await self._got(neighbour.key, max_age_s, similarity=neighbour.similarity)
+            if found is None:
+                if result is Result.MISS:
+                    self._neighbours.gone(neighbour.key)
+            elif found.answer.scope == question.scope and found.answer.question:
+                some.append(found)
+        if not some:
+            return None, result if result is not Result.HIT else Result.MISS, detail
+        assert question.text is not None
+        place, result, detail = await self._neighbours.passing(question.text, [one.answer.question for one in some])
+        if place is None:
+            return None, result, detail
+        if not _fits(some[place].answer, question.max_tokens):
+            return None, Result.MISS, "length"
+        return some[place], Result.HIT, ""
 
     async def _got(
-        self,
-        key: AnswerKey,
-        max_age_s: float | None,
-        *,
-        scope_of: Question | None = None,
-        similarity: float | None = None,
+        self, key: AnswerKey, max_age_s: float | None, *, similarity: float | None = None
     ) -> tuple[Found | None, Result]:
         try:
             async with asyncio.timeout(_STATE_S):
                 answer = await self._book.get(key)
         except (StateError, TimeoutError):
             return None, Result.FAILED
-        if answer is None or (scope_of is not None and (answer.scope != scope_of.scope or not answer.question)):
+        if answer is None:
             return None, Result.MISS
         age_s = max(0.0, self._clock() - answer.at_s)
         if max_age_s is not None and age_s > max_age_s:

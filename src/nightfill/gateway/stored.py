@@ -13,7 +13,8 @@ from nightfill.answers.cache import AnswerCache
 from nightfill.answers.keeper import Deposit, Keeper
 from nightfill.answers.look import Found, Kind, Look, Result, report
 from nightfill.answers.question import COMPLETION, Bar, Ground, Question
-from nightfill.answers.reply import Recording
+from nightfill.answers.reply import Kept, Recording, Unfit
+from nightfill.answers.shadow import outcome, shadow_word
 from nightfill.contexts import Form
 from nightfill.errors import ClientLeft, NotStored
 from nightfill.gateway import replay
@@ -133,7 +134,7 @@ class StoredAnswers:
         self._settings = settings
         self._rates = rates
         self._metrics = metrics
-        self._note = note
+        self.note = note
 
     async def __aenter__(self) -> Self:
         await self._keeper.__aenter__()
@@ -245,7 +246,7 @@ class StoredAnswers:
             metrics.ttft(model, Layer.ANSWER.value, total_s)
         metrics.duration(model, Layer.ANSWER.value, total_s)
         metrics.answer_saved(prompt=tokens, output=counted.completion_tokens, seconds=seconds)
-        self._note(
+        self.note(
             Access(
                 at_s=arrived_s,
                 tenant=tried.ground.tenant,
@@ -279,11 +280,13 @@ class StoredAnswers:
 
     def learn(self, tried: Tried, trip: Trip, recording: Recording | None, row: Access) -> None:
         """Keep a reply, if it came to a good end, and have the request's row written."""
-        self._note(replace(row, looked=report(tried.looks)))
+        row = replace(row, looked=report(tried.looks))
         if recording is None or tried.question is None or not trip.complete or trip.status != 200:
+            self.note(row)
             return
         ttl_s = float(self._settings.ttl_s)
-        self._keeper.keep(
+        shadow = _Shadow(self, tried, row) if tried.mode == "shadow" and tried.wishes.serve else None
+        kept = self._keeper.keep(
             Deposit(
                 ground=tried.ground,
                 question=tried.question,
@@ -291,8 +294,43 @@ class StoredAnswers:
                 recording=recording,
                 tokens=trip.tokens,
                 ttl_s=ttl_s if tried.wishes.ttl_s is None else min(ttl_s, tried.wishes.ttl_s),
+                judge=shadow.judge if shadow is not None else None,
             )
         )
+        if shadow is None or not kept:
+            self.note(row)
+
+    async def shadowed(self, tried: Tried, kept: Kept | Unfit) -> tuple[list[Look], str]:
+        """What would have served, and how it compares with what did: the look-ups, and a word of `answers.shadow`."""
+        assert tried.question is not None
+        max_age_s = tried.wishes.max_age_s
+        found, look = await self._cache.exact(tried.question, max_age_s=max_age_s, began_s=time.perf_counter())
+        looks = [look]
+        if found is None:
+            found, look = await self._cache.near(tried.question, max_age_s=max_age_s)
+            looks.append(look)
+        if found is None:
+            return looks, shadow_word(None, None)
+        alike = await self._cache.alike(found.answer.body, kept.body) if isinstance(kept, Kept) else None
+        self._metrics.answer_shadowed(found.kind, outcome(alike))
+        return looks, shadow_word(found.kind, alike)
+
+
+class _Shadow:
+    """One request that the model served: what the cache would have said is looked up afterwards."""
+
+    def __init__(self, layer: StoredAnswers, tried: Tried, row: Access) -> None:
+        self._layer, self._tried, self._row = layer, tried, row
+
+    async def judge(self, kept: Kept | Unfit) -> bool:
+        """Have the row written. Where something would have served, there would have been no reply to be stored."""
+        looks: list[Look] = []
+        word = shadow_word(None, None)
+        try:
+            looks, word = await self._layer.shadowed(self._tried, kept)
+        finally:
+            self._layer.note(replace(self._row, looked=f"{report(looks)} {word}".strip()))
+        return word == shadow_word(None, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,6 +145,11 @@ class Metrics:
             "answer_guard_refusals", "Near answers that the guard did not let pass.", ("reason",)
         )
         self._kept = self._counter("answers_kept", "Replies that passed by, stored or why not.", ("outcome",))
+        self._shadowed = self._counter(
+            "answer_shadows",
+            "Stored answers that would have served, by how they compare with what the model said.",
+            ("layer", "outcome"),
+        )
         self._answers_saved = self._counter(
             "answer_saved_tokens", "Tokens that engines did not compute thanks to a stored answer.", ("part",)
         )
@@ -248,6 +253,10 @@ class Metrics:
     def answer_kept(self, outcome: str) -> None:
         """A reply was stored, or was not. `outcome` is one of a fixed list."""
         self._kept.labels(outcome).inc()
+
+    def answer_shadowed(self, layer: str, outcome: str) -> None:
+        """A stored answer would have served. Both words are of fixed lists."""
+        self._shadowed.labels(layer, outcome).inc()
 
     def answer_saved(self, *, prompt: int, output: int, seconds: float) -> None:
         """What a stored answer spared an engine."""
