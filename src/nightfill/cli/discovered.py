@@ -121,7 +121,7 @@ def _ask(address: str, method: str, path: str, key: str) -> dict[str, Any]:
     """One request to the server. Raises NightfillError with what it answered."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise BadSetting(f"--url {address!r} is not an address such as http://127.0.0.1:8700", param="url")
+        raise BadSetting("--url is not an address such as http://127.0.0.1:8700, without credentials", param="url")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=_WAIT_S)
     try:

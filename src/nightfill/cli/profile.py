@@ -107,7 +107,7 @@ def profile(
     known = asyncio.run(_known(workspace, prefill_tps))
     measure = Measure(min_tokens=min_tokens, block_tokens=block_tokens or 0, bytes_per_token=known.bytes_per_token)
     found = Profile(measure, max_bytes=memory)
-    _read(files, found.add)
+    _read(files, lambda line, file, number: found.add(line, file=file, number=number))
     found.finish()
     if found.is_trace is None:
         raise BadInput(_no_requests(files, found), param="files")
@@ -117,7 +117,7 @@ def profile(
         if found.is_trace:
             raise BadSetting("--register needs texts, and a trace holds hashes only", param="register")
         contents = Contents(findings, measure)
-        _read(files, lambda line, _: _look(contents, line))
+        _read(files, lambda line, _file, _number: _look(contents, line))
         registered = asyncio.run(register_findings(workspace, found, findings, contents, tenant=whose, dry_run=dry_run))
     report = report_of(
         found,
@@ -143,17 +143,17 @@ def _look(contents: Contents, line: Line) -> None:
 
 
 def _no_requests(files: Sequence[Path], found: Profile) -> str:
-    first = f"; line {found.bad_shown[0].number} {found.bad_shown[0].why}" if found.bad_shown else ""
+    first = f"; line {found.bad_shown[0].line}: {found.bad_shown[0].why}" if found.bad_shown else ""
     return f"{', '.join(map(str, files))}: no line is a request{first}"
 
 
-def _read(files: Sequence[Path], add: Callable[[Line, int], object]) -> None:
+def _read(files: Sequence[Path], add: Callable[[Line, str, int], object]) -> None:
     from nightfill.contexts.profile_log import read_log
 
     with _progress(files) as advanced:
         for file in files:
-            for number, line in enumerate(read_log(file, advanced=functools.partial(advanced, file)), 1):
-                add(line, number)
+            for number, line in read_log(file, advanced=functools.partial(advanced, file)):
+                add(line, file.name, number)
 
 
 @contextlib.contextmanager

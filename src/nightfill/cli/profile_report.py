@@ -49,7 +49,7 @@ def report_of(
         "span_s": span_s,
         "untimed_requests": profile.untimed,
         "bad_lines": profile.bad,
-        "first_bad_lines": [{"line": one.number, "why": one.why} for one in profile.bad_shown],
+        "first_bad_lines": profile.bad_shown,
         "prompt_tokens": round(profile.prompt_tokens),
         "tokens_by": "the trace" if profile.is_trace else known.tokens_by,
         "bytes_per_token": None if profile.is_trace else round(measure.bytes_per_token, 3),
@@ -174,7 +174,7 @@ def _show_volatile(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _show_limits(report: Mapping[str, Any]) -> None:
     if report["bad_lines"]:
-        shown = ", ".join(f"line {one['line']} ({one['why']})" for one in report["first_bad_lines"])
+        shown = ", ".join(f"{one.file} line {one.line} ({one.why})" for one in report["first_bad_lines"])
         click.echo(f"left out {report['bad_lines']:,} lines that are no requests: {shown}", err=True)
     memory = report["memory"]
     if memory["forgotten"]:

@@ -56,6 +56,17 @@ class Measure:
         return max(1, round((self.block_tokens or BLOCK_TOKENS) * self.bytes_per_token))
 
 
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that was left out."""
+
+    file: str
+    line: int
+    """From 1."""
+    why: str
+    """Holds nothing of its text."""
+
+
 class Profile:
     """Takes the lines of one or several logs of a kind, and sums them up. Needs some `max_bytes` of memory at most."""
 
@@ -71,23 +82,25 @@ class Profile:
         self.untimed = 0
         self.prompt_tokens = 0.0
         self.bad = 0
-        self.bad_shown: list[Bad] = []
+        self.bad_shown: list[BadLine] = []
         self.first_s: float | None = None
         self.last_s: float | None = None
         self._abouts: dict[About, About] = {}
         self._waiting: list[Blocks] = []
 
-    def add(self, line: Line, number: int = 0) -> None:
-        """Take a line in; `number` is its own, for what is told of lines of another kind than the first."""
-        match line:
-            case Bad():
-                self._note_bad(line)
-            case Asked() if self._fits(trace=False, number=number):
-                self._note_time(line.at_s)
-                self._add_asked(line)
-            case Blocks() if self._fits(trace=True, number=number):
-                self._note_time(line.at_s)
-                self._add_blocks(line)
+    def add(self, line: Line, *, file: str = "", number: int = 0) -> None:
+        """Take a line in; `file` and `number` say where it is from, for what is told of bad ones."""
+        trace = isinstance(line, Blocks)
+        if isinstance(line, Bad) or trace is not (trace if self.is_trace is None else self.is_trace):
+            self._note_bad(file, number, line.why if isinstance(line, Bad) else "of another kind than the first one")
+            return
+        self.is_trace = trace
+        self.requests += 1
+        self._note_time(line.at_s)
+        if isinstance(line, Blocks):
+            self._add_blocks(line)
+        else:
+            self._add_asked(line)
 
     def finish(self) -> None:
         """No more lines come."""
@@ -105,19 +118,10 @@ class Profile:
             node = node.parent
         return node is not None and self.volatile.spoils(node.key)
 
-    def _fits(self, *, trace: bool, number: int) -> bool:
-        if self.is_trace is None:
-            self.is_trace = trace
-        if self.is_trace is not trace:
-            self._note_bad(Bad(number, "another kind of request than the first one"))
-            return False
-        self.requests += 1
-        return True
-
-    def _note_bad(self, line: Bad) -> None:
+    def _note_bad(self, file: str, number: int, why: str) -> None:
         self.bad += 1
         if len(self.bad_shown) < _BAD_SHOWN:
-            self.bad_shown.append(line)
+            self.bad_shown.append(BadLine(file, number, why))
 
     def _note_time(self, at_s: float | None) -> None:
         if at_s is None:

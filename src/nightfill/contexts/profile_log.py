@@ -36,8 +36,6 @@ _MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 class Bad:
     """A line that is no request."""
 
-    number: int
-    """From 1."""
     why: str
     """Holds nothing of its text."""
 
@@ -64,11 +62,11 @@ class Blocks:
 Line = Asked | Blocks | Bad
 
 
-def read_log(path: Path, *, advanced: Callable[[int], object] = lambda _: None) -> Iterator[Line]:
-    """The lines of a file, plain or compressed by gzip; empty ones are left out. Holds one line at a time.
+def read_log(path: Path, *, advanced: Callable[[int], object] = lambda _: None) -> Iterator[tuple[int, Line]]:
+    """The lines of a file with their numbers, from 1; empty ones are left out. Holds one line at a time.
 
-    advanced: is told how many bytes of the file are read, now and then. Raises BadInput when the file cannot be read; a
-    damaged archive ends with a `Bad` line.
+    The file is plain or compressed by gzip. advanced: is told how many of its bytes are read, now and then. Raises
+    BadInput when it cannot be read; a damaged archive ends with a `Bad` line.
     """
     try:
         raw = path.open("rb")
@@ -85,26 +83,26 @@ def read_log(path: Path, *, advanced: Callable[[int], object] = lambda _: None) 
                 if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     while (line := stream.readline(MAX_LINE_BYTES)) and not line.endswith(b"\n"):
                         pass
-                    yield Bad(number, f"longer than {MAX_LINE_BYTES >> 20} MiB")
+                    yield number, Bad(f"longer than {MAX_LINE_BYTES >> 20} MiB")
                 elif line.strip():
-                    yield parse_line(line, number)
+                    yield number, parse_line(line)
                 if number % 64 == 0:
                     advanced(told())
             advanced(told())
         except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
-            yield Bad(number + 1, f"the archive is damaged from here on: {exc}")
+            yield number + 1, Bad(f"the archive is damaged from here on: {exc}")
         except OSError as exc:
             raise BadInput(f"cannot read {path}: {exc.strerror or exc}", param="file") from exc
 
 
-def parse_line(line: bytes, number: int = 1) -> Line:
+def parse_line(line: bytes) -> Line:
     """One line of a log. Never raises."""
     try:
         members = _MEMBERS.decode(line)
     except _MALFORMED:
-        return Bad(number, "no JSON object")
+        return Bad("no JSON object")
     if "hash_ids" in members:
-        return _blocks(members, number)
+        return _blocks(members)
     tenant, at_s = DEFAULT_TENANT, None
     try:
         for _ in range(_LEVELS):
@@ -115,17 +113,17 @@ def parse_line(line: bytes, number: int = 1) -> Line:
                 break
             inner = next((members[name] for name in _WRAPPERS if name in members), None)
             if inner is None:
-                return Bad(number, "has neither messages, prompt nor hash_ids")
+                return Bad("has neither messages, prompt nor hash_ids")
             # Some logs keep the body as the text that it came as.
             text = msgspec.json.decode(inner, type=str).encode() if bytes(inner)[:1] == b'"' else inner
             members = _MEMBERS.decode(text)
     except _MALFORMED:
-        return Bad(number, "its request is no JSON object, or its tenant no text")
+        return Bad("its request is no JSON object, or its tenant no text")
     except BadInput:
-        return Bad(number, "its tenant has a name that is not allowed")
+        return Bad("its tenant has a name that is not allowed")
     prompt = prompt_of(members)
     if prompt is None:
-        return Bad(number, "its messages or prompt are no text")
+        return Bad("its messages or prompt are no text")
     return Asked(prompt, tenant, at_s)
 
 
@@ -167,13 +165,13 @@ def block_tokens_of(requests: Sequence[Blocks]) -> int | None:
     return power if power <= high else low
 
 
-def _blocks(members: Mapping[str, msgspec.Raw], number: int) -> Line:
+def _blocks(members: Mapping[str, msgspec.Raw]) -> Line:
     try:
         ids = msgspec.json.decode(members["hash_ids"], type=tuple[int, ...])
         tokens = msgspec.json.decode(members.get("input_length", b"0"), type=int)
         at_s = msgspec.json.decode(members.get("timestamp", b"0"), type=float) / 1000
     except _MALFORMED:
-        return Bad(number, "its hash_ids, input_length or timestamp are no numbers")
+        return Bad("its hash_ids, input_length or timestamp are no numbers")
     if not ids or tokens <= 0 or not 0 <= at_s < math.inf:
-        return Bad(number, "has no blocks, no tokens or no time")
+        return Bad("has no blocks, no tokens or no time")
     return Blocks(ids, tokens, at_s)

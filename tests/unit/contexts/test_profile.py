@@ -10,7 +10,7 @@ import pytest
 from nightfill.contexts import Form, Tenant, Text
 from nightfill.contexts.discovery import quantile
 from nightfill.contexts.discovery_prompt import Piece, Prompt
-from nightfill.contexts.profile import Contents, Measure, Profile
+from nightfill.contexts.profile import BadLine, Contents, Measure, Profile
 from nightfill.contexts.profile_log import Asked, Bad, Blocks
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def synthetic(requests: int = 400) -> list[Blocks]:
 def profiled(lines: Sequence[Line], **measure: int) -> Profile:
     profile = Profile(Measure(**{"min_tokens": 4096, **measure}), max_bytes=MEMORY)
     for number, line in enumerate(lines, start=1):
-        profile.add(line, number)
+        profile.add(line, file="log", number=number)
     profile.finish()
     return profile
 
@@ -79,21 +79,21 @@ def test_the_size_of_blocks_may_be_given() -> None:
 
 def test_lines_of_another_kind_and_bad_ones_are_counted_with_their_numbers() -> None:
     profile = Profile(Measure(min_tokens=10), max_bytes=MEMORY)
-    lines: list[Line] = [asked("x"), Blocks((1,), 5, 0.0), Bad(3, "no JSON object")]
+    lines: list[Line] = [asked("x"), Blocks((1,), 5, 0.0), Bad("no JSON object")]
     for number, line in enumerate(lines, start=1):
-        profile.add(line, number)
+        profile.add(line, file="log", number=number)
     profile.finish()
     assert (profile.requests, profile.bad, profile.untimed) == (1, 2, 1)
-    assert [(bad.number, bad.why) for bad in profile.bad_shown] == [
-        (2, "another kind of request than the first one"),
-        (3, "no JSON object"),
+    assert profile.bad_shown == [
+        BadLine("log", 2, "of another kind than the first one"),
+        BadLine("log", 3, "no JSON object"),
     ]
 
 
 def test_few_bad_lines_are_remembered_of_many() -> None:
     profile = Profile(Measure(min_tokens=10), max_bytes=MEMORY)
     for number in range(1000):
-        profile.add(Bad(number, "no JSON object"))
+        profile.add(Bad("no JSON object"), number=number)
     assert (profile.bad, len(profile.bad_shown)) == (1000, 10)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightfill.contexts import Form
+from nightfill.contexts import DEFAULT_TENANT, Form
 from nightfill.contexts.discovery_prompt import Piece, Prompt
 from nightfill.contexts.profile_log import Asked, Bad, Blocks, block_tokens_of, parse_line, read_log, time_of
 from nightfill.errors import BadInput
@@ -63,9 +63,8 @@ def test_requests_are_read_bare_and_wrapped(value: dict[str, Any], tenant: str, 
     ],
 )
 def test_a_line_that_is_no_request_says_why_without_its_text(raw: bytes, why: str) -> None:
-    found = parse_line(raw, 7)
+    found = parse_line(raw)
     assert isinstance(found, Bad)
-    assert found.number == 7
     assert why in found.why
 
 
@@ -134,9 +133,9 @@ def test_files_are_read_line_by_line_packed_or_not(tmp_path: Path, packed: bool)
     path.write_bytes(gzip.compress(data) if packed else data)
     told: list[int] = []
     assert list(read_log(path, advanced=told.append)) == [
-        Asked(PROMPT, "default", None),  # type: ignore[arg-type]
-        Bad(4, "no JSON object"),
-        Asked(PROMPT, "default", None),  # type: ignore[arg-type]
+        (1, Asked(PROMPT, DEFAULT_TENANT, None)),
+        (4, Bad("no JSON object")),
+        (5, Asked(PROMPT, DEFAULT_TENANT, None)),
     ]
     assert told[-1] == path.stat().st_size
 
@@ -145,9 +144,9 @@ def test_a_line_without_an_end_is_skipped_in_pieces(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("nightfill.contexts.profile_log.MAX_LINE_BYTES", 100)
     path = tmp_path / "log"
     path.write_bytes(b"x" * 350 + b"\n" + line(CHAT) + b"\n")
-    first, second = read_log(path)
+    (number, first), (_, second) = read_log(path)
     assert isinstance(first, Bad)
-    assert (first.number, "longer" in first.why) == (1, True)
+    assert (number, "longer" in first.why) == (1, True)
     assert isinstance(second, Asked)
 
 
@@ -156,7 +155,7 @@ def test_a_damaged_archive_ends_with_a_bad_line(tmp_path: Path, damage: Any) -> 
     path = tmp_path / "log.gz"
     data = b"".join(line({"prompt": f"{n} {n * 7919}"}) + b"\n" for n in range(500))
     path.write_bytes(damage(gzip.compress(data)))
-    *_, last = read_log(path)
+    *_, (_, last) = read_log(path)
     assert isinstance(last, Bad)
     assert "damaged" in last.why
 
