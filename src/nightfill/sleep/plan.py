@@ -17,7 +17,7 @@ from nightfill.state.jobs import JobState
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from nightfill.contexts.context import Context, ContextName, Fill, Fingerprint, Form, Tenant
+    from nightfill.contexts.context import Context, ContextName, Fill, Fingerprint, Form, Outline, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import Usage
@@ -62,7 +62,7 @@ class PlanLine:
 
 def plan(
     contexts: Sequence[Context],
-    fills: Sequence[Fill],
+    fills: Sequence[Fill | Outline],
     usages: Mapping[tuple[Tenant, ContextName], Usage],
     jobs: Sequence[Job],
     description: Description | None,
@@ -79,7 +79,7 @@ def plan(
     job_of = {job.target: job for job in jobs if job.state in (JobState.QUEUED, JobState.LEASED, JobState.DEAD)}
     warm: list[FillKey] = []
     if description is not None and description.reuse is Reuse.NONE:
-        long = {fill.key for fill in fills if len(fill.tokens) >= description.context_length}
+        long = {fill.key for fill in fills if fill.total_tokens >= description.context_length}
         warm = to_keep_warm(
             contexts, usages, description, impossible=long, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s
         )
@@ -109,7 +109,7 @@ def plan(
                     key=key,
                     verdict=verdict,
                     priority=priority.score,
-                    total_tokens=len(fill.tokens) if fill else 0,
+                    total_tokens=fill.total_tokens if fill else 0,
                     why=why if version == context.current else f"distilled: {why}",
                     user=context.user,
                     missing_tokens=tokens_to_reserve(context, fill, distilled=version != context.current),
@@ -146,9 +146,15 @@ def obsolete(jobs: Sequence[Job], contexts: Sequence[Context], signatures: Colle
 
 
 def _judge(
-    description: Description, fill: Fill | None, job: Job | None, priority: Priority, *, wanted: bool, now_s: float
+    description: Description,
+    fill: Fill | Outline | None,
+    job: Job | None,
+    priority: Priority,
+    *,
+    wanted: bool,
+    now_s: float,
 ) -> tuple[Verdict, str]:
-    tokens = len(fill.tokens) if fill else 0
+    tokens = fill.total_tokens if fill else 0
     if tokens >= description.context_length:
         return Verdict.SKIP, f"not filled: {too_long(tokens, description.context_length)}"
     if fill and fill.state is FillState.READY and fill.stored_tokens >= tokens:
@@ -172,9 +178,9 @@ def _judge(
             return Verdict.REFILL, f"fill again: {fill.reason or fill.state}, {priority.why}"
 
 
-def _replayed(description: Description, fill: Fill | None, *, warm: bool) -> str:
+def _replayed(description: Description, fill: Fill | Outline | None, *, warm: bool) -> str:
     """For an engine that does not use restored KV: its own slots are all that can hold a context."""
-    tokens = len(fill.tokens) if fill else 0
+    tokens = fill.total_tokens if fill else 0
     if tokens >= description.context_length:
         return f"not kept warm: {too_long(tokens, description.context_length)}"
     if not warm:

@@ -9,7 +9,7 @@ from nightfill.sleep.worth import Case, worth
 
 if TYPE_CHECKING:
     from nightfill.config import PriceSettings, SleepSettings
-    from nightfill.contexts.context import Context, Fill
+    from nightfill.contexts.context import Context, Fill, Outline
     from nightfill.state.access import Usage
 
 DEFAULT_TTL_S: Final = 7 * 86400.0
@@ -38,10 +38,12 @@ class Policy(Protocol):
         """The priority now; its score is from 0 to `MOST`."""
 
 
-def case_of(context: Context, usage: Usage, *, now_s: float, default_ttl_s: float, fill: Fill | None = None) -> Case:
+def case_of(
+    context: Context, usage: Usage, *, now_s: float, default_ttl_s: float, fill: Fill | Outline | None = None
+) -> Case:
     """What may be known about a context; with `fill`, about completing that one instead of making it from nothing."""
     ttl_s = default_ttl_s if context.ttl_s is None else context.ttl_s
-    tokens = max(1, len(fill.tokens)) if fill is not None else 1
+    tokens = max(1, fill.total_tokens) if fill is not None else 1
     reusable = fill is not None and not fill.drifted and fill.stored_tokens < tokens
     return Case(
         usage=usage,

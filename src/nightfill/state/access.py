@@ -52,6 +52,11 @@ class Access:
     """What was tried of stored answers, with times: as `answers.look.report` writes it."""
 
 
+def tells(row: Access) -> bool:
+    """Whether it may change what is to be done about its context: what a fill or a stored answer served is filled."""
+    return row.context is not None and row.layer not in ("answer", "fill")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """How a context was used lately; the input of the priority policies."""

@@ -19,6 +19,8 @@ HEADSTART_S: Final = 1e9
 """What has changed stands so far before its time, and so before all that is only to be looked at again."""
 WOKEN: Final = 8
 """So many that wait for a budget are looked at again when a job has given something back to it."""
+MOST_WOKEN: Final = 500
+"""So many when a limit was set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

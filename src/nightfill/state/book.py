@@ -44,8 +44,8 @@ class ContextBook(Protocol):
     ) -> Context:
         """Create the context, or make `content` its current version. From the return on, no reader sees the old one.
 
-        Versions that no context has any more go, with their text and the book's fills of them (the worker's sweep
-        then drops the KV, which no fill names any more). The same fingerprint again only updates the options and
+        Versions that no context has any more go, with their text, the book's fills of them (the worker's sweep then
+        drops the KV, which no fill names any more), and the jobs to fill them, which are cancelled. The same fingerprint again only updates the options and
         `checked_at_s`.
         """
 
@@ -84,12 +84,21 @@ class ContextBook(Protocol):
     async def drop_fill(self, key: FillKey) -> bool:
         """Remove a fill; False when it is absent."""
 
+    async def is_empty(self) -> bool:
+        """Whether there is no context at all. O(1)."""
+
+    async def tenants(self) -> list[Tenant]:
+        """Those with contexts."""
+
     def changes(self) -> int:
         """A number that differs after any change of the book by any process. Costs microseconds; does not block."""
 
 
 class SourceBook(ContextBook, Protocol):
     """A book whose contexts somebody compares with their sources."""
+
+    async def watched(self) -> list[Context]:
+        """The contexts whose source may change by itself, and perhaps some of which that is not known yet."""
 
     async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
         """Make `content` current, as found at its unchanged source, with all options as they are.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
     from nightfill.state.access import AccessLog
+    from nightfill.state.agenda import Agenda
     from nightfill.state.answers import AnswerBook, QuestionLog
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
@@ -21,6 +22,7 @@ class State(Protocol):
 
     jobs: JobQueue
     book: SourceBook
+    agenda: Agenda
     access: AccessLog
     budgets: BudgetBook
     ledger: LedgerBook

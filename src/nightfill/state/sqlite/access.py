@@ -7,7 +7,8 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
-from nightfill.state.access import HISTORY_DAYS, Access, Usage
+from nightfill.state.access import HISTORY_DAYS, Access, Usage, tells
+from nightfill.state.agenda import HEADSTART_S
 from nightfill.state.sqlite.ledger import note_uses
 
 if TYPE_CHECKING:
@@ -49,27 +50,18 @@ class SqliteAccessLog:
                     broken = broken + excluded.broken, last_s = max(last_s, excluded.last_s)""",
                 hours,
             )
+            connection.executemany(
+                "UPDATE contexts SET look_s = min(look_s, ?) WHERE tenant = ? AND name = ?",
+                [(self._clock() - HEADSTART_S, row.tenant, row.context) for row in rows if tells(row)],
+            )
             note_uses(connection, rows)
 
         await self._db.write(act)
 
     async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
         """See `AccessLog`."""
-        now = int(now_s // _HOUR_S)
-        rows = self._db.read(
-            """SELECT hour, accesses, broken, last_s FROM access_hours
-            WHERE tenant = ? AND context = ? AND hour <= ? ORDER BY hour""",
-            tenant,
-            context,
-            now,
-        )
-        week = [row for row in rows if row["hour"] > now - _WEEK]
-        return Usage(
-            last_access_s=min(rows[-1]["last_s"], now_s) if rows else None,
-            accesses_7d=sum(row["accesses"] for row in week),
-            broken_7d=sum(row["broken"] for row in week),
-            hours={row["hour"]: row["accesses"] for row in rows if row["hour"] > now - HISTORY_DAYS * 24},
-        )
+        sql = "SELECT * FROM access_hours WHERE tenant = ? AND context = ? ORDER BY hour"
+        return usage_of(self._db.read(sql, tenant, context), now_s)
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100
@@ -99,6 +91,19 @@ class SqliteAccessLog:
             return old + surplus
 
         return await self._db.write(act)
+
+
+def usage_of(rows: Sequence[Any], now_s: float) -> Usage:
+    """From a context's rows of `access_hours`, the oldest first; those that are still to come do not count."""
+    now = int(now_s // _HOUR_S)
+    rows = [row for row in rows if row["hour"] <= now]
+    week = [row for row in rows if row["hour"] > now - _WEEK]
+    return Usage(
+        last_access_s=min(rows[-1]["last_s"], now_s) if rows else None,
+        accesses_7d=sum(row["accesses"] for row in week),
+        broken_7d=sum(row["broken"] for row in week),
+        hours={row["hour"]: row["accesses"] for row in rows if row["hour"] > now - HISTORY_DAYS * 24},
+    )
 
 
 def _access(row: Any) -> Access:

@@ -18,6 +18,8 @@ from nightfill.contexts.context import (
     FillState,
     Fingerprint,
     Form,
+    MessagesSource,
+    Outline,
     Signature,
     Source,
     Tenant,
@@ -26,6 +28,9 @@ from nightfill.contexts.context import (
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
 from nightfill.state.envelope import Envelopes, pack, unpack
+from nightfill.state.jobs import JobKind
+from nightfill.state.sqlite.due import look_now
+from nightfill.state.sqlite.jobs import cancel_target
 
 if TYPE_CHECKING:
     import sqlite3
@@ -86,11 +91,11 @@ class SqliteBook:
             connection.execute(
                 """INSERT INTO contexts
                     (tenant, name, source, forms, pinned, ttl_s, current, created_at_s, updated_at_s, checked_at_s,
-                    user, options)
-                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9, coalesce(?10, '{}'))
+                    user, options, watched)
+                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?8, ?8, ?9, coalesce(?10, '{}'), ?11)
                 ON CONFLICT (tenant, name) DO UPDATE SET
                     source = excluded.source, forms = excluded.forms, pinned = excluded.pinned, ttl_s = excluded.ttl_s,
-                    user = excluded.user, options = coalesce(?10, options),
+                    user = excluded.user, options = coalesce(?10, options), watched = excluded.watched,
                     updated_at_s = iif(current = excluded.current, updated_at_s, excluded.updated_at_s),
                     distilled = iif(current = excluded.current, distilled, NULL),
                     current = excluded.current, checked_at_s = excluded.checked_at_s""",
@@ -105,11 +110,13 @@ class SqliteBook:
                     now_s,
                     user,
                     None if options is None else msgspec.json.encode(options).decode(),
+                    not isinstance(source, TextSource | MessagesSource),
                 ),
             )
-            _drop_unnamed(connection, tenant, name, before)
+            _drop_unnamed(connection, tenant, name, before, now_s)
+            look_now(connection, tenant, fingerprint, now_s)
             _note_change(connection)
-            return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name))
+            return self.context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name))
 
         return await self._db.write(act, durable=True, scrub=True)
 
@@ -121,7 +128,7 @@ class SqliteBook:
             row = _one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where)
             if row is None:
                 return None
-            there = self._context(row)
+            there = self.context(row)
             if (there.current, there.source) != (context.current, context.source):
                 return None
             now_s = self._clock()
@@ -133,9 +140,10 @@ class SqliteBook:
                 WHERE tenant = ?3 AND name = ?4""",
                 (fingerprint, now_s, *where),
             )
-            _drop_unnamed(connection, *where, before)
+            _drop_unnamed(connection, *where, before, now_s)
+            look_now(connection, context.tenant, fingerprint, now_s)
             _note_change(connection)
-            return self._context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where))
+            return self.context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where))
 
         return await self._db.write(act, durable=True, scrub=True)
 
@@ -147,9 +155,11 @@ class SqliteBook:
             before = _versions(connection, *where)
             if before[:1] != [context.current]:
                 return False
-            self._put_version(connection, context.tenant, fingerprint, content, self._clock())
+            now_s = self._clock()
+            self._put_version(connection, context.tenant, fingerprint, content, now_s)
             connection.execute("UPDATE contexts SET distilled = ? WHERE tenant = ? AND name = ?", (fingerprint, *where))
-            _drop_unnamed(connection, *where, before)
+            _drop_unnamed(connection, *where, before, now_s)
+            look_now(connection, context.tenant, fingerprint, now_s)
             _note_change(connection)
             return True
 
@@ -158,12 +168,12 @@ class SqliteBook:
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
         """See `ContextBook`."""
         rows = self._db.read(f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name)
-        return self._context(rows[0]) if rows else None
+        return self.context(rows[0]) if rows else None
 
     async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
         """See `ContextBook`."""
         rows = self._db.read(f"{_CONTEXTS} WHERE ?1 IS NULL OR c.tenant = ?1 ORDER BY c.name, c.tenant", tenant)
-        return [self._context(row) for row in rows]
+        return [self.context(row) for row in rows]
 
     async def delete(self, tenant: Tenant, name: ContextName) -> bool:
         """See `ContextBook`."""
@@ -173,7 +183,7 @@ class SqliteBook:
             if not before:
                 return False
             connection.execute("DELETE FROM contexts WHERE tenant = ? AND name = ?", (tenant, name))
-            _drop_unnamed(connection, tenant, name, before)
+            _drop_unnamed(connection, tenant, name, before, self._clock())
             _note_change(connection)
             return True
 
@@ -196,6 +206,19 @@ class SqliteBook:
             lambda c: c.execute("UPDATE contexts SET checked_at_s = ? WHERE tenant = ? AND name = ?", values).rowcount
         )
 
+    async def is_empty(self) -> bool:
+        """See `ContextBook`."""
+        return not self._db.read("SELECT EXISTS (SELECT 1 FROM contexts)")[0][0]
+
+    async def tenants(self) -> list[Tenant]:
+        """See `ContextBook`."""
+        rows = self._db.read(
+            """WITH RECURSIVE t (tenant) AS (SELECT min(tenant) FROM contexts
+                UNION ALL SELECT (SELECT min(tenant) FROM contexts WHERE tenant > t.tenant) FROM t WHERE tenant NOTNULL)
+            SELECT tenant FROM t WHERE tenant NOTNULL"""
+        )
+        return [Tenant(row["tenant"]) for row in rows]
+
     async def fill(self, key: FillKey) -> Fill | None:
         """See `ContextBook`."""
         rows = self._db.read(f"{_FILLS} WHERE {_ONE_FILL}", *_columns(key))
@@ -206,6 +229,10 @@ class SqliteBook:
         rows = self._db.read(f"{_FILLS} WHERE ?1 IS NULL OR f.tenant = ?1 ORDER BY f.id", tenant)
         found = (self._fill(row) for row in rows)
         return [fill for fill in found if fill is not None]
+
+    async def watched(self) -> list[Context]:
+        """See `SourceBook`."""
+        return [self.context(row) for row in self._db.read(f"{_CONTEXTS} WHERE c.watched ORDER BY c.name, c.tenant")]
 
     async def put_fill(self, fill: Fill) -> bool:
         """See `ContextBook`."""
@@ -220,6 +247,7 @@ class SqliteBook:
                 WHERE {_ONE_FILL}""",  # noqa: S608 - a constant
                 (state, reason, stored_tokens, *_columns(key)),
             ).rowcount
+            look_now(connection, key.tenant, key.fingerprint, self._clock())
             _note_change(connection)
             return bool(changed)
 
@@ -231,6 +259,7 @@ class SqliteBook:
         def act(connection: sqlite3.Connection) -> bool:
             sql = f"DELETE FROM fills AS f WHERE {_ONE_FILL}"  # noqa: S608 - a constant
             gone = connection.execute(sql, _columns(key)).rowcount
+            look_now(connection, key.tenant, key.fingerprint, self._clock())
             _note_change(connection)
             return bool(gone)
 
@@ -268,15 +297,26 @@ class SqliteBook:
         key = fill.key
         if _one(connection, f"SELECT {_NAMED}", key.tenant, key.fingerprint)[0] == 0:
             return False
+        before = _one(connection, f"SELECT state FROM fills AS f WHERE {_ONE_FILL}", *_columns(key))
+        if fill.state not in (FillState.FILLING, before and before["state"]):
+            look_now(connection, key.tenant, key.fingerprint, self._clock())
         row = connection.execute(
-            """INSERT INTO fills
-                (tenant, fingerprint, form, signature, state, stored_tokens, filled_at_s, fill_seconds, reason)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+            """INSERT INTO fills (tenant, fingerprint, form, signature, state, total_tokens, stored_tokens, filled_at_s,
+                fill_seconds, reason)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
             ON CONFLICT (tenant, fingerprint, form, signature) DO UPDATE SET
-                state = excluded.state, stored_tokens = excluded.stored_tokens, filled_at_s = excluded.filled_at_s,
-                fill_seconds = excluded.fill_seconds, reason = excluded.reason
+                state = excluded.state, total_tokens = excluded.total_tokens, stored_tokens = excluded.stored_tokens,
+                filled_at_s = excluded.filled_at_s, fill_seconds = excluded.fill_seconds, reason = excluded.reason
             RETURNING id""",
-            (*_columns(key), fill.state, fill.stored_tokens, fill.filled_at_s, fill.fill_seconds, fill.reason),
+            (
+                *_columns(key),
+                fill.state,
+                fill.total_tokens,
+                fill.stored_tokens,
+                fill.filled_at_s,
+                fill.fill_seconds,
+                fill.reason,
+            ),
         ).fetchall()[0]
         packed = pack(fill.tokens)
         # The row's name is in it, so that a digest stands for these tokens of this fill alone.
@@ -294,13 +334,27 @@ class SqliteBook:
         _note_change(connection)
         return True
 
-    def _fill(self, row: Any) -> Fill | None:
-        key = FillKey(
-            tenant=Tenant(row["tenant"]),
-            fingerprint=Fingerprint(row["fingerprint"]),
-            form=Form(row["form"]),
-            signature=Signature(row["signature"]),
+    def outline(self, row: Any) -> Outline | None:
+        """A row of `fills`; None when it is from before its tokens were counted, and they cannot be opened."""
+        key, total = _key(row), row["total_tokens"]
+        if total is None:
+            rows = self._db.read(f"{_FILLS} WHERE f.id = ?", row["id"])
+            tokens = self._tokens(row["id"], rows[0]["digest"], key) if rows else None
+            if tokens is None:
+                return None
+            total = len(tokens)
+        return Outline(
+            key=key,
+            state=FillState(row["state"]),
+            total_tokens=total,
+            stored_tokens=row["stored_tokens"],
+            filled_at_s=row["filled_at_s"],
+            fill_seconds=row["fill_seconds"],
+            reason=row["reason"],
         )
+
+    def _fill(self, row: Any) -> Fill | None:
+        key = _key(row)
         tokens = self._tokens(row["id"], row["digest"], key)
         if tokens is None:
             return None
@@ -332,7 +386,8 @@ class SqliteBook:
             held -= len(self._unpacked.popitem(last=False)[1])
         return tokens
 
-    def _context(self, row: Any) -> Context:
+    def context(self, row: Any) -> Context:
+        """A row of `contexts`, with the bytes of its version."""
         encoded = self._texts.opened(f"{row['tenant']}/{row['name']}", row["source"])
         try:
             source: Source = TextSource() if encoded is None else msgspec.json.decode(encoded, type=Source)
@@ -357,6 +412,15 @@ class SqliteBook:
         )
 
 
+def _key(row: Any) -> FillKey:
+    return FillKey(
+        tenant=Tenant(row["tenant"]),
+        fingerprint=Fingerprint(row["fingerprint"]),
+        form=Form(row["form"]),
+        signature=Signature(row["signature"]),
+    )
+
+
 def _columns(key: FillKey) -> tuple[str, str, str, str]:
     return key.tenant, key.fingerprint, key.form, key.signature
 
@@ -372,19 +436,23 @@ def _versions(connection: sqlite3.Connection, tenant: Tenant, name: ContextName)
     return [] if row is None else [fingerprint for fingerprint in row if fingerprint is not None]
 
 
-def _drop_unnamed(connection: sqlite3.Connection, tenant: Tenant, name: ContextName, before: Sequence[str]) -> None:
+def _drop_unnamed(
+    connection: sqlite3.Connection, tenant: Tenant, name: ContextName, before: Sequence[str], now_s: float
+) -> None:
     """Of the versions that the context had until now, drop its answers to those it has no more, and those that no other
-    context has: their fills and token lists go with them, by their foreign keys.
+    context has, with the jobs to fill them: fills and token lists go by their foreign keys.
     """
     gone = set(before).difference(_versions(connection, tenant, name))
     for fingerprint in gone:
         connection.execute(
             "DELETE FROM answers WHERE tenant = ? AND context = ? AND fingerprint = ?", (tenant, name, fingerprint)
         )
-        connection.execute(
+        dropped = connection.execute(
             f"DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2 AND NOT {_NAMED}",  # noqa: S608 - a constant
             (tenant, fingerprint),
-        )
+        ).rowcount
+        if dropped:
+            cancel_target(connection, JobKind.FILL, f"{tenant}/{fingerprint}/", now_s)
 
 
 def _note_change(connection: sqlite3.Connection) -> None:

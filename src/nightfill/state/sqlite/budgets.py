@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nightfill.state.agenda import MOST_WOKEN
 from nightfill.state.budgets import DAY_S, BudgetLine, BudgetRules, Period, Scope, refuse_beyond, scopes_of
+from nightfill.state.sqlite.due import wake
 
 if TYPE_CHECKING:
     import sqlite3
@@ -51,6 +53,7 @@ class SqliteBudgetBook:
                 )
             else:
                 connection.execute("INSERT OR REPLACE INTO budget_limits VALUES (?, ?, ?, ?, ?)", (*key, tokens))
+            wake(connection, scope, self._clock(), most=MOST_WOKEN)
 
         await self._db.write(act, durable=True)
 

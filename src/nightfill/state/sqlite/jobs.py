@@ -97,13 +97,13 @@ class SqliteJobs:
                 (kind, target),
             ).fetchall()
             if there:
-                job = self._job(there[0])
+                job = self.job(there[0])
                 if job.state is JobState.DEAD or job.priority in (ASKED, priority):
                     return job
                 changed = connection.execute(
                     "UPDATE jobs SET priority = ? WHERE id = ? RETURNING *", (priority, job.id)
                 ).fetchall()
-                return self._job(changed[0])
+                return self.job(changed[0])
             self._make_room(connection)
             now_s = self._clock()
             check(connection, self._rules.budgets, tenant=tenant, user=user, tokens=reserve_tokens, now_s=now_s)
@@ -113,7 +113,7 @@ class SqliteJobs:
                 VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10) RETURNING *""",
                 (kind, target, tenant, label, priority, total_tokens, now_s, user, needs, reserve_tokens),
             ).fetchall()
-            return self._job(made[0])
+            return self.job(made[0])
 
         return await self._db.write(act)
 
@@ -235,18 +235,7 @@ class SqliteJobs:
     async def cancel_target(self, *, kind: JobKind, target_prefix: str) -> int:
         """See `JobQueue`."""
 
-        def act(connection: sqlite3.Connection) -> int:
-            # Between the two bounds lies all that begins so: no character comes after the last one.
-            where = "NOT ended AND kind = :kind AND target >= :prefix AND target < :prefix || char(1114111)"
-            values = {"kind": kind, "prefix": target_prefix, "now_s": self._clock()}
-            connection.execute(f"DELETE FROM jobs WHERE {where} AND state = 'dead'", values)  # noqa: S608 - constant
-            return connection.execute(
-                f"""UPDATE jobs SET state = 'cancelled', ended = 1, updated_at_s = :now_s, {_FREE}, {_RETURN}
-                WHERE {where} AND state IN {UNFINISHED}""",  # noqa: S608 - constants
-                values,
-            ).rowcount
-
-        return await self._db.write(act)
+        return await self._db.write(lambda connection: cancel_target(connection, kind, target_prefix, self._clock()))
 
     async def retry(self, job_id: JobId) -> bool:
         """See `JobQueue`."""
@@ -305,7 +294,7 @@ class SqliteJobs:
     async def get(self, job_id: JobId) -> Job | None:
         """See `JobQueue`."""
         rows = self._db.read("SELECT * FROM jobs WHERE id = ?", job_id)
-        return self._job(rows[0]) if rows else None
+        return self.job(rows[0]) if rows else None
 
     async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
         """See `JobQueue`."""
@@ -313,7 +302,7 @@ class SqliteJobs:
         # Each state by itself lies in the wanted order in its index.
         each = "SELECT * FROM (SELECT * FROM jobs WHERE state = '{}' ORDER BY priority DESC, id LIMIT ?1)"
         sql = " UNION ALL ".join(each.format(name) for name in names) + " ORDER BY priority DESC, id LIMIT ?1"
-        return [self._job(row) for row in self._db.read(sql, limit)] if names else []
+        return [self.job(row) for row in self._db.read(sql, limit)] if names else []
 
     async def prune(self, *, older_than_s: float) -> int:
         """See `JobQueue`."""
@@ -366,12 +355,13 @@ class SqliteJobs:
         return {**self._times(), **told, "id": lease.job.id, "fence": lease.fence, "worker": lease.worker, **more}
 
     def _held(self, row: Any) -> Lease:
-        job = self._job(row)
+        job = self.job(row)
         assert job.worker is not None
         assert job.lease_expires_at_s is not None
         return Lease(job=job, worker=job.worker, fence=job.attempts, expires_at_s=job.lease_expires_at_s)
 
-    def _job(self, row: Any) -> Job:
+    def job(self, row: Any) -> Job:
+        """A row of `jobs`."""
         expires_at_s = None
         if row["lease_until_s"] is not None:
             left_s = row["lease_until_s"] - self._steady() if row["lease_boot"] == self._boot else 0.0
@@ -400,6 +390,19 @@ class SqliteJobs:
             needs=row["needs"],
             reserved_tokens=row["reserved_tokens"],
         )
+
+
+def cancel_target(connection: sqlite3.Connection, kind: JobKind, prefix: str, now_s: float) -> int:
+    """See `JobQueue`; as part of another transition."""
+    # Between the two bounds lies all that begins so: no character comes after the last one.
+    where = "NOT ended AND kind = :kind AND target >= :prefix AND target < :prefix || char(1114111)"
+    values = {"kind": kind, "prefix": prefix, "now_s": now_s}
+    connection.execute(f"DELETE FROM jobs WHERE {where} AND state = 'dead'", values)  # noqa: S608 - constant
+    return connection.execute(
+        f"""UPDATE jobs SET state = 'cancelled', ended = 1, updated_at_s = :now_s, {_FREE}, {_RETURN}
+        WHERE {where} AND state IN {UNFINISHED}""",  # noqa: S608 - constants
+        values,
+    ).rowcount
 
 
 def _count(connection: sqlite3.Connection, kind: JobKind, outcome: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import StateUnavailable
+from nightfill.state.sqlite.due import AGENDA
 from nightfill.state.sqlite.sums import FLEET
 
 if TYPE_CHECKING:
@@ -196,6 +197,7 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
         ) STRICT""",
         "CREATE INDEX questions_by_context ON questions (tenant, context, id)",
         "ALTER TABLE accesses ADD COLUMN looked TEXT NOT NULL DEFAULT ''",
+        *AGENDA,
     ),
 )
 

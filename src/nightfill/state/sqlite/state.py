@@ -10,6 +10,7 @@ from nightfill.state.jobs import QueueRules
 from nightfill.state.process import boot_id
 from nightfill.state.seal import NoSeal
 from nightfill.state.sqlite.access import SqliteAccessLog
+from nightfill.state.sqlite.agenda import SqliteAgenda
 from nightfill.state.sqlite.answers import SqliteAnswerBook, SqliteQuestionLog
 from nightfill.state.sqlite.book import SqliteBook
 from nightfill.state.sqlite.budgets import SqliteBudgetBook
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.state.access import AccessLog
+    from nightfill.state.agenda import Agenda
     from nightfill.state.answers import AnswerBook, QuestionLog
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
@@ -40,6 +42,7 @@ class SqliteState:
 
     jobs: JobQueue
     book: SourceBook
+    agenda: Agenda
     access: AccessLog
     budgets: BudgetBook
     ledger: LedgerBook
@@ -60,8 +63,10 @@ class SqliteState:
         bounds: AnswerBounds,
     ) -> None:
         self._database = database
-        self.jobs = SqliteJobs(database, rules=rules, clock=clock, steady=steady, boot=boot)
-        self.book = SqliteBook(database, seal=seal, clock=clock)
+        jobs = SqliteJobs(database, rules=rules, clock=clock, steady=steady, boot=boot)
+        book = SqliteBook(database, seal=seal, clock=clock)
+        self.jobs, self.book = jobs, book
+        self.agenda = SqliteAgenda(database, book, jobs, clock=clock)
         self.access = SqliteAccessLog(database, clock=clock)
         self.budgets = SqliteBudgetBook(database, rules=rules.budgets, clock=clock)
         self.ledger = SqliteLedgerBook(database, clock=clock)
