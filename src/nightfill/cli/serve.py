@@ -134,7 +134,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     machines={one.name: one.machine for one in wanted},
                     route=settings.route,
                     histories=settings.history,
-                    answers=answer_room(rooms),
+                    answers=await stack.enter_async_context(answer_room(rooms)),
                     discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
                 )
             )
