@@ -1,0 +1,299 @@
+"""What a question says, in pieces that can be compared with those of another."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from nightfill.answers.guard_frames import coda, echoes, framed, phrased, spelt
+from nightfill.answers.guard_literals import (
+    DATES,
+    NUMBER,
+    ORDINAL,
+    QUOTES,
+    TIMES,
+    date_of,
+    normal,
+    number_of,
+    numbers,
+    time_of,
+)
+from nightfill.answers.guard_words import (
+    FUNCTION,
+    LIGHT,
+    LINKS,
+    NEGATIONS,
+    OWNERS,
+    PASTS,
+    PERSONS,
+    PREPOSITIONS,
+    QUANTITIES,
+    WHOLE,
+)
+
+
+class Sort(enum.StrEnum):
+    """What an atom is."""
+
+    WORD = "word"
+    NAME = "name"
+    NUMBER = "number"
+    DATE = "date"
+    QUOTED = "quoted"
+    CODE = "code"
+    QUANTITY = "quantity"
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """One piece of what a question is about."""
+
+    text: str
+    sort: Sort
+    role: str = ""
+    """What the preposition right before it says, such as `from`; empty for none."""
+    run: str = ""
+    """The same, of the phrase that it stands in."""
+    joined: bool = False
+    """Comes right after `and` or `or`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A question, taken apart."""
+
+    kinds: tuple[str, ...]
+    """What is asked, sentence by sentence: `how-to`, `when`, `yes-no`; empty for a sentence that asks nothing."""
+    atoms: tuple[Atom, ...]
+    """In the order of the question."""
+    negations: tuple[str, ...]
+    """For each, the word after it; empty for one that stands before the subject."""
+    tense: str
+    modals: frozenset[str]
+    persons: tuple[str, ...]
+    owners: frozenset[str]
+    words: int
+
+
+def read(text: str) -> Reading:
+    """`text` in pieces. English; other languages come out as plain words, which then have to be equal."""
+    source = _Source()
+    line = source.line(normal(text))
+    draft = _Draft(source)
+    for sentence in re.split(r"(?:^| )\.(?= |$)| , (?=(?:[a-z]+ ){0,5}why$)", line):
+        draft.sentence(" ".join(sentence.split()).strip(" ,"))
+    return Reading(
+        kinds=tuple(draft.kinds),
+        atoms=tuple(draft.atoms),
+        negations=tuple(draft.negations),
+        tense=tense_of(draft.verbs),
+        modals=modals_of(draft.verbs),
+        persons=tuple(draft.persons),
+        owners=frozenset(draft.owners),
+        words=len(line.split()),
+    )
+
+
+_WORD: Final = re.compile(r"[a-z]+(?:['-][a-z]+)*'?", re.IGNORECASE)
+_WORDS_JOINED: Final = re.compile(r"[A-Za-z]{2,}(?:[/&+][A-Za-z]{2,})+|[A-Za-z]+-\d+")
+
+
+class _Source:
+    """A text on its way to words in lower case; literals are held, and stand in the line as `‹0›`."""
+
+    def __init__(self) -> None:
+        self.literals: list[tuple[str, Sort]] = []
+        self.names: set[str] = set()
+        """Words with a capital where no sentence begins, and elsewhere: which is not told apart."""
+
+    def line(self, text: str) -> str:
+        """Words and signs with one space between."""
+        text = QUOTES.sub(lambda found: self.held(found[0].strip("`\"'«»").strip(), Sort.QUOTED), text)
+        for pattern in DATES:
+            text = pattern.sub(lambda found: self.held(date_of(found), Sort.DATE), text)
+        text = TIMES.sub(lambda found: self.held(time_of(found), Sort.DATE), text)
+        pieces = [piece for chunk in text.split() for piece in (*self.words(chunk), *ends(chunk))]
+        return phrased(" ".join(numbers(spelt(" ".join(pieces)).split())))
+
+    def held(self, content: str, sort: Sort) -> str:
+        """What stands for a literal."""
+        self.literals.append((content, sort))
+        return f" ‹{len(self.literals) - 1}› "
+
+    def words(self, chunk: str) -> list[str]:
+        """The words of what stands between two spaces."""
+        core = bared(chunk)
+        if not core or core.startswith("‹"):
+            return core.split()
+        if core in {"US", "USA"}:
+            return ["usa"]
+        if core in {"&", "+"}:
+            return ["and" if core == "&" else "plus"]
+        if _WORD.fullmatch(core):
+            if core.isupper() and len(core) > 1 and core.lower() in FUNCTION:
+                return self.held(core, Sort.NAME).split()
+            if core != core.lower():
+                self.names.add(core.lower())
+            return core.lower().replace("-", " ").split()
+        if (found := ORDINAL.fullmatch(core)) is not None:
+            return [f"{found[1]}th"]
+        if (found := NUMBER.fullmatch(core)) is not None:
+            return number_of(found)
+        if _WORDS_JOINED.fullmatch(core):
+            return re.sub(r"[/&+-]", " ", core.lower()).split()
+        return [","] if set(core) == {"-"} else self.held(core, Sort.CODE).split()
+
+
+def bared(chunk: str) -> str:
+    """`chunk` without the punctuation around it; that of code (`foo()`, `.env`, `C++`) stays."""
+    core = chunk.strip("?!,;:…")
+    core = core.replace(".", "") if re.fullmatch(r"(?:[A-Za-z]\.)+", core) else core.rstrip(".")
+    wrapped = core.startswith(tuple("([{<\"'*_")) and core.endswith(tuple(")]}>\"'*_"))
+    return core.strip("()[]{}\"'*") if wrapped or core.count("(") != core.count(")") else core
+
+
+def ends(chunk: str) -> list[str]:
+    """The end of a sentence or of a part of one, if `chunk` is the last of it."""
+    if re.search(r"[.?!;]['\")]*$", chunk):
+        return ["."]
+    return [","] if chunk.endswith((",", ":")) else []
+
+
+_IMPLIED: Final = {("what-is", "mean"), ("how much", "cost"), ("how much", "costs")}
+"""Words that the kind of question says already."""
+_TELLING: Final = QUANTITIES | LINKS | frozenset(("atleast", "atmost", "morethan", "lessthan", "outof", "anymore"))
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A reading in the making."""
+
+    source: _Source
+    kinds: list[str] = field(default_factory=list)
+    atoms: list[Atom] = field(default_factory=list)
+    negations: list[str] = field(default_factory=list)
+    verbs: list[str] = field(default_factory=list)
+    """Every word from which tense and modality are read."""
+    persons: list[str] = field(default_factory=list)
+    owners: set[str] = field(default_factory=set)
+    kind: str = ""
+    role: str = ""
+    run: str = ""
+    joined: bool = False
+    waiting: int = 0
+    """Negations whose word is still to come."""
+
+    def sentence(self, sentence: str) -> None:
+        """Take in one sentence."""
+        if self.kinds and self.kinds[-1] in {"how-to", "can"} and echoes(sentence):
+            return
+        if self.kinds == [""] and (kind := coda(sentence)):
+            self.kinds[-1] = kind
+            return
+        self.kind, rest = framed(sentence)
+        if not self.kind and not rest:
+            return
+        self.kinds.append(self.kind)
+        if self.kind in {"what-do", "what-if"}:
+            rest = re.sub(r"^(?:if|when)\b", "", rest)
+        words = re.sub(r"(?<=\w )when\b", "if", rest).split()
+        if self.kind != "how-to":
+            self.verbs += [*words, "."]
+        self.role, self.run, self.joined, self.waiting = "", "", False, 0
+        for at, word in enumerate(words):
+            following = words[at + 1] if at + 1 < len(words) else ""
+            if word in NEGATIONS:
+                inverted = bool(self.kind) and at == 1 and words[0] in AUXILIARIES  # "why does not the printer work"
+                self.negations += [""] * inverted
+                self.waiting += not inverted
+            elif not self.mark(word, following):
+                self.take(word)
+        self.negations += [""] * self.waiting
+
+    def mark(self, word: str, following: str) -> bool:
+        """Take in a word that is no atom: a sign, a person, a preposition. False for any other."""
+        if word == ",":
+            self.role = self.run = ""
+        elif word == "and":
+            self.joined, self.role = True, self.atoms[-1].role if self.atoms else ""
+        elif word == "'s":
+            self.atoms[-1:] = [Atom(atom.text, atom.sort, "of", "of", atom.joined) for atom in self.atoms[-1:]]
+        elif word in PERSONS and not (word == "her" and following and following not in FUNCTION):
+            self.persons += [PERSONS[word]] * (PERSONS[word] not in self.persons[-1:])
+        elif word in OWNERS:
+            self.owners.add(OWNERS[word])
+        elif word in PREPOSITIONS and following and following not in PREPOSITIONS:
+            self.role = self.run = PREPOSITIONS[word]
+            self.joined = False
+        else:
+            return PREPOSITIONS.get(word) in {"of", "to"}
+        return True
+
+    def take(self, word: str) -> None:
+        """Take in an atom, or a word of no content."""
+        sort = Sort.WORD
+        if word.startswith("‹"):
+            word, sort = self.source.literals[int(word[1:-1])]
+        elif re.fullmatch(r"-?\d.*", word):
+            sort = Sort.NUMBER
+        elif word in _TELLING or word in PREPOSITIONS:
+            sort = Sort.QUANTITY
+        elif word in LIGHT or (self.kind, word) in _IMPLIED:
+            return
+        elif word in self.source.names:
+            sort = Sort.NAME
+        self.negations += [word] * self.waiting
+        self.atoms.append(Atom(word, sort, self.role, self.run, self.joined))
+        self.role, self.joined, self.waiting = "", word == "or", 0
+        if word in LINKS:
+            self.run = ""
+
+
+PAST: Final = frozenset(("did", "was", "were", "had"))
+FUTURE: Final = frozenset(("will", "shall", "gonna"))
+PRESENT: Final = frozenset(("is", "are", "am", "do", "does", "has", "have"))
+MODALS: Final = {
+    "can": "can", "could": "can", "may": "can", "might": "can", "possible": "can", "should": "should",
+    "ought": "should", "must": "must",
+}  # fmt: skip
+AUXILIARIES: Final = (
+    PAST | FUTURE | PRESENT | MODALS.keys() | {"would", "be", "been", "being", "get", "got", "gets", "to"}
+)
+_OBLIGED: Final = {("have", "to"), ("has", "to"), ("had", "to"), ("need", "to"), ("needs", "to"), ("required", "to")}
+_ABLE: Final = {("able", "to"), ("allowed", "to"), ("permitted", "to")}
+
+
+def tense_of(words: list[str]) -> str:
+    """`past`, `future` or `present`, by the first word that tells."""
+    for at, word in enumerate(words):
+        after = words[at + 1 : at + 6]
+        going = (word == "going" and after[:1] == ["to"]) or (word in PRESENT and after[:2] == ["going", "to"])
+        if word in FUTURE or going:
+            return "future"
+        perfect = word in {"has", "have"} and any(is_past(other) or other == "been" for other in after)
+        if word in PAST or perfect:
+            return "past"
+        if word in AUXILIARIES:
+            return "present"
+        if is_past(word):
+            return "past"
+    return "present"
+
+
+def is_past(word: str) -> bool:
+    """Whether a verb may be in its past form."""
+    return word in PASTS or (word.endswith("ed") and len(word) > 4 and word not in WHOLE)
+
+
+def modals_of(words: list[str]) -> frozenset[str]:
+    """What is possible, advised or obligatory."""
+    found = {MODALS[word] for word in words if word in MODALS}
+    for pair in pairwise(words):
+        if pair in _OBLIGED:
+            found.add("must")
+        elif pair in _ABLE:
+            found.add("can")
+    return frozenset(found)
