@@ -58,7 +58,6 @@ class _Seen:
     """A request that was answered."""
 
     tenant: Tenant
-    path: str
     members: dict[str, msgspec.Raw]
     context: ContextName | None
     """A found one that it begins with already."""
@@ -160,7 +159,9 @@ class Discovery:
             return
         if not plan.call.reuse or plan.call.salt != salt_of(tenant):
             return
-        seen = _Seen(tenant, plan.call.path, dict(plan.call.body), plan.context, self._clock())
+        seen = _Seen(tenant, dict(plan.call.body), plan.context, self._clock())
+        if seen.size < self._least_bytes:
+            return  # as JSON, and so as text
         if self._queued_bytes + seen.size > _QUEUED_BYTES or self._queue.full():
             self._dropped += 1
             return

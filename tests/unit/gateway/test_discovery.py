@@ -174,7 +174,7 @@ async def test_a_text_is_forgotten_after_its_time_also_when_nobody_asks_for_it()
         await ask(discovery, RULES, "one", "two", "three")
         name = (await discovery.shown(ANN))["kept"][0]["name"]
         watch.now_s += 61
-        await ask(discovery, "short", "x")
+        await ask(discovery, RULES.upper(), "x")
         assert values(discovery)["kept_bytes"] == 0
         with pytest.raises(NotFound, match=name):
             await discovery.register(ANN, name)
@@ -194,6 +194,13 @@ async def test_requests_that_want_nothing_shared_or_have_a_context_are_left_out(
         await ask(discovery, RULES, "one", "two", "three", **left_out)
         assert values(discovery)["requests_total"] == 0
     assert await watch.names() == []
+
+
+async def test_a_prompt_that_is_too_short_is_not_looked_at() -> None:
+    watch = Watch()
+    async with watch.open() as discovery:
+        await ask(discovery, "short", "one", "two", "three")
+        assert values(discovery)["requests_total"] == 0
 
 
 async def test_a_request_about_a_found_context_counts_for_what_goes_on_much_further() -> None:
@@ -258,7 +265,7 @@ async def test_a_found_context_that_nobody_uses_is_deleted_and_others_stay() -> 
     watch.access.rows.append(_access("found-00000001", at_s=made_at_s + 50))
     watch.now_s = made_at_s + 100
     async with watch.open() as discovery:
-        await ask(discovery, "short", "x")
+        await ask(discovery, RULES.upper(), "x")
     assert await watch.names() == ["found-00000001", "found-00000003", "manual"]
 
 
