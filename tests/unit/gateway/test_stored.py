@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from fakes.answers import FakeIndex
+from fakes.embedder import WordEmbedder
 from fakes.engine import DONE, event
 from fakes.house import CHAT, House
+from nightfill.answers.look import Kind
+from nightfill.answers.neighbours import NearSearch, Parts
 from nightfill.answers.question import Questions
+from nightfill.answers.shadow import shadow_report
 from nightfill.config import AnswerSettings, ForeseeSettings, GatewaySettings
 from nightfill.contexts import DEFAULT_TENANT, ContextName, Form, Text, fingerprint_of
 from nightfill.contexts.context import ContextOptions, TextSource
@@ -60,11 +66,11 @@ class Place:
     rooms: list[Room] = field(default_factory=list)
     """The newest last."""
 
-    def furnish(self, **settings: Any) -> None:
+    def furnish(self, *, neighbours: NearSearch | None = None, **settings: Any) -> None:
         """Have the gateway that is opened next store answers by these settings."""
         state, wanted = self.state, AnswerSettings(**settings)
         keys = Questions(max_temperature=wanted.max_temperature)
-        room = Room(settings=wanted, answers=state.answers, questions=state.questions, keys=keys)
+        room = Room(settings=wanted, answers=state.answers, questions=state.questions, keys=keys, neighbours=neighbours)
         self.house.answers = room
         self.rooms.append(room)
 
@@ -375,3 +381,94 @@ async def test_an_answer_that_was_prepared_in_idle_time_has_the_key_of_the_reque
     answer = await place.state.answers.get(question.key)
     assert answer is not None
     assert (answer.scope, answer.question) == (question.scope, "Where is it?")
+
+
+# --- near answers, and the shadow of all ---
+
+
+def asking(text: str, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
+@contextlib.asynccontextmanager
+async def near(place: Place, **settings: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, FakeIndex]]:
+    """A client of a gateway with near answers by shared words, and a guard that minds «not»."""
+    index = FakeIndex()
+
+    def guard(asked: str, stored: str) -> str | None:
+        return "negation" if ("not" in asked.split()) != ("not" in stored.split()) else None
+
+    search = NearSearch(
+        place.state.answers,
+        lambda: Parts(WordEmbedder(), index, guard),
+        floor=0.6,
+        deadline_s=5,
+        needed=True,
+        every_s=0.01,
+    )
+    async with search:
+        await search.ready()
+        place.furnish(neighbours=search, **settings)
+        async with place.house.client() as client:
+            yield client, index
+
+
+async def test_a_question_that_means_the_same_gets_the_answer_and_is_told_how_near_it_is(place: Place) -> None:
+    async with near(place, mode="near") as (client, index):
+        await place.ask(client, asking("where is the old harbour"))
+        await asyncio.to_thread(index.wait_for, 1)
+        found = await place.ask(client, asking("where is the harbour"))
+        refused = await place.ask(client, asking("where is the old harbour not"))
+        unsaid = await place.ask(client, asking("where is the harbour", temperature=None))
+    assert (found.cache, found.headers["x-nightfill-layer"]) == ("SEMANTIC-HIT", "answer")
+    assert 0.6 < float(found.headers["x-nightfill-cache-similarity"]) < 1
+    assert found.headers["cache-status"].endswith("detail=semantic")
+    assert "near;dur=" in found.headers["server-timing"]
+    assert (refused.cache, refused.headers["cache-status"]) == ("MISS", "nightfill; fwd=miss; detail=negation")
+    assert unsaid.headers["cache-status"] == "nightfill; fwd=miss; detail=temperature"
+    assert place.house.value("nightfill_answer_guard_refusals_total", reason="negation") == 1
+    row = place.house.access.rows[1]
+    assert row.looked.startswith("exact:miss:")
+    assert " near:hit:" in row.looked
+
+
+async def test_where_only_equal_requests_are_to_be_served_near_ones_are_not(place: Place) -> None:
+    async with near(place, mode="exact") as (client, index):
+        await place.ask(client, asking("where is the old harbour"))
+        await asyncio.to_thread(index.wait_for, 1)
+        assert (await place.ask(client, asking("where is the harbour"))).cache == "MISS"
+
+
+async def test_a_shadow_serves_nothing_and_tells_what_it_would_have_served(place: Place) -> None:
+    other = WHOLE.replace(b"The harbour lies to the north, behind the customs house.", b"Nobody knows that.")
+    asked = ["where is the old harbour", "where is the old harbour", "where is the harbour", "how deep is it"]
+    async with near(place, mode="shadow") as (client, index):
+        for number, text in enumerate(asked):
+            place.house.engine.whole = other if number == 2 else WHOLE
+            reply = await place.ask(client, asking(text))
+            assert (reply.cache, reply.headers["x-nightfill-layer"]) == ("BYPASS", "cold")
+            if number == 0:
+                await asyncio.to_thread(index.wait_for, 1)
+    assert place.asked == 4
+    words = [row.looked.split()[-1] for row in place.house.access.rows]
+    assert words[0] == "shadow:none"
+    assert words[1] == "shadow:exact:1.0000"
+    assert words[2].startswith("shadow:near:")
+    assert words[3] == "shadow:none"
+    report = shadow_report(place.house.access.rows)
+    assert (report.requests, report.hit_rate) == (4, 0.5)
+    assert (report.judged[Kind.NEAR].different, report.judged[Kind.EXACT].same) == (1, 1)
+    assert place.house.value("nightfill_answer_shadows_total", layer="near", outcome="different") == 1
+    # What would have been served would not have been made, and so not stored.
+    assert len(await place.state.answers.after(0)) == 2
+
+
+async def test_what_is_asked_of_a_context_is_noted_where_answers_are_to_be_foreseen(place: Place) -> None:
+    await place.add("A text.", foresee=True)
+    await place.add("Another.", name="other", foresee=False)
+    async with place.house.client() as client:
+        for name in ("repo", "other"):
+            await place.ask(client, asking(f"What is {name}?", nightfill={"context": name}))
+    (asked,) = await place.state.questions.recent(DEFAULT_TENANT, ContextName("repo"))
+    assert asked.text == "What is repo?"
+    assert await place.state.questions.recent(DEFAULT_TENANT, ContextName("other")) == []
