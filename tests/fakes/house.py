@@ -10,7 +10,7 @@ import aiohttp
 
 from fakes.engine import FakeEngine
 from fakes.state import FakeAccessLog, FakeBoard, FakeBook, FakeQueue
-from nightfill.config import ContextSettings, Duration, GatewaySettings
+from nightfill.config import ContextSettings, Duration, GatewaySettings, HistorySettings
 from nightfill.gateway.assembly import serving
 from nightfill.observe.metrics import Metrics
 
@@ -43,6 +43,7 @@ class House:
     audit_share: float = 0.0
     accounts: Accounts | None = None
     machines: dict[str, str] = field(default_factory=dict)
+    histories: HistorySettings = field(default_factory=HistorySettings)
     autoscale: Autoscale | None = None
     answers: AnswerRoom | None = None
     discovery: Discovery | None = None
@@ -64,6 +65,7 @@ class House:
             autoscale=self.autoscale,
             accounts=self.accounts,
             machines=self.machines,
+            histories=self.histories,
             answers=self.answers,
             discovery=self.discovery,
         ) as server:

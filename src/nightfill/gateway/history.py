@@ -151,18 +151,20 @@ class History:
 
     async def _run(self) -> None:
         failing = False
-        while not self._closing.is_set():
+        while self._turns or not self._closing.is_set():
             try:
                 await self.flush()
-                await self._sweep_if_due()
+                if not self._closing.is_set():
+                    await self._sweep_if_due()
                 failing = False
             except StateError as exc:
                 if not failing:
                     _LOG.warning("histories: %s", exc)
                 failing = True
                 await _pause(self._closing, _LOOK_EVERY_S)
-            await _pause(self._noted, _LOOK_EVERY_S)
-            self._noted.clear()
+            if not self._closing.is_set():
+                await _pause(self._noted, _LOOK_EVERY_S)
+                self._noted.clear()
 
     async def _sweep_if_due(self) -> None:
         changes, now_s = self._book.changes(), self._clock()

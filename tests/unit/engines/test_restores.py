@@ -58,3 +58,18 @@ def test_short_prompts_say_nothing_of_prefill() -> None:
     restores.computed(tokens=LEAST_TOKENS - 1, seconds=60)
     restores.computed(tokens=0, seconds=0)
     assert restores.weigh(load_bytes=MB, missing_tokens=1000).recompute_s == before
+
+
+def test_a_reply_is_taken_for_lost_until_replies_have_come_back_as_they_were() -> None:
+    restores = known()
+    assert restores.lost(200) == 200
+    for _ in range(10):
+        restores.came_back(kept=200, reply_tokens=200)
+    assert restores.lost(200) < 10
+    restores.came_back(kept=-3, reply_tokens=200)
+    assert restores.lost(200) > 50
+
+
+def test_nothing_is_loaded_where_nothing_is_missing() -> None:
+    assert not Restores(always=False).weigh(load_bytes=MB, missing_tokens=0).load
+    assert not known().weigh(load_bytes=1, missing_tokens=0).load

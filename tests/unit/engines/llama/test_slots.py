@@ -43,6 +43,19 @@ def test_without_a_prefix_the_slot_with_most_of_the_text_is_chosen() -> None:
     assert choose([Slot(id=0), warm], spans=(), text=b"x" * 900 + b"y") is warm
 
 
+def test_the_slot_that_answered_the_chat_last_is_chosen_before_all_others_but_never_for_another_tenant() -> None:
+    chat = Slot(id=1, said=(b"a", "2"), tokens=90, last_used_s=1)
+    older = Slot(id=2, said=(b"a", "1"), tokens=50, last_used_s=2)
+    warm = Slot(id=3, spans=prefix(1, 2), last_used_s=3)
+    said = [(b"a", "1"), (b"a", "2"), (b"a", "3")]
+    assert choose([warm, older, chat], spans=prefix(1, 2), text=b"", said=said) is chat
+    assert choose([warm, older], spans=prefix(1, 2), text=b"", said=said) is older
+    theirs = [(b"b", mark) for _, mark in said]
+    assert choose([warm, older, chat], spans=prefix(1, 2), text=b"", said=theirs) is warm
+    chat.forget(0)
+    assert choose([warm, chat], spans=prefix(1, 2), text=b"", said=said) is warm
+
+
 def test_a_short_common_beginning_is_chance_and_the_empty_slot_is_taken() -> None:
     empty = Slot(id=0, last_used_s=9)
     assert choose([Slot(id=1, text=b"system: you are", last_used_s=1), empty], spans=(), text=b"system: you") is empty
