@@ -1,4 +1,8 @@
-"""Stored answers and the questions that were asked, in SQLite."""
+"""Stored answers and the questions that were asked, in SQLite.
+
+Rows of answers that rest on a version are only found while their context has it, so that a change of the context takes
+no longer for more of them: what is left of them then goes in steps, and at the latest with `prune`.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,24 @@ if TYPE_CHECKING:
     from nightfill.state.seal import TextSeal
     from nightfill.state.sqlite.database import Database
 
-_BATCH: Final = 500
-"""Answers that one transaction removes, where they are not of one context."""
+AT_ONCE: Final = 500
+"""Answers that one transaction removes."""
+_OVERTAKEN: Final = """tenant = ?1 AND context = ?2 AND fingerprint NOT IN (
+    SELECT current FROM contexts WHERE tenant = ?1 AND name = ?2 UNION ALL
+    SELECT distilled FROM contexts WHERE tenant = ?1 AND name = ?2 AND distilled IS NOT NULL)"""
+"""Answers of a context to versions that it has no more."""
+ANY_OVERTAKEN: Final = f"SELECT 1 FROM answers WHERE {_OVERTAKEN} LIMIT 1"  # noqa: S608 - a constant
 _EVICTED_AT_ONCE: Final = 100
 """By one that is put in; where bounds were lowered, the next ones go on."""
 _COLUMNS: Final = "key, scope, tenant, context, fingerprint, model, origin, question, body, at_s, ttl_s, used_s"
+
+
+def drop_overtaken(connection: sqlite3.Connection, tenant: str, name: str) -> int:
+    """Some of these answers; how many."""
+    return connection.execute(
+        f"DELETE FROM answers WHERE serial IN (SELECT serial FROM answers WHERE {_OVERTAKEN} LIMIT {AT_ONCE})",  # noqa: S608
+        (tenant, name),
+    ).rowcount
 
 
 class SqliteAnswerBook:
@@ -71,8 +88,8 @@ class SqliteAnswerBook:
                     key,
                     answer.scope,
                     tenant,
-                    context,
-                    answer.fingerprint,
+                    context or "",
+                    answer.fingerprint or "",
                     answer.model,
                     answer.origin,
                     question if answer.question else None,
@@ -95,7 +112,12 @@ class SqliteAnswerBook:
 
     async def get(self, key: AnswerKey) -> Answer | None:
         """See `AnswerBook`."""
-        rows = self._db.read("SELECT * FROM answers WHERE key = ? AND until_s >= ?", key, self._clock())
+        rows = self._db.read(
+            """SELECT a.* FROM answers a LEFT JOIN contexts c ON c.tenant = a.tenant AND c.name = a.context
+            WHERE a.key = ? AND a.until_s >= ? AND (a.context = '' OR a.fingerprint IN (c.current, c.distilled))""",
+            key,
+            self._clock(),
+        )
         return self._answer(rows[0]) if rows else None
 
     async def served(self, keys: Sequence[AnswerKey]) -> None:
@@ -120,12 +142,9 @@ class SqliteAnswerBook:
     async def drop(self, tenant: Tenant, *, context: ContextName | None = None) -> int:
         """See `AnswerBook`."""
 
-        def act(connection: sqlite3.Connection) -> int:
-            return connection.execute(
-                "DELETE FROM answers WHERE tenant = ?1 AND (?2 IS NULL OR context = ?2)", (tenant, context)
-            ).rowcount
-
-        return await self._db.write(act, durable=True, scrub=True)
+        if context is None:
+            return await self._delete("tenant = ?", tenant)
+        return await self._delete("tenant = ? AND context = ?", tenant, context)
 
     async def after(self, serial: int, *, limit: int = 1000) -> list[AnswerNote]:
         """See `AnswerBook`. Read and opened in a thread."""
@@ -141,9 +160,27 @@ class SqliteAnswerBook:
 
     async def prune(self) -> int:
         """See `AnswerBook`."""
-        now_s, dropped = self._clock(), 0
-        sql = "DELETE FROM answers WHERE serial IN (SELECT serial FROM answers WHERE until_s < ? LIMIT ?)"
-        while some := await self._db.write(lambda c: c.execute(sql, (now_s, _BATCH)).rowcount, scrub=True):
+        dropped = await self._delete("until_s < ?", self._clock())
+        version: tuple[str, ...] = ("", "", "")
+        while rows := self._db.read(
+            """SELECT a.tenant, a.context, a.fingerprint, a.context = '' OR EXISTS (SELECT 1 FROM contexts c
+                WHERE c.tenant = a.tenant AND c.name = a.context AND a.fingerprint IN (c.current, c.distilled)) AS known
+            FROM answers a WHERE (a.tenant, a.context, a.fingerprint) > (?, ?, ?)
+            ORDER BY a.tenant, a.context, a.fingerprint LIMIT 1""",
+            *version,
+        ):
+            *version_of, known = rows[0]
+            version = tuple(version_of)
+            if not known:
+                dropped += await self._delete("tenant = ? AND context = ? AND fingerprint = ?", *version)
+            await asyncio.sleep(0)
+        return dropped
+
+    async def _delete(self, where: str, *values: object) -> int:
+        """In steps, each of them short: others wait for a transaction to end."""
+        sql = f"DELETE FROM answers WHERE serial IN (SELECT serial FROM answers WHERE {where} LIMIT {AT_ONCE})"  # noqa: S608
+        dropped = 0
+        while some := await self._db.write(lambda c: c.execute(sql, values).rowcount, durable=True, scrub=True):
             dropped += some
         return dropped
 
@@ -176,8 +213,8 @@ class SqliteAnswerBook:
             key=key,
             scope=scope,
             tenant=tenant,
-            context=None if row["context"] is None else ContextName(row["context"]),
-            fingerprint=None if row["fingerprint"] is None else Fingerprint(row["fingerprint"]),
+            context=ContextName(row["context"]) or None,
+            fingerprint=Fingerprint(row["fingerprint"]) or None,
             model=row["model"],
             question=question,
             body=body,

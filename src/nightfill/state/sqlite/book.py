@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -29,6 +30,7 @@ from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
 from nightfill.state.envelope import Envelopes, pack, unpack
 from nightfill.state.jobs import JobKind
+from nightfill.state.sqlite.answers import ANY_OVERTAKEN, drop_overtaken
 from nightfill.state.sqlite.due import look_now
 from nightfill.state.sqlite.jobs import cancel_target
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from nightfill.state.seal import TextSeal
     from nightfill.state.sqlite.database import Database
 
+T = TypeVar("T")
 _CACHED_TOKENS: Final = 1 << 20
 """Bound of the unpacked token lists kept in memory, by tokens."""
 _SOUND: Final = 4096
@@ -118,7 +121,7 @@ class SqliteBook:
             _note_change(connection)
             return self.context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name))
 
-        return await self._db.write(act, durable=True, scrub=True)
+        return await self._changed(tenant, name, act)
 
     async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
         """See `SourceBook`."""
@@ -145,7 +148,7 @@ class SqliteBook:
             _note_change(connection)
             return self.context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where))
 
-        return await self._db.write(act, durable=True, scrub=True)
+        return await self._changed(context.tenant, context.name, act)
 
     async def put_distilled(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> bool:
         """See `ContextBook`."""
@@ -163,7 +166,7 @@ class SqliteBook:
             _note_change(connection)
             return True
 
-        return await self._db.write(act, durable=True, scrub=True)
+        return await self._changed(context.tenant, context.name, act)
 
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
         """See `ContextBook`."""
@@ -188,7 +191,7 @@ class SqliteBook:
             return True
 
         self._unpacked.clear()
-        return await self._db.write(act, durable=True, scrub=True)
+        return await self._changed(tenant, name, act)
 
     async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
         """See `ContextBook`."""
@@ -272,6 +275,13 @@ class SqliteBook:
             self._changes = int(self._db.read("SELECT number FROM book_changes")[0][0])
             self._data_version = version
         return self._changes
+
+    async def _changed(self, tenant: Tenant, name: ContextName, act: Callable[[sqlite3.Connection], T]) -> T:
+        outcome = await self._db.write(act, durable=True, scrub=True)
+        # Nobody is given these any more.
+        while self._db.read(ANY_OVERTAKEN, tenant, name):
+            await self._db.write(partial(drop_overtaken, tenant=tenant, name=name), scrub=True)
+        return outcome
 
     def _put_version(
         self, connection: sqlite3.Connection, tenant: Tenant, fingerprint: Fingerprint, content: Content, now_s: float
@@ -443,10 +453,9 @@ def _drop_unnamed(
     context has, with the jobs to fill them: fills and token lists go by their foreign keys.
     """
     gone = set(before).difference(_versions(connection, tenant, name))
+    if gone:
+        drop_overtaken(connection, tenant, name)
     for fingerprint in gone:
-        connection.execute(
-            "DELETE FROM answers WHERE tenant = ? AND context = ? AND fingerprint = ?", (tenant, name, fingerprint)
-        )
         dropped = connection.execute(
             f"DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2 AND NOT {_NAMED}",  # noqa: S608 - a constant
             (tenant, fingerprint),

@@ -142,8 +142,8 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
             key BLOB NOT NULL UNIQUE,
             scope BLOB NOT NULL,
             tenant TEXT NOT NULL,
-            context TEXT,
-            fingerprint TEXT,
+            context TEXT NOT NULL,
+            fingerprint TEXT NOT NULL,
             model TEXT NOT NULL,
             origin TEXT NOT NULL,
             question BLOB,
@@ -152,8 +152,7 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
             ttl_s REAL NOT NULL,
             until_s REAL AS (at_s + ttl_s) VIRTUAL,
             used_s REAL NOT NULL,
-            uses INTEGER NOT NULL DEFAULT 0,
-            FOREIGN KEY (tenant, context) REFERENCES contexts (tenant, name) ON DELETE CASCADE
+            uses INTEGER NOT NULL DEFAULT 0
         ) STRICT""",
         "CREATE INDEX answers_by_version ON answers (tenant, context, fingerprint)",
         "CREATE INDEX answers_by_use ON answers (used_s)",
