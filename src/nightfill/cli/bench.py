@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from nightfill import __version__
+from nightfill.cli.bench_distil import distil
 from nightfill.cli.bench_kv import kv
 from nightfill.errors import BadInput, BadSetting
 
@@ -108,7 +109,8 @@ def bench(
     OpenAI-compatible server give a --prompt-file: the cold queries then start with a random line, so that the
     server's own prefix cache is of no use to them.
 
-    Ends with status 1 when any query failed. `nightfill bench kv` measures the tiers of the KV store instead.
+    Ends with status 1 when any query failed. `nightfill bench kv` measures the tiers of the KV store
+    instead, `nightfill bench distil` what distilling keeps.
     """
     if ctx.invoked_subcommand:
         return
@@ -163,6 +165,7 @@ def bench(
 
 
 bench.add_command(kv)
+bench.add_command(distil)
 
 
 async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> _Outcome:

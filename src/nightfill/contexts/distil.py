@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from nightfill.contexts.distil_score import priorities
+from nightfill.contexts.distil_score import Cover, priorities, weights_of
 from nightfill.contexts.distil_segments import Kind
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ _SECTION_SHARE: Final = 0.3
 def distilled(text: str, segments: Sequence[Segment], vectors: Sequence[Floats], *, ratio: float) -> str:
     """The segments that matter: at most as many bytes of UTF-8 as `text` has, over `ratio`.
 
-    `vectors`: float32[n, d] of the segments' embeddings at length 1, in pieces of any n, in order.
+    `vectors`: float32[n, d] of the segments' embeddings at length 1, in pieces of any n, in order; empty where
+    `needs_vectors` says so, or there are none.
     """
     parts = []
-    rows = np.concatenate(vectors) if vectors else np.zeros((0, 1), np.float32)
+    rows = np.concatenate(vectors) if vectors else np.zeros((len(segments), 1), np.float32)
     for low in range(0, len(segments), MAX_SEGMENTS):
         some = segments[low : low + MAX_SEGMENTS]
         budget = int(len(text[some[0].start : some[-1].end].encode()) / ratio)
@@ -53,23 +54,28 @@ def chosen(text: str, segments: Sequence[Segment], vectors: Floats, budget: int)
     A heading is kept with the first segment of its section. Greedy by priority, less for what is kept already
     (Carbonell and Goldstein 1998, maximal marginal relevance).
     """
+    if not segments:
+        return set()
+    weights = weights_of(segments)
     sizes = np.array([len((one.lead + text[one.start : one.end]).encode()) + 2 for one in segments])
-    priority = priorities(text, segments, vectors)
     section = np.array([one.section for one in segments])
     heading = {one.section: place for place, one in enumerate(segments) if one.kind is Kind.HEADING}
-    open_to = np.array([one.kind is not Kind.HEADING for one in segments])
+    share = _SECTION_SHARE * budget / int(sizes.sum())
+    due = {one: int(share * int(sizes[section == one].sum())) for one in set(section.tolist())}
+    priority = priorities(text, segments, vectors, weights)
+    cover = Cover(text, segments) if weights.cover else None
+    alike = np.full(len(segments), -1.0, np.float32)
+    left_out = np.array([one.kind is not Kind.HEADING for one in segments])
     kept: set[int] = set()
     left = budget
-    # First what each section is due, then what is best.
-    total = int(sizes.sum())
-    due = {
-        one: int(_SECTION_SHARE * budget * sizes[section == one].sum() / max(total, 1)) for one in set(section.tolist())
-    }
-    alike = np.full(len(segments), -1.0, np.float32)
+    # First what each section is due, then what is best, wherever it is.
     for strict in (True, False):
-        waiting = open_to.copy()
+        waiting = left_out.copy()
         while waiting.any():
-            place = int(np.argmax(np.where(waiting, priority - _AGAIN * np.maximum(alike - _ALIKE, 0), -np.inf)))
+            now = priority - _AGAIN * np.maximum(alike - _ALIKE, 0)
+            if cover is not None:
+                now = now + weights.cover * cover.priorities
+            place = int(np.argmax(np.where(waiting, now, -np.inf)))
             waiting[place] = False
             home = int(section[place])
             title = heading.get(home)
@@ -78,11 +84,12 @@ def chosen(text: str, segments: Sequence[Segment], vectors: Floats, budget: int)
                 continue
             left -= cost
             due[home] -= cost
-            open_to[place] = False
-            kept.add(place)
-            if title is not None:
-                kept.add(title)
+            left_out[place] = False
+            kept.update({place} if title is None else {place, title})
             alike = np.maximum(alike, vectors @ vectors[place])
+            if cover is not None:
+                cover.take(place)
+            waiting &= sizes <= left
     return kept
 
 

@@ -70,8 +70,8 @@ def prompt(piece: str, *, place: int, of: int, words: int) -> str:
     return (
         f"The text between the two lines of dashes is part {place} of {of} of a longer text.\n-----\n{piece}\n-----\n"
         f"Write this part again in at most {words} words, so that questions about it can still be answered. Keep "
-        "names, numbers, dates, definitions, decisions, results and their reasons, and headings, in their order. Leave out "
-        "repetitions, small talk and side remarks. Add nothing, and write the shortened text alone."
+        "names, numbers, dates, definitions, decisions, results and their reasons, and headings, in their order. Leave "
+        "out repetitions, small talk and side remarks. Add nothing, and write the shortened text alone."
     )
 
 

@@ -61,7 +61,8 @@ _FENCE: Final = re.compile(r"\s*(```|~~~)")
 _ROW: Final = re.compile(r"\s*(\|.*\||\+[-=+]+\+|[^\t]*\t[^\t]*\t.*)\s*$")
 _CODE: Final = re.compile(
     r"[ \t]*(?:(?:async )?def |class |import |from \S+ import |return\b|@\w|func |fn |pub |let |const |var |"
-    r"static |if |else|elif |for |while |try|except|with |match |case |struct |enum |impl |package |use |#include|//|/\*|\*|[{}\])];?,?$)"
+    r"static |if |else|elif |for |while |try|except|with |match |case |struct |enum |impl |package |use |#include|//|"
+    r"/\*|\*|[{}\])];?,?$)"
     r"|.*[{};]\s*$|\s+\S.*[=(),:\[\]]\s*$"
 )
 

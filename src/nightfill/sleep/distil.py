@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from nightfill.config import DistilSettings
     from nightfill.contexts.context import Content, Context
+    from nightfill.contexts.distil_score import Floats
     from nightfill.engines.engine import Description
-    from nightfill.sleep.distil_writer import Embed, Vectors
+    from nightfill.sleep.distil_writer import Embed
     from nightfill.sleep.duty import Desk
     from nightfill.sleep.lease import HeldLease
     from nightfill.sleep.priority import Policy
@@ -167,7 +168,7 @@ class DistilDuty:
             return Gone("its version was replaced")
         return Done(outcome=writer.method, note=f"{writer.told}; {after:,} of {before:,} bytes")
 
-    def _vectors(self, pieces: Sequence[str]) -> Vectors:
+    def _vectors(self, pieces: Sequence[str]) -> Floats:
         """In a thread. Loads what it needs the first time."""
         if self._embed is None:
             self._embed = self._load()

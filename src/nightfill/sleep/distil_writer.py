@@ -21,18 +21,15 @@ from nightfill.state.answers import Answer, AnswerKey, AnswerScope, Origin
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from nightfill.contexts.context import Context
     from nightfill.contexts.distil_model import Section
+    from nightfill.contexts.distil_score import Floats
     from nightfill.engines.engine import Description, Engine
     from nightfill.sleep.duty import Desk
     from nightfill.sleep.lease import HeldLease
     from nightfill.state.answers import AnswerBook
 
-    Vectors = NDArray[np.float32]
-    Embed = Callable[[Sequence[str]], Vectors]
+    Embed = Callable[[Sequence[str]], Floats]
 
 EMBED_SEGMENTS: Final = 32
 """Embedded between two looks at the gate: a tenth of a second of one core."""
@@ -114,11 +111,13 @@ class Writer:
         return twice if len(twice) < len(once) else once
 
     async def _extracted(self, text: str, ratio: float) -> str:
-        from nightfill.contexts.distil import distilled  # needs numpy, which a worker without this duty may lack
+        # They need numpy, which a worker without this duty may lack.
+        from nightfill.contexts.distil import distilled
+        from nightfill.contexts.distil_score import needs_vectors
 
         segments = await asyncio.to_thread(segments_of, text)
         vectors = []
-        for low in range(0, len(segments), EMBED_SEGMENTS):
+        for low in range(0, len(segments) if needs_vectors(segments) else 0, EMBED_SEGMENTS):
             await self._enter()
             pieces = [text[one.start : one.end] for one in segments[low : low + EMBED_SEGMENTS]]
             vectors.append(await asyncio.to_thread(self._embed, pieces))
