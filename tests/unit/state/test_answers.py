@@ -12,6 +12,7 @@ import pytest
 from fakes.seal import XorSeal
 from fakes.stores import redis_server
 from nightfill.contexts.context import Context, ContextName, Fingerprint, Form, Tenant, Text, TextSource
+from nightfill.errors import StateUnavailable
 from nightfill.state.answers import (
     Answer,
     AnswerBounds,
@@ -148,6 +149,42 @@ async def test_answers_go_with_the_version_of_their_context(state: State) -> Non
     await state.book.delete(T, MANUAL)
     assert await there(state.answers, "a", "b", "c") == {"c"}
     assert len(await state.answers.after(0)) == 1
+
+
+async def put_many(state: State, count: int) -> None:
+    await put(state, "old")
+    await asyncio.gather(*(state.answers.put(answer(str(n), context=REPO, version="old")) for n in range(count)))
+    assert len(await state.answers.after(0, limit=count + 1)) == count
+
+
+async def test_however_many_answers_a_version_has_they_go_with_it(state: State) -> None:
+    await put_many(state, 1100)
+    await state.answers.put(answer("another"))
+    await put(state, "new")
+    assert [note.key for note in await state.answers.after(0)] == [key_of("another")]
+
+
+async def test_what_a_killed_process_left_of_them_is_given_to_nobody_and_goes_with_the_next_pruning(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(*_: object) -> None:
+        raise StateUnavailable("killed here")
+
+    monkeypatch.setattr("nightfill.state.redis.book.sweep", killed)
+    monkeypatch.setattr("nightfill.state.sqlite.book.ANY_OVERTAKEN", "no SQL")
+    await put_many(state, 600)
+    context = await put(state, "new")
+    left = await state.answers.after(0)
+    assert len(left) == 100
+    assert [await state.answers.get(note.key) for note in left] == [None] * 100
+    await state.book.put_distilled(context, content=Text("short"), fingerprint=fingerprint("short"))
+    kept = [("a", "new"), ("b", "short")]
+    for name, version in kept:
+        assert await state.answers.put(answer(name, context=REPO, version=version))
+    await state.answers.put(answer("c"))
+    await state.answers.prune()
+    assert {note.key for note in await state.answers.after(0)} == {key_of(name) for name in "abc"}
+    assert await there(state.answers, "a", "b", "c") == {"a", "b", "c"}
 
 
 async def test_an_answer_to_a_version_that_its_context_has_no_more_is_refused(state: State) -> None:

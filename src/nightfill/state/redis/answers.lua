@@ -48,6 +48,13 @@ for _ = 1, EVICTED_AT_ONCE do
 end
 return 1
 
+--- sweep
+-- Whether there may be more to do.
+local set = call('SRANDMEMBER', root .. ':answers:left')
+if not set then return 0 end
+forget_answers(set)
+return 1
+
 --- served
 for index = 3, #ARGV do
   local used, tenant, name, _, origin = answer_head(ARGV[index])

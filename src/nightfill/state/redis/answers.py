@@ -20,6 +20,7 @@ from nightfill.state.answers import (
     Origin,
 )
 from nightfill.state.envelope import Envelopes, body_owner, note_owner, question_owner
+from nightfill.state.redis.record import Record
 from nightfill.state.redis.server import ROOT, Server, batches, pairs, scripts
 
 if TYPE_CHECKING:
@@ -70,10 +71,17 @@ class Stored(NamedTuple):
         return cls(at_s, ttl_s, _head(value[_PREFIX.size : begin]), value[begin:end], value[end:])
 
 
+async def sweep(server: Server) -> None:
+    """Remove answers to versions that their contexts have no more, as far as that was left."""
+    while await server.run(scripts("answers")["sweep"]):
+        pass
+
+
 class RedisAnswerBook:
     """See `AnswerBook`. What goes by all answers or all of a tenant goes in steps, each of them atomic.
 
-    A miss is one command, a hit two: only then it matters what time it is.
+    A miss is one command. A hit has further ones: what time it is, and whether the context still has the version, so
+    that a change of a context takes no longer for more answers; what is left of them then goes in steps.
     """
 
     def __init__(self, server: Server, *, seal: TextSeal, bounds: AnswerBounds) -> None:
@@ -122,7 +130,8 @@ class RedisAnswerBook:
         if value is None:
             return None
         stored = Stored.parse(value)
-        if await self._server.now_s() - stored.at_s > stored.ttl_s:
+        now_s, rests = await asyncio.gather(self._server.now_s(), self._rests(stored.head))
+        if not rests or now_s - stored.at_s > stored.ttl_s:
             return None
         head = stored.head
         question = self._question(head, key, stored.question)
@@ -178,11 +187,22 @@ class RedisAnswerBook:
 
     async def prune(self) -> int:
         """See `AnswerBook`."""
+        await sweep(self._server)
         serial, dropped = 0, 0
         while (looked := await self._server.run(self._scripts["prune"], serial, _BATCH)) is not None:
             serial = int(looked[0])
             dropped += looked[1]
         return dropped
+
+    async def _rests(self, head: Head) -> bool:
+        """Whether its context, if any, still has its version."""
+        if not head.context:
+            return True
+        packed = await self._server.call("HGET", f"{ROOT}:contexts:{head.tenant}", head.context)
+        if packed is None:
+            return False
+        record = msgspec.msgpack.decode(packed, type=Record)
+        return head.fingerprint in (record.current, record.distilled)
 
     def _notes(self, rows: Sequence[Any]) -> list[AnswerNote]:
         notes = []

@@ -50,7 +50,7 @@ local function leave(context, fingerprint)
   local tenant = context[TENANT]
   if fingerprint == '' then return end
   if context[CURRENT] ~= fingerprint and context[DISTILLED] ~= fingerprint then
-    forget_answers(tenant, context[NAME], fingerprint)
+    forget_answers(answers_of(tenant, context[NAME], fingerprint))
   end
   local version = get(versions(tenant), fingerprint)
   version[1] = version[1] - 1

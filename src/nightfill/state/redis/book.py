@@ -29,6 +29,8 @@ from nightfill.contexts.context import (
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
 from nightfill.state.envelope import Envelopes, pack, unpack
+from nightfill.state.redis.answers import sweep
+from nightfill.state.redis.record import Record
 from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
 if TYPE_CHECKING:
@@ -46,26 +48,8 @@ _AT_ONCE: Final = 100
 LOOK_EVERY_S: Final = 0.05
 """So long at most a change by another process goes unseen by `changes`, while the server answers."""
 _TRIES: Final = 3
-
-
-class _Record(msgspec.Struct, array_like=True):
-    """A context as `book.lua` has it."""
-
-    name: str
-    tenant: str
-    source: str
-    forms: str
-    pinned: bool
-    ttl_s: float | bool
-    """False for None."""
-    current: str
-    content_bytes: int
-    created_at_s: float
-    updated_at_s: float
-    checked_at_s: float
-    user: str
-    options: str = "{}"
-    distilled: str = ""
+_TAKE_ANSWERS: Final = ("put", "replace", "put_distilled", "delete")
+"""Changes that may leave answers to be removed."""
 
 
 class _FillRecord(msgspec.Struct, array_like=True):
@@ -261,7 +245,16 @@ class RedisBook:
         if reply[0] > 0:
             self._own_changes += 1
             self._changes = max(self._changes, reply[0])
+            if name in _TAKE_ANSWERS:
+                await self._sweep()
         return reply
+
+    async def _sweep(self) -> None:
+        try:
+            await sweep(self._server)
+        except StateUnavailable as exc:
+            # The change itself is done, and nobody is given these any more.
+            _LOG.warning("answers to an old version are removed later: %s", exc)
 
     async def _tenants(self, tenant: Tenant | None) -> list[str]:
         if tenant is not None:
@@ -309,7 +302,7 @@ class RedisBook:
             self._sound.clear()
         self._sound.add(digest)
 
-    def _context(self, record: _Record) -> Context:
+    def _context(self, record: Record) -> Context:
         encoded = self._texts.opened(f"{record.tenant}/{record.name}", _bytes(record.source))
         try:
             source: Source = TextSource() if encoded is None else msgspec.json.decode(encoded, type=Source)
@@ -341,8 +334,8 @@ def _bound(cache: OrderedDict[str, Any], most: int) -> None:
         held -= len(cache.popitem(last=False)[1])
 
 
-def _record(packed: bytes) -> _Record:
-    return msgspec.msgpack.decode(packed, type=_Record)
+def _record(packed: bytes) -> Record:
+    return msgspec.msgpack.decode(packed, type=Record)
 
 
 def _field(key: FillKey) -> str:

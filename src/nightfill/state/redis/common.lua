@@ -12,6 +12,7 @@ local DAY_S = 86400
 
 -- How a stored answer begins: whether it served, serial, when it was made, time to live, bytes of head and of question.
 local PREFIX, PREFIX_BYTES = '>BdddI4I4', 33
+local FORGOTTEN_AT_ONCE = 500
 
 -- Days since 1970-01-01 of the first of the month that `day` is in, and of the next one.
 -- Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days and days_from_civil.
@@ -73,6 +74,7 @@ end
 -- Stored answers. Under the root:
 --   :answer:KEY         prefix, then head (msgpack, see `_Head`), sealed question, sealed body
 --   :answers:of:TENANT NUL CONTEXT NUL FINGERPRINT   keys
+--   :answers:left       names of those whose version its context has no more
 --   :answers:serials    keys by serial
 --   :answers:used:TENANT   keys by when they last served
 --   :answers:tenants    tenants by when their answer used longest ago was used, or earlier
@@ -107,6 +109,13 @@ local function forget_answer(key)
   if call('EXISTS', answers_used(tenant)) == 0 then call('ZREM', root .. ':answers:tenants', tenant) end
 end
 
-local function forget_answers(tenant, name, fingerprint)
-  for _, key in ipairs(call('SMEMBERS', answers_of(tenant, name, fingerprint))) do forget_answer(key) end
+-- Some of those in a set of :answers:of; what is left, which nobody is given any more, is for `sweep`.
+local function forget_answers(set)
+  local keys = call('SPOP', set, FORGOTTEN_AT_ONCE)
+  for _, key in ipairs(keys) do forget_answer(key) end
+  if #keys == FORGOTTEN_AT_ONCE then
+    call('SADD', root .. ':answers:left', set)
+  else
+    call('SREM', root .. ':answers:left', set)
+  end
 end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from nightfill.state.sqlite.database import Database
 
 T = TypeVar("T")
+_LOG: Final = logging.getLogger(__name__)
 _CACHED_TOKENS: Final = 1 << 20
 """Bound of the unpacked token lists kept in memory, by tokens."""
 _SOUND: Final = 4096
@@ -278,9 +280,12 @@ class SqliteBook:
 
     async def _changed(self, tenant: Tenant, name: ContextName, act: Callable[[sqlite3.Connection], T]) -> T:
         outcome = await self._db.write(act, durable=True, scrub=True)
-        # Nobody is given these any more.
-        while self._db.read(ANY_OVERTAKEN, tenant, name):
-            await self._db.write(partial(drop_overtaken, tenant=tenant, name=name), scrub=True)
+        try:
+            while self._db.read(ANY_OVERTAKEN, tenant, name):
+                await self._db.write(partial(drop_overtaken, tenant=tenant, name=name), scrub=True)
+        except StateUnavailable as exc:
+            # The change itself is done, and nobody is given these any more.
+            _LOG.warning("answers to an old version are removed later: %s", exc)
         return outcome
 
     def _put_version(
