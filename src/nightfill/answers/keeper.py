@@ -65,6 +65,8 @@ class Keeper:
         self._write_s, self._close_s = write_s, close_s
         self._deposits: deque[Deposit] = deque()
         self._waiting_bytes = 0
+        self._keys: set[AnswerKey] = set()
+        """Of what waits, judgements left aside."""
         self._served: Counter[AnswerKey] = Counter()
         self._asked: dict[tuple[Tenant, ContextName], list[Asked]] = {}
         self._noted = asyncio.Event()
@@ -75,12 +77,17 @@ class Keeper:
 
     def keep(self, deposit: Deposit) -> bool:
         """Take a reply in; False when there is no room. Never blocks."""
-        size = deposit.recording.size
+        size, key = deposit.recording.size, deposit.question.key
+        if deposit.judge is None and key in self._keys:
+            self._on_outcome("double")  # many asked the same at once, and one reply is as good as another
+            return True
         if len(self._deposits) >= _MAX_WAITING or self._waiting_bytes + size > _MAX_WAITING_BYTES:
             self._on_outcome("full")
             return False
         self._deposits.append(deposit)
         self._waiting_bytes += size
+        if deposit.judge is None:
+            self._keys.add(key)
         self._note()
         return True
 
@@ -133,6 +140,7 @@ class Keeper:
                 await self._deposit(deposit)
             finally:
                 self._waiting_bytes -= deposit.recording.size
+                self._keys.discard(deposit.question.key)
 
     async def _deposit(self, deposit: Deposit) -> None:
         kept = await asyncio.to_thread(
