@@ -75,7 +75,7 @@ async def serving(
     fleet = Fleet(engines, lead_tokens=(route or RouteSettings()).lead_tokens)
     rates = Rates()
     history = History(
-        histories or HistorySettings(), book=book, queue=queue, forget=forget, on_turn=metrics.history_turn
+        histories or HistorySettings(), book=book, signatures=fleet.signatures, on_turn=metrics.history_turn
     )
     inference = Inference(
         fleet=fleet,

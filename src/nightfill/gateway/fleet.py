@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from nightfill.contexts import FillKey
+    from nightfill.contexts import FillKey, Signature
     from nightfill.engines.engine import Description, Engine
     from nightfill.gateway.layers import Plan
 
@@ -174,6 +174,10 @@ class Fleet:
         assert plan.fill is not None
         held_at_s = self._held.get((plan.fill, member.description.engine))
         return HOLDS if held_at_s is not None and self._clock() - held_at_s < _HELD_S else _ON_SERVERS
+
+    def signatures(self) -> set[Signature]:
+        """Of the engines that have said what they are."""
+        return {member.said.signature for member in self._members if member.said is not None}
 
     def standings(self) -> dict[str, Standing]:
         """How the engines are, by name; of those that have said what they are."""

@@ -13,28 +13,38 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from nightfill.answers.reply import Recording, Unfit, keep, words_of
-from nightfill.contexts import Form, Message, Messages, fingerprint_of
+from nightfill.contexts import (
+    ContextName,
+    FillKey,
+    Fingerprint,
+    Form,
+    Message,
+    Messages,
+    fingerprint_of,
+)
 from nightfill.contexts.chats import chat_name, doomed
-from nightfill.contexts.context import Chat, MessagesSource
+from nightfill.contexts.context import Chat, ContextOptions, MessagesSource
 from nightfill.engines.engine import Tokens
 from nightfill.errors import StateError
-from nightfill.gateway.removal import remove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from nightfill.config import HistorySettings
-    from nightfill.contexts import Tenant
-    from nightfill.gateway.removal import Forget
+    from nightfill.contexts import Signature, Tenant
     from nightfill.gateway.talk import Talk
     from nightfill.state.book import ContextBook
-    from nightfill.state.jobs import JobQueue
 
 _LOG: Final = logging.getLogger(__name__)
 MAX_REPLY_BYTES: Final = 256 << 10
 _MOST_TURNS: Final = 256
 _BYTES_PER_TOKEN: Final = 4
+_ALONE: Final = ContextOptions(answers="off", foresee=False, distil=False, history=False)
+"""A chat is filled, and nothing else is done for it."""
 _LOOK_EVERY_S: Final = 0.5
+_SWEEP_CHANGED_S: Final = 2.0
+_SWEEP_S: Final = 10.0
+_LIST_EVERY_S: Final = 600.0
 _STATE_S: Final = 10.0
 _CLOSE_S: Final = 2.0
 
@@ -53,8 +63,8 @@ class Turn:
 class History:
     """Keeps chats while inside its context. For one event loop.
 
-    `forget` drops the KV of a fill; `on_turn` is told what became of each turn: `kept`, `short` (to be filled with the
-    next), `unfit` (not a plain reply), `dropped` (too many at once, or no state). `clock` gives Unix seconds.
+    `signatures` are those of the engines; `on_turn` is told what became of each turn: `kept`, `short` (to be filled
+    with the next), `unfit` (not a plain reply), `dropped` (too many at once, or no state). `clock` gives Unix seconds.
     """
 
     def __init__(
@@ -62,20 +72,21 @@ class History:
         settings: HistorySettings,
         *,
         book: ContextBook,
-        queue: JobQueue,
-        forget: Forget | None,
+        signatures: Callable[[], Iterable[Signature]],
         on_turn: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._book = book
-        self._queue = queue
-        self._forget = forget
+        self._signatures = signatures
         self._on_turn = on_turn
         self._clock = clock
         self._turns: deque[Turn] = deque()
         self._noted = asyncio.Event()
         self._closing = asyncio.Event()
+        self._known: set[tuple[Tenant, ContextName]] = set()
+        """The chats."""
+        self._listed_at_s = float("-inf")
         self._seen: int | None = None
         self._swept_at_s = float("-inf")
         self._task: asyncio.Task[None] | None = None
@@ -106,16 +117,32 @@ class History:
                 self._on_turn(outcome)
 
     async def sweep(self) -> None:
-        """Remove the chats that have had their time. Raises StateError."""
-        contexts = await self._book.contexts()
-        if not any(context.chat is not None for context in contexts):
-            return
-        fills = await self._book.fills()
-        now_s = self._clock()
+        """Remove the chats that have had their time: their text at once, their KV with the store's next sweep.
+
+        Raises StateError. Other gateways' chats are looked for now and then, in case these are gone.
+        """
+        if self._clock() - self._listed_at_s > _LIST_EVERY_S:
+            self._known |= {(one.tenant, one.name) for one in await self._book.contexts() if one.chat is not None}
+            self._listed_at_s = self._clock()
+        contexts = [one for name in sorted(self._known) if (one := await self._book.get(*name)) is not None]
+        self._known = {(one.tenant, one.name) for one in contexts}
+        chats = [(one, one.chat) for one in contexts if one.chat is not None]
+        for tenant, name in sorted({(one.tenant, ContextName(chat.context)) for one, chat in chats if chat.context}):
+            if (subject := await self._book.get(tenant, name)) is not None:
+                contexts.append(subject)
+        versions = {(one.tenant, one.current) for one in contexts}
+        versions |= {(one.tenant, Fingerprint(chat.version)) for one, chat in chats}
+        fills = []
+        for tenant, version in sorted(versions):
+            for signature in self._signatures():
+                key = FillKey(tenant=tenant, fingerprint=version, form=Form.CHAT, signature=signature)
+                if (fill := await self._book.fill(key)) is not None:
+                    fills.append(fill)
+        settings = self._settings
         for gone in doomed(
-            contexts, fills, now_s=now_s, ttl_s=float(self._settings.ttl_s), max_chats=self._settings.max_chats
+            contexts, fills, now_s=self._clock(), ttl_s=float(settings.ttl_s), max_chats=settings.max_chats
         ):
-            await remove(gone.context, book=self._book, queue=self._queue, forget=self._forget)
+            await self._book.delete(gone.context.tenant, gone.context.name)
             _LOG.debug("a chat is forgotten: %s", gone.why)
 
     async def _put(self, turn: Turn) -> str:
@@ -137,7 +164,7 @@ class History:
             version=talk.version or "",
             before=tuple(talk.marks[count - 1] for count in talk.earlier()),
         )
-        await self._book.put(
+        put = await self._book.put(
             tenant=turn.tenant,
             name=chat_name(fingerprint),
             source=MessagesSource(chat),
@@ -146,7 +173,9 @@ class History:
             forms=[Form.CHAT],
             ttl_s=float(self._settings.ttl_s),
             user=talk.user,
+            options=_ALONE,
         )
+        self._known.add((put.tenant, put.name))
         return "kept"
 
     async def _run(self) -> None:
@@ -157,9 +186,9 @@ class History:
                 if not self._closing.is_set():
                     await self._sweep_if_due()
                 failing = False
-            except StateError as exc:
+            except (StateError, TimeoutError) as exc:
                 if not failing:
-                    _LOG.warning("histories: %s", exc)
+                    _LOG.warning("histories: %s", exc or "no answer in time")
                 failing = True
                 await _pause(self._closing, _LOOK_EVERY_S)
             if not self._closing.is_set():
@@ -167,12 +196,13 @@ class History:
                 self._noted.clear()
 
     async def _sweep_if_due(self) -> None:
-        changes, now_s = self._book.changes(), self._clock()
-        # With every change, and now and then by the clock: most have their time by age.
-        if changes != self._seen or not 0 <= now_s - self._swept_at_s < min(10.0, float(self._settings.ttl_s)):
-            async with asyncio.timeout(_STATE_S):
-                await self.sweep()
-            self._seen, self._swept_at_s = changes, now_s
+        """When the book has changed, and now and then by the clock, since most have their time by age."""
+        changes, since_s = self._book.changes(), self._clock() - self._swept_at_s
+        if 0 <= since_s < (_SWEEP_CHANGED_S if changes != self._seen else _SWEEP_S):
+            return
+        async with asyncio.timeout(_STATE_S):
+            await self.sweep()
+        self._seen, self._swept_at_s = changes, self._clock()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="histories")
