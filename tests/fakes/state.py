@@ -276,6 +276,10 @@ class FakeAnswerBook:
         ]
         return sorted(notes, key=lambda note: note.serial)[:limit]
 
+    async def gone(self, keys: Sequence[AnswerKey]) -> list[AnswerKey]:
+        self._up()
+        return [key for key in keys if key not in self.rows]
+
     async def counts(self, tenant: Tenant, context: ContextName) -> dict[Origin, AnswerCounts]:
         self._up()
         return {where[2]: counts for where, counts in self._counts.items() if where[:2] == (tenant, context)}

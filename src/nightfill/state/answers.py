@@ -121,6 +121,9 @@ class AnswerBook(Protocol):
         near match finds out.
         """
 
+    async def gone(self, keys: Sequence[AnswerKey]) -> list[AnswerKey]:
+        """Those of `keys` that have no answer any more, so that an index can forget them."""
+
     async def counts(self, tenant: Tenant, context: ContextName) -> dict[Origin, AnswerCounts]:
         """How much was foreseen, and how much of it served."""
 

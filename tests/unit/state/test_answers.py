@@ -328,6 +328,14 @@ async def test_notes_are_told_in_the_order_of_putting_from_any_serial_on(answers
     assert [note.key for note in again] == [key_of("c")]
 
 
+async def test_of_many_keys_those_without_an_answer_are_told(answers: AnswerBook) -> None:
+    names = [str(n) for n in range(700)]
+    await asyncio.gather(*(answers.put(answer(name)) for name in names[::7]))
+    gone = await answers.gone([key_of(name) for name in names])
+    assert set(gone) == {key_of(name) for name in names if int(name) % 7}
+    assert await answers.gone([]) == []
+
+
 async def test_serials_grow_even_when_the_newest_answers_are_gone(answers: AnswerBook) -> None:
     await answers.put(answer("a"))
     (before,) = await answers.after(0)

@@ -177,6 +177,15 @@ class RedisAnswerBook:
             notes += await asyncio.to_thread(self._notes, rows)
         return notes[:limit]
 
+    async def gone(self, keys: Sequence[AnswerKey]) -> list[AnswerKey]:
+        """See `AnswerBook`."""
+        name = f"{ROOT}:answer:".encode()
+        gone: list[AnswerKey] = []
+        for some in batches(keys, _BATCH):
+            there = await asyncio.gather(*(self._server.call("EXISTS", name + key) for key in some))
+            gone += [key for key, found in zip(some, there, strict=True) if not found]
+        return gone
+
     async def counts(self, tenant: Tenant, context: ContextName) -> dict[Origin, AnswerCounts]:
         """See `AnswerBook`."""
         found: dict[str, dict[str, int]] = {}

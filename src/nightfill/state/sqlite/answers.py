@@ -150,6 +150,15 @@ class SqliteAnswerBook:
         """See `AnswerBook`. Read and opened in a thread."""
         return await asyncio.to_thread(self._after, serial, limit)
 
+    async def gone(self, keys: Sequence[AnswerKey]) -> list[AnswerKey]:
+        """See `AnswerBook`."""
+        there: set[bytes] = set()
+        for begin in range(0, len(keys), AT_ONCE):
+            some = keys[begin : begin + AT_ONCE]
+            sql = f"SELECT key FROM answers WHERE key IN ({', '.join('?' * len(some))})"  # noqa: S608 - marks alone
+            there.update(row["key"] for row in self._db.read(sql, *some))
+        return [key for key in keys if key not in there]
+
     async def counts(self, tenant: Tenant, context: ContextName) -> dict[Origin, AnswerCounts]:
         """See `AnswerBook`."""
         rows = self._db.read("SELECT * FROM answer_counts WHERE tenant = ? AND context = ?", tenant, context)
