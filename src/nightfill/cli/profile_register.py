@@ -62,6 +62,9 @@ async def _put(state: State, tenant: Tenant, content: Content, form: Form, *, dr
             content=content,
             fingerprint=fingerprint,
             forms=forms,
+            pinned=before is not None and before.pinned,
+            ttl_s=before.ttl_s if before is not None else None,
+            user=before.user if before is not None else "",
         )
     did = "unchanged" if same else "would add" if dry_run else "added"
     return {"name": name, "tenant": tenant, "did": did, "bytes": content_bytes(content), "form": form}

@@ -34,7 +34,10 @@ _ANCHORS: Final = 6
 _ANCHORED: Final = 16 << 10
 _TRIES: Final = 4
 _EXAMPLES: Final = 3
-_MOST_ROOTS: Final = 4096
+_MOST_ROOTS: Final = 512
+_BYTES: Final = 4096
+"""Of memory, beside the text; and for each root:"""
+_ROOT_BYTES: Final = 256
 _AROUND: Final = 40
 _SENTENCE: Final = re.compile(r"[^\n.!?;]{24,160}")
 _MONTH: Final = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
@@ -143,7 +146,7 @@ class VolatileSketch(Generic[About]):
         self._known[self._number] = one
         self._note_root(one, root)
         self._by_anchor.update(dict.fromkeys(anchors, self._number))
-        self._bytes += sys.getsizeof(text)
+        self._bytes += _BYTES + sys.getsizeof(text)
         while self._bytes > self._max_bytes and len(self._known) > 1:
             self._forget()
 
@@ -158,8 +161,9 @@ class VolatileSketch(Generic[About]):
         return True
 
     def _note_root(self, one: Volatile[About], root: Key) -> None:
-        if len(one.roots) < _MOST_ROOTS:
+        if root not in one.roots and len(one.roots) < _MOST_ROOTS:
             one.roots.add(root)
+            self._bytes += _ROOT_BYTES
             self._roots[root] = one
 
     def _forget(self) -> None:
@@ -167,7 +171,7 @@ class VolatileSketch(Generic[About]):
             ((number, one) for number, one in self._known.items() if one.variants == 1), next(iter(self._known.items()))
         )
         del self._known[number]
-        self._bytes -= sys.getsizeof(gone.text)
+        self._bytes -= _BYTES + sys.getsizeof(gone.text) + _ROOT_BYTES * len(gone.roots)
         for root in gone.roots:
             if self._roots.get(root) is gone:
                 del self._roots[root]

@@ -23,6 +23,7 @@ BLOCK_TOKENS: Final = 256
 """How closely the end of a shared prefix is found in texts."""
 _SIZED_BY: Final = 64
 _BAD_SHOWN: Final = 10
+_MOST_ABOUTS: Final = 4096
 _SECRET: Final = b"nightfill.profile.1\0"
 
 
@@ -132,7 +133,9 @@ class Profile:
 
     def _about(self, *what: str) -> About:
         about = About(*what)
-        return self._abouts.setdefault(about, about)
+        return self._abouts.get(about) or (
+            self._abouts.setdefault(about, about) if len(self._abouts) < _MOST_ABOUTS else about
+        )
 
     def _add_asked(self, line: Asked) -> None:
         self.prompt_tokens += text_bytes(line.prompt) / self._measure.bytes_per_token

@@ -343,8 +343,10 @@ class Discovery:
             source=MessagesSource() if isinstance(content, Messages) else TextSource(),
             content=content,
             fingerprint=fingerprint_of(content),
-            forms=tuple(dict.fromkeys((*(before.forms if before is not None else ()), form))),
-            ttl_s=float(self._settings.ttl_s),
+            forms=(form,) if before is None else tuple(dict.fromkeys((*before.forms, form))),
+            pinned=before is not None and before.pinned,
+            ttl_s=float(self._settings.ttl_s) if before is None else before.ttl_s,
+            user="" if before is None else before.user,
         )
         self._minds[tenant].made.add(name)
         self._registered += 1

@@ -100,7 +100,7 @@ def test_the_roots_of_all_variants_are_spoiled_and_no_others() -> None:
 
 
 def test_texts_are_bounded_and_those_without_variants_go_first() -> None:
-    size = len(rules(1)) + 100
+    size = len(rules(1)) + 5000
     days = [chat(f"Today is 2024-05-{day:02}.\n{rules(1)}", "x") for day in (1, 2)]
     others = [chat(rules(seed), "x") for seed in range(10, 30)]
     sketch = looked([*days, *others], max_bytes=3 * size)
