@@ -40,6 +40,7 @@ class FakeIndex:
     def __init__(self) -> None:
         self.serial = 0
         self.saves = 0
+        self.closed = False
         self.gate: threading.Event | None = None
         self.looking = threading.Event()
         self._changed = threading.Condition()
@@ -66,6 +67,12 @@ class FakeIndex:
         with self._changed:
             self._changed.notify_all()
             return sum(self._rows.pop(key, None) is not None for key in keys)
+
+    def keys(self, begin: int, count: int) -> list[AnswerKey] | None:
+        return list(self._rows)[begin : begin + count] if begin < len(self._rows) else None
+
+    def close(self) -> None:
+        self.closed = True
 
     def wait_for(self, count: int) -> None:
         """Wait until it has so many rows."""

@@ -11,7 +11,9 @@ scope that is large.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -39,6 +41,7 @@ SMALL: Final = 2048
 _PROPOSED: Final = 32
 _ROWS: Final = "rows.near"
 _GRAPHS: Final = "*.graph"
+_PARTS: Final = 64
 _NONE: Final = np.zeros(0, np.int32)
 
 
@@ -72,7 +75,7 @@ class _View(NamedTuple):
 
 
 class NearIndex:
-    """At most `capacity` rows in a folder of its own; the oldest make room. Made by one process; see `AnswerNote`.
+    """At most `capacity` rows; the oldest make room. Several processes may share a folder: each has a part of its own.
 
     `nearest` may be called from any thread, also while one of the others works; these wait for each other, and take
     from milliseconds to minutes (a graph of a million rows): call them from a thread. They raise StateUnavailable when
@@ -92,25 +95,27 @@ class NearIndex:
 
         Takes seconds for a million rows. Raises StateUnavailable when the folder cannot be made.
         """
-        self._folder = folder
         self._identity, self._dimensions, self._small = identity, dimensions, small
         self._writing = threading.Lock()
         self._graphs: dict[AnswerScope, Graph] = {}
         self._serial = 0
         self._changed = self._removed = False
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._rows, graphs = self._load(capacity)
-        except OSError as exc:
-            raise StateUnavailable(f"index of answers {folder}: {exc}") from exc
+        self._folder, self._lock = _own_part(folder)
+        self._rows, graphs = self._load(capacity)
         self._view = _View(self._sorted(), {})
         for graph in graphs:
             try:
                 scope = AnswerScope(bytes.fromhex(graph.scope))
-                self._graphs[scope] = Graph(folder / graph.name, serial=graph.serial, sha256=graph.sha256)
+                self._graphs[scope] = Graph(self._folder / graph.name, serial=graph.serial, sha256=graph.sha256)
             except StateUnavailable as exc:
                 self._changed = True
                 _LOG.warning("%s; it is made anew from the rows", exc)
+
+    def close(self) -> None:
+        """Leave the folder to another one; what was not saved is lost to it. Idempotent."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def serial(self) -> int:
@@ -324,6 +329,25 @@ class NearIndex:
             missing = min(len(slots), max(missing, rows.capacity // 100))
             rows.forget(slots[np.argpartition(rows.serials[slots], missing - 1)[:missing]])
             self._removed = True
+
+
+def _own_part(folder: Path) -> tuple[Path, int | None]:
+    """The first part that no living process has, and the lock that makes it ours."""
+    try:
+        for number in range(_PARTS):
+            part = folder / str(number)
+            for path in (folder, part):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(part / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            else:
+                return part, lock
+    except OSError as exc:
+        raise StateUnavailable(f"index of answers {folder}: {exc}") from exc
+    raise StateUnavailable(f"index of answers {folder}: all its {_PARTS} parts belong to running processes")
 
 
 def _largest(values: Vectors, count: int) -> NDArray[np.intp]:

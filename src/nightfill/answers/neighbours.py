@@ -34,6 +34,8 @@ _MOST_WAITING: Final = 8
 _BATCH: Final = 8
 """Questions embedded together. More would take the processor away from live requests for longer."""
 _PAGE: Final = 256
+_SWEPT: Final = 500
+"""Places of the index that are compared with the book in one round."""
 _EVERY_S: Final = 0.5
 _SAVE_EVERY_S: Final = 60.0
 _STATE_S: Final = 10.0
@@ -55,8 +57,14 @@ class Index(Protocol):
     def remove(self, keys: Sequence[AnswerKey]) -> int:
         """Forget answers. Raises StateUnavailable."""
 
+    def keys(self, begin: int, count: int) -> Sequence[AnswerKey] | None:
+        """Those in so many places from `begin` on; None at the end."""
+
     def save(self) -> None:
         """Write what changed. Raises StateUnavailable."""
+
+    def close(self) -> None:
+        """Leave its files to others. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,7 @@ class NearSearch:
         self._failure = ""
         self._waiting = 0
         self._gone: list[AnswerKey] = []
+        self._swept_to = 0
         self._needed, self._loaded, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
         if needed:
             self._needed.set()
@@ -197,6 +206,7 @@ class NearSearch:
             await self._follow(parts)
         finally:
             self._parts = None
+            parts.index.close()
 
     async def _follow(self, parts: Parts) -> None:
         loop = asyncio.get_running_loop()
@@ -205,6 +215,7 @@ class NearSearch:
         while not self._closing.is_set():
             try:
                 await self._caught_up(parts)
+                await self._swept(parts)
                 if loop.time() - saved_s >= _SAVE_EVERY_S:
                     saved_s = loop.time()
                     await self._kept(parts.index.save)
@@ -230,6 +241,16 @@ class NearSearch:
                 return
             for start in range(0, len(notes), _BATCH):
                 await self._kept(lambda some=notes[start : start + _BATCH]: _add(parts, some))  # type: ignore[misc]
+
+    async def _swept(self, parts: Parts) -> None:
+        """Look through some of the index for answers that the book has no more: their vectors must not stay."""
+        begin = self._swept_to
+        keys = await self._kept(lambda: parts.index.keys(begin, _SWEPT))
+        self._swept_to = 0 if keys is None else begin + _SWEPT
+        async with asyncio.timeout(_STATE_S):
+            gone = await self._book.gone(keys or ())
+        if gone:
+            await self._kept(lambda: parts.index.remove(gone))
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run(), name="near answers")

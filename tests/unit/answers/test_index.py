@@ -25,6 +25,7 @@ def digest(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
+_LAST: dict[Path, NearIndex] = {}
 S, OTHER = AnswerScope(digest("scope")), AnswerScope(digest("another scope"))
 
 
@@ -46,7 +47,11 @@ def vectors(count: int, seed: int = 0) -> Vectors:
 
 
 def opened(folder: Path, *, identity: str = "e", capacity: int = 5000, small: int = 64) -> NearIndex:
-    return NearIndex(folder, identity=identity, capacity=capacity, small=small, dimensions=DIMENSIONS)
+    """As by a process that was just started, its predecessor gone."""
+    if (last := _LAST.pop(folder, None)) is not None:
+        last.close()
+    _LAST[folder] = NearIndex(folder, identity=identity, capacity=capacity, small=small, dimensions=DIMENSIONS)
+    return _LAST[folder]
 
 
 def best(index: NearIndex, vector: Vectors, scope: AnswerScope = S) -> AnswerKey | None:
@@ -55,7 +60,7 @@ def best(index: NearIndex, vector: Vectors, scope: AnswerScope = S) -> AnswerKey
 
 
 def graphs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.graph"))
+    return sorted(folder.glob("0/*.graph"))
 
 
 def test_the_nearest_come_first_with_their_cosines(tmp_path: Path) -> None:
@@ -129,7 +134,7 @@ def test_a_damaged_file_is_told_and_begun_anew(tmp_path: Path, harm: str, caplog
     index, made = opened(tmp_path), vectors(100)
     index.add(notes(range(100)), made)
     index.save()
-    path = tmp_path / "rows.near"
+    path = tmp_path / "0" / "rows.near"
     whole = path.read_bytes()
     harmed = {
         "flip": whole[:3000] + bytes([whole[3000] ^ 1]) + whole[3001:],
@@ -186,7 +191,7 @@ def test_nothing_is_left_of_what_was_removed(tmp_path: Path) -> None:
     assert best(index, made[301], OTHER) == key(301)
     index.save()
     assert len(graphs(tmp_path)) == 1
-    lies = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    lies = b"".join(path.read_bytes() for path in (tmp_path / "0").iterdir())
     assert bytes(key(5)) not in lies
     assert bytes(S) not in lies
     assert bytes(key(305)) in lies
@@ -283,10 +288,10 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         opened(tmp_path / "file")
     index = opened(tmp_path / "near")
     index.add(notes(range(5)), vectors(5))
-    (tmp_path / "near" / "rows.draft").mkdir()
+    (tmp_path / "near" / "0" / "rows.draft").mkdir()
     with pytest.raises(StateUnavailable):
         index.save()
-    (tmp_path / "near" / "rows.draft").rmdir()
+    (tmp_path / "near" / "0" / "rows.draft").rmdir()
     index.save()
     assert opened(tmp_path / "near").serial == 5
 
@@ -295,6 +300,19 @@ def test_only_the_owner_may_read_what_was_saved(tmp_path: Path) -> None:
     index = opened(tmp_path / "near")
     index.add(notes(range(200)), vectors(200))
     index.save()
-    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "near").iterdir()}
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "near" / "0").iterdir()}
     assert modes == {0o600}
     assert (tmp_path / "near").stat().st_mode & 0o777 == 0o700
+
+
+def test_processes_that_share_a_folder_do_not_meet_in_it(tmp_path: Path) -> None:
+    first, second, made = opened(tmp_path), NearIndex(tmp_path, identity="e", dimensions=DIMENSIONS), vectors(200)
+    first.add(notes(range(200)), made)
+    first.save()
+    second.add(notes(range(5)), made[:5])
+    second.save()
+    second.close()
+    assert opened(tmp_path).serial == 200
+    other = NearIndex(tmp_path, identity="e", dimensions=DIMENSIONS)
+    assert other.serial == 5
+    other.close()

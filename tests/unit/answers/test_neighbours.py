@@ -237,3 +237,13 @@ async def test_replies_that_say_the_same_are_alike(place: Place) -> None:
         assert far < 0.5 < near < 1
         assert await cache.alike(body("a"), body("a", "b")) is None
     assert await AnswerCache(place.state.answers).alike(body("a"), body("b")) is None
+
+
+async def test_what_the_book_has_no_more_leaves_the_index_without_being_asked_for(place: Place) -> None:
+    for number in range(1, 4):
+        await put(place.state.answers, number, f"where is harbour number {number}")
+    async with place.search(needed=True):
+        await place.indexed(3)
+        await place.state.answers.drop(DEFAULT_TENANT)
+        await place.indexed(0)
+    assert place.index.closed
