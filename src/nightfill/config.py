@@ -306,7 +306,7 @@ class HistorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """A chat is forgotten so long after its last turn."""
     max_chats: int = 256
     """Of any one tenant, prepared at the same time; the one used longest ago goes first."""
-    min_new_tokens: int = 64
+    min_new_tokens: int = 32
     """A turn that brings less than so many tokens (by estimate) is filled with the next one."""
 
 

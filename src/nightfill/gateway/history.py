@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger(__name__)
 MAX_REPLY_BYTES: Final = 256 << 10
 _MOST_TURNS: Final = 256
-_BYTES_PER_TOKEN: Final = 4
+_BYTES_PER_TOKEN: Final = 3
 _ALONE: Final = ContextOptions(answers="off", foresee=False, distil=False, history=False)
 """A chat is filled, and nothing else is done for it."""
 _LOOK_EVERY_S: Final = 0.5

@@ -267,8 +267,8 @@ async def test_only_a_plain_reply_is_kept(reply: object) -> None:
 
 async def test_a_short_turn_waits_for_the_next_one() -> None:
     keeper = Keeper(HistorySettings(min_new_tokens=10))
-    keeper.history.note(turn("x" * 37))
-    keeper.history.note(turn("x" * 38))
+    keeper.history.note(turn("x" * 27))
+    keeper.history.note(turn("x" * 28))
     keeper.history.note(turn("x" * 400, filled=1))
     await keeper.history.flush()
     assert keeper.outcomes == {"short": 2, "kept": 1}
