@@ -15,24 +15,22 @@ if TYPE_CHECKING:
 
 HALF_LIFE_S: Final = 7 * 86400.0
 """A question asked so long ago counts half."""
-LEAST_CONTEXTS: Final = 2
-"""A question recurs over contexts when so many were asked it."""
+_COMMON_WORD: Final = 4
+"""Words of so many letters and more tell what a question is about."""
 
 
-def from_log(
-    asked: Sequence[Asked], alike: Callable[[int, int], float], *, least: float, now_s: float
-) -> list[Candidate]:
+def from_log(asked: Sequence[Asked], alike: Callable[[int, int], float], *, now_s: float) -> list[Candidate]:
     """One question for each cluster of those that were asked, expected as often as all of them, decayed.
 
-    `alike(i, j)` is the similarity of `asked[i]` and `asked[j]`, 1 for equal ones. A cluster is what is at least
-    `least` alike to its newest member. Its medoid, the one that is most alike to all the others, speaks for it: so
-    what was often asked in the same words is asked in these.
+    `alike(i, j)` is the similarity of `asked[i]` and `asked[j]`, 1 for equal ones and 0 for those that need answers of
+    their own. A cluster is what is alike to its newest member. Its medoid, the one that is most alike to all the
+    others, speaks for it: so what was often asked in the same words is asked in these.
     """
     order = sorted((i for i, one in enumerate(asked) if sensible(one.text)), key=lambda i: -asked[i].at_s)
     clusters: list[list[int]] = []
     for i in order:
         best = max(clusters, key=lambda cluster: alike(cluster[0], i), default=None)
-        if best is not None and alike(best[0], i) >= least:
+        if best is not None and alike(best[0], i) > 0:
             best.append(i)
         else:
             clusters.append([i])
@@ -47,11 +45,13 @@ def from_log(
     ]
 
 
-def recurring(logs: Sequence[Sequence[Asked]]) -> list[Candidate]:
-    """Questions in the same words that several contexts were asked, expected as often as one of them is asked it.
+def recurring(logs: Sequence[Sequence[Asked]], text: str) -> list[Candidate]:
+    """Questions that other contexts were asked, expected as often as one of them is asked it in the same words.
 
-    `logs`: those of the tenant's other contexts, one each.
+    `logs`: those of the tenant's other contexts, one each. A question that only one of them was asked is taken where
+    this `text` has all its long words: it may be about the same things.
     """
+    about = set(normal(text).split())
     asked_in: Counter[str] = Counter()
     texts: dict[str, Counter[str]] = {}
     for log in logs:
@@ -61,7 +61,8 @@ def recurring(logs: Sequence[Sequence[Asked]]) -> list[Candidate]:
             texts.setdefault(normal(one.text), Counter())[one.text] += 1
     known = sum(1 for log in logs if log)
     return [
-        Candidate(text=text, origin=Origin.LOG, expected=contexts / known)
+        Candidate(text=question, origin=Origin.LOG, expected=contexts / known)
         for words, contexts in asked_in.items()
-        if contexts >= LEAST_CONTEXTS and sensible(text := texts[words].most_common(1)[0][0])
+        if sensible(question := texts[words].most_common(1)[0][0])
+        and (contexts > 1 or about.issuperset(word for word in words.split() if len(word) >= _COMMON_WORD))
     ]

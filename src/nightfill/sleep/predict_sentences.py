@@ -12,7 +12,7 @@ from nightfill.state.answers import Origin
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFINED: Final = 0.08
+DEFINED: Final = 0.04
 """Expected uses of a question after a term that the text defines and uses everywhere; less for rarer ones."""
 _SENTENCE: Final = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])|\n+")
 _NOTES: Final = re.compile(r"\s*(?:\[[^\]]*\]|\([^()]*\))")

@@ -32,13 +32,13 @@ def foresee(
 ) -> list[Candidate]:
     """The `most` questions about `text` with the most expected uses, at most `limits` of each source.
 
-    `asked` of it, of `others` of its tenant, and `written` by a model; with `structure`, its own. Without an `embedder`
-    questions are alike when their words are the same.
+    `asked` of it, of `others` of its tenant, and `written` by a model; with `structure`, its own. Of those that one
+    answer may serve, one is taken; without an `embedder` these are the ones in the same words.
     """
     log = Likeness([one.text for one in asked], embedder)
     sources = [
-        from_log(asked, log.alike, least=log.least, now_s=now_s),
-        recurring(others),
+        from_log(asked, log.alike, now_s=now_s),
+        recurring(others, text),
         from_structure(text) if structure else [],
         from_model(written, text),
     ]
@@ -47,6 +47,6 @@ def foresee(
     likeness, place = Likeness([one.text for one in wide], embedder), {one: at for at, one in enumerate(wide)}
 
     def alike(one: Candidate, other: Candidate) -> bool:
-        return likeness.alike(place[one], place[other]) >= likeness.least
+        return likeness.alike(place[one], place[other]) > 0
 
     return ranked([wide], limits, most, alike=alike)

@@ -14,14 +14,14 @@ from nightfill.state.answers import Origin
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-WHOLE: Final = 0.3
+WHOLE: Final = 0.1
 """Expected uses of a question about the whole text, and of the others: questions that the text itself asks, headings,
 signatures, points of an agenda.
 """
-FAQ: Final = 0.25
-HEADING: Final = 0.1
-SIGNATURE: Final = 0.06
-TOPIC: Final = 0.04
+FAQ: Final = 0.1
+HEADING: Final = 0.05
+SIGNATURE: Final = 0.03
+TOPIC: Final = 0.02
 _MOST_HEADING_WORDS: Final = 10
 _LEAST_TURNS: Final = 10
 _SPEAKERS_ASKED: Final = 6

@@ -20,9 +20,10 @@ def foreseen(log: list[Asked]) -> dict[str, float]:
 
     def alike(i: int, j: int) -> float:
         one, other = (set(normal(log[n].text).split()) for n in (i, j))
-        return len(one & other) / len(one | other)
+        share = len(one & other) / len(one | other)
+        return share if share >= 0.5 else 0.0
 
-    candidates = from_log(log, alike, least=0.5, now_s=NOW_S)
+    candidates = from_log(log, alike, now_s=NOW_S)
     assert {candidate.origin for candidate in candidates} <= {Origin.LOG}
     return {candidate.text: candidate.expected for candidate in candidates}
 
@@ -57,11 +58,15 @@ def test_what_several_contexts_were_asked_is_foreseen_for_another() -> None:
         asked("what did it cost"),
         [],
     ]
-    (found,) = recurring(logs)
+    (found,) = recurring(logs, "A text of something else.")
     assert (found.text, found.origin) == ("Summarize the whole meeting.", Origin.LOG)
     assert found.expected == pytest.approx(2 / 3), "a context nobody asked says nothing"
 
 
-def test_one_context_asked_again_and_again_says_nothing_about_others() -> None:
-    assert recurring([asked(*["what is our plan"] * 9), asked("something else here")]) == []
-    assert recurring([]) == []
+def test_what_one_other_context_was_asked_is_foreseen_where_the_text_is_about_it() -> None:
+    logs = [asked(*["How was the remote control tested?"] * 9), asked("what of the sales forecast")]
+    assert [(one.text, one.expected) for one in recurring(logs, "Each remote has a control that was tested.")] == [
+        ("How was the remote control tested?", 0.5)
+    ]
+    assert recurring(logs, "Each remote has a button.") == []
+    assert recurring([], "anything") == []
