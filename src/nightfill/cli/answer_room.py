@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Final
 
 from nightfill.answers.neighbours import NearSearch, Parts
 from nightfill.answers.question import Questions
+from nightfill.cli.upkeep import running
+from nightfill.errors import StateError
 from nightfill.gateway.stored import AnswerRoom
 from nightfill.kv import derived_secret
 
@@ -16,7 +20,11 @@ if TYPE_CHECKING:
 
     from nightfill.cli.rooms import Rooms
     from nightfill.config import AnswerSettings, Settings
+    from nightfill.state.answers import AnswerBook
 
+_LOG: Final = logging.getLogger(__name__)
+_PRUNE_EVERY_S: Final = 600.0
+_PRUNE_S: Final = 60.0
 INDEX_FOLDER: Final = "near"
 """Under the data folder."""
 _NEAR: Final = frozenset({"near", "shadow"})
@@ -45,7 +53,7 @@ async def answer_room(rooms: Rooms) -> AsyncIterator[AnswerRoom]:
         deadline_s=settings.near_timeout_s,
         needed=needed,
     )
-    async with search:
+    async with search, running(_pruned(rooms.state.answers), name="prune answers"):
         if needed:
             await search.ready()
         yield AnswerRoom(
@@ -55,6 +63,17 @@ async def answer_room(rooms: Rooms) -> AsyncIterator[AnswerRoom]:
             keys=make_questions(rooms.settings),
             neighbours=search,
         )
+
+
+async def _pruned(book: AnswerBook) -> None:
+    """Have what is too old to be served removed, now and then."""
+    while True:
+        try:
+            async with asyncio.timeout(_PRUNE_S):
+                await book.prune()
+        except (StateError, TimeoutError) as exc:
+            _LOG.warning("old answers were not removed: %s", exc or f"not done within {_PRUNE_S:g} s")
+        await asyncio.sleep(_PRUNE_EVERY_S)
 
 
 def _parts(settings: AnswerSettings, folder: Path) -> Parts:

@@ -25,6 +25,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "context": ("nightfill.cli.context:context", "Add, list, fill and remove contexts."),
     "jobs": ("nightfill.cli.jobs:jobs", "Look at background work; retry or cancel it."),
     "plan": ("nightfill.cli.plan:plan", "Say what would be filled next, and why."),
+    "answers": ("nightfill.cli.answers:answers", "List and clear stored answers, and see how they do."),
     "foresee": ("nightfill.cli.foresee:foresee", "List the questions that are foreseen for a context."),
     "ledger": ("nightfill.cli.ledger:ledger", "Show what background work cost, and what it saved."),
     "budget": ("nightfill.cli.budget:budget", "Show and set how much background work may compute."),
