@@ -60,9 +60,10 @@ def recurring(logs: Sequence[Sequence[Asked]], text: str) -> list[Candidate]:
         for one in log:
             texts.setdefault(normal(one.text), Counter())[one.text] += 1
     known = sum(1 for log in logs if log)
-    return [
-        Candidate(text=question, origin=Origin.LOG, expected=contexts / known)
-        for words, contexts in asked_in.items()
-        if sensible(question := texts[words].most_common(1)[0][0])
-        and (contexts > 1 or about.issuperset(word for word in words.split() if len(word) >= _COMMON_WORD))
-    ]
+    found = []
+    for words, contexts in asked_in.items():
+        question = texts[words].most_common(1)[0][0]
+        telling = [word for word in words.split() if len(word) >= _COMMON_WORD]
+        if sensible(question) and (contexts > 1 or (telling and about.issuperset(telling))):
+            found.append(Candidate(text=question, origin=Origin.LOG, expected=contexts / known))
+    return found
