@@ -19,7 +19,7 @@ async def known(state: State, tenant: Tenant, name: ContextName) -> Context:
     """The context. Raises NotFound, which names those that there are."""
     found = await state.book.get(tenant, name)
     if found is None:
-        others = [context.name for context in await state.book.contexts(tenant)]
+        others = [context.name for context in await state.book.contexts(tenant) if context.chat is None]
         there = (
             f"there are: {', '.join(others[:10])}{', ...' if len(others) > 10 else ''}" if others else "there is none"
         )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from nightfill.cli.fill_now import Asked
     from nightfill.cli.given import Given
+    from nightfill.cli.rooms import Rooms
     from nightfill.cli.root import Options
     from nightfill.cli.workspace import Workspace
     from nightfill.contexts import Context, ContextName, Fill, Form, Tenant
@@ -138,14 +139,15 @@ def add(
 
 @context.command("ls")
 @click.option("--tenant", help="Only this one's.")
+@click.option("--all", "chats", is_flag=True, help="Also chats that are kept for their next turn.")
 @json_option
 @click.pass_obj
-def list_contexts(options: Options, /, tenant: str | None, as_json: bool) -> None:
+def list_contexts(options: Options, /, tenant: str | None, chats: bool, as_json: bool) -> None:
     """List contexts and how far each is filled."""
     from nightfill.cli.workspace import Workspace
     from nightfill.contexts import parse_tenant
 
-    _run(_list(Workspace.load(options), parse_tenant(tenant) if tenant else None, as_json=as_json))
+    _run(_list(Workspace.load(options), parse_tenant(tenant) if tenant else None, chats=chats, as_json=as_json))
 
 
 @context.command()
@@ -276,7 +278,7 @@ def _merged(before: ContextOptions, chosen: ContextOptions) -> ContextOptions:
     return msgspec.structs.replace(before, **said)
 
 
-async def _list(workspace: Workspace, tenant: Tenant | None, *, as_json: bool) -> None:
+async def _list(workspace: Workspace, tenant: Tenant | None, *, chats: bool, as_json: bool) -> None:
     from nightfill.cli.books import usages
     from nightfill.cli.views import show_fill
     from nightfill.contexts.bundle import show_bytes
@@ -284,7 +286,7 @@ async def _list(workspace: Workspace, tenant: Tenant | None, *, as_json: bool) -
     from nightfill.state.views import context_view, fills_of
 
     async with workspace.open_state() as state:
-        contexts = await state.book.contexts(tenant)
+        contexts = [one for one in await state.book.contexts(tenant) if chats or one.chat is None]
         fills = await state.book.fills(tenant)
         used = await usages(state, contexts)
     if as_json:
@@ -343,30 +345,16 @@ async def _show(workspace: Workspace, tenant: Tenant, name: ContextName, *, as_t
 
 async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextName], *, as_json: bool) -> None:
     from nightfill.cli.books import known
-    from nightfill.cli.deletion import forget_fill
     from nightfill.cli.rooms import open_rooms
-    from nightfill.state.jobs import JobKind
-    from nightfill.state.views import fills_of
+    from nightfill.contexts.chats import about
 
     removed = []
     async with open_rooms(workspace) as rooms:
-        book = rooms.state.book
         for found in [await known(rooms.state, tenant, name) for name in dict.fromkeys(names)]:
-            fills = fills_of(found, await book.fills(tenant))
-            await book.delete(tenant, found.name)
-            jobs = blocks = 0
-            left = ""
-            versions = set(found.versions).difference(
-                version for other in await book.contexts(tenant) for version in other.versions
-            )
-            for version in versions:
-                for kind in JobKind:
-                    jobs += await rooms.state.jobs.cancel_target(kind=kind, target_prefix=f"{tenant}/{version}/")
-            for one in fills:
-                if one.key.fingerprint in versions:
-                    forgotten = await forget_fill(rooms, one)
-                    blocks += forgotten.dropped
-                    left = left or forgotten.why_left
+            jobs, blocks, left = await _removed(rooms, found)
+            for chat in about(await rooms.state.book.contexts(tenant), found.name):
+                more = await _removed(rooms, chat)
+                jobs, blocks, left = jobs + more[0], blocks + more[1], left or more[2]
             view = {"name": found.name, "jobs_cancelled": jobs, "blocks_dropped": blocks, "kv_left": left}
             removed.append(view)
             if not as_json:
@@ -375,6 +363,30 @@ async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextN
                     click.echo(f"some of its KV is deleted later, while nightfill runs: {left}")
     if as_json:
         echo_json(removed)
+
+
+async def _removed(rooms: Rooms, found: Context) -> tuple[int, int, str]:
+    """Remove it; jobs cancelled, blocks dropped, and why some may be left."""
+    from nightfill.cli.deletion import forget_fill
+    from nightfill.state.jobs import JobKind
+    from nightfill.state.views import fills_of
+
+    book, tenant = rooms.state.book, found.tenant
+    fills = fills_of(found, await book.fills(tenant))
+    jobs = blocks = 0
+    left = ""
+    others = [other for other in await book.contexts(tenant) if other.name != found.name]
+    versions = set(found.versions).difference(version for other in others for version in other.versions)
+    for version in versions:
+        for kind in JobKind:
+            jobs += await rooms.state.jobs.cancel_target(kind=kind, target_prefix=f"{tenant}/{version}/")
+    await book.delete(tenant, found.name)
+    for one in fills:
+        if one.key.fingerprint in versions:
+            forgotten = await forget_fill(rooms, one)
+            blocks += forgotten.dropped
+            left = left or forgotten.why_left
+    return jobs, blocks, left
 
 
 async def _fill(

@@ -102,8 +102,8 @@ def show_source(source: Source) -> str:
     match source:
         case TextSource():
             return "text"
-        case MessagesSource():
-            return "messages"
+        case MessagesSource(chat=chat):
+            return "messages" if chat is None else f"chat about {chat.context}" if chat.context else "chat"
         case FilesSource(paths=paths):
             return "files " + ", ".join(show_path(path) for path in paths)
         case FolderSource(path=path, include=include):

@@ -104,6 +104,7 @@ async def serving(
         autoscale=autoscale,
         discovery=discovery,
     )
+    metrics.watch(fleet.samples)
     if discovery is not None:
         metrics.watch(discovery.samples)
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)

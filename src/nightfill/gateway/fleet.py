@@ -14,6 +14,7 @@ import msgspec
 
 from nightfill.errors import EngineError, EngineUnavailable
 from nightfill.gateway.route import HOLDS, Candidate, Health, Reason, order, serving
+from nightfill.observe.metrics import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -191,6 +192,21 @@ class Fleet:
             for member in self._members
             if member.said is not None
         }
+
+    def samples(self) -> list[Sample]:
+        """The same as gauges, for each scrape; from any thread."""
+        return [
+            Sample(name=name, help=text, value=value, labels={"engine": engine})
+            for engine, standing in self.standings().items()
+            for name, text, value in (
+                ("engine_healthy", "Whether an engine answered last; others come first if not.", standing.healthy),
+                (
+                    "engine_in_flight_tokens",
+                    "Tokens that requests had to compute, estimated.",
+                    standing.in_flight_tokens,
+                ),
+            )
+        ]
 
     async def healthy(self) -> bool:
         """Whether an engine answers now. Never raises."""

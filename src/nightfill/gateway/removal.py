@@ -21,16 +21,16 @@ async def remove(context: Context, *, book: ContextBook, queue: JobQueue, forget
 
     `forget` drops the KV of a fill.
     """
-    tenant, versions = context.tenant, {context.current, context.distilled} - {None}
+    tenant, versions = context.tenant, set(context.versions)
     before = [fill for fill in await book.fills(tenant) if fill.key.fingerprint in versions]
-    if not await book.delete(tenant, context.name):
-        return None
-    others = await book.contexts(tenant)
-    versions -= {version for other in others for version in (other.current, other.distilled)}
+    others = [other for other in await book.contexts(tenant) if other.name != context.name]
+    versions.difference_update(version for other in others for version in other.versions)
     jobs = 0
     for version in versions:
         for kind in JobKind:
             jobs += await queue.cancel_target(kind=kind, target_prefix=f"{tenant}/{version}/")
+    if not await book.delete(tenant, context.name):
+        return None
     if forget is not None:
         for fill in before:
             if fill.key.fingerprint in versions:

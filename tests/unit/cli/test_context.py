@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nightfill.config import KvSettings
-from nightfill.contexts import FillKey, FillState, Form, Signature
-from nightfill.contexts.context import DEFAULT_TENANT, ContextName, Fill
+from nightfill.contexts import FillKey, FillState, Form, Message, Messages, Signature, fingerprint_of
+from nightfill.contexts.context import DEFAULT_TENANT, Chat, ContextName, Fill, MessagesSource
 from nightfill.kv import BlockMeta, open_store, salt_of, spans
 from nightfill.sleep.description import note_of
 from nightfill.state.jobs import Job, JobKind, JobState, WorkerId
@@ -279,6 +279,29 @@ def test_removing_takes_text_jobs_and_kv_but_not_what_others_need(
     assert stored() == [False, False]
     assert cli.json("context", "ls") == []
     assert jobs(cli)[0].state is JobState.CANCELLED
+
+
+def test_chats_are_shown_when_asked_for_and_go_with_their_context(cli: Cli, folder: Path) -> None:
+    cli.ok("context", "add", "repo", folder)
+
+    async def talk(books: SqliteState) -> None:
+        context = await books.book.get(DEFAULT_TENANT, ContextName("repo"))
+        assert context is not None
+        content = Messages((Message("user", "hm"), Message("assistant", "yes")), behind=context.current)
+        await books.book.put(
+            tenant=DEFAULT_TENANT,
+            name=ContextName("chat-1"),
+            source=MessagesSource(Chat(context="repo", version=context.current)),
+            content=content,
+            fingerprint=fingerprint_of(content),
+            forms=[Form.CHAT],
+        )
+
+    cli.state(talk)
+    assert [one["name"] for one in cli.json("context", "ls")] == ["repo"]
+    assert {one["name"]: one["source"] for one in cli.json("context", "ls", "--all")}["chat-1"] == "chat about repo"
+    cli.ok("context", "rm", "repo")
+    assert cli.json("context", "ls", "--all") == []
 
 
 def test_a_version_that_another_name_has_stays(cli: Cli, folder: Path, description: Description) -> None:
