@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nightfill.answers.embed import Vectors
+    from nightfill.answers.rows import Slots
 
 DIMENSIONS = 32
 
@@ -280,6 +281,24 @@ def test_readers_in_threads_see_only_rows_of_their_scope_while_rows_come_and_go(
     for reader in readers:
         reader.join()
     assert strays == []
+
+
+def test_a_row_that_is_taken_by_another_scope_during_a_look_up_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, made = opened(tmp_path), vectors(4)
+    index.add(notes(range(3)), made[:3])
+    compare = index._rows.cosines
+
+    def meanwhile(slots: Slots, vector: Vectors) -> Vectors:
+        cosines = compare(slots, vector)
+        if index.remove([key(1)]):
+            index.add(notes(range(50, 51), scope=OTHER, first_serial=100), made[3:])
+        return cosines
+
+    monkeypatch.setattr(index._rows, "cosines", meanwhile)
+    assert {near.key for near in index.nearest(S, made[1], 3)} == {key(0), key(2)}
+    assert best(index, made[3], OTHER) == key(50)
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
