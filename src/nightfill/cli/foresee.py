@@ -133,8 +133,7 @@ async def _engine(state: State, sees: Foresight, context: Context) -> tuple[Desc
 
 
 def _counts(counts: Mapping[Origin, AnswerCounts]) -> list[dict[str, Any]]:
-    from nightfill.sleep.predict import FORESEEN
-    from nightfill.state.answers import AnswerCounts
+    from nightfill.state.answers import FORESEEN, AnswerCounts
 
     found = {origin: counts.get(origin, AnswerCounts()) for origin in FORESEEN}
     return [

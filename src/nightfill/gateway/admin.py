@@ -41,6 +41,7 @@ from nightfill.errors import BadRequest, NotFound, WrongMethod
 from nightfill.gateway.openai import Record, decode_members, decode_record
 from nightfill.gateway.removal import remove
 from nightfill.ledger import tokens_to_reserve
+from nightfill.state.answers import FORESEEN
 from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.views import context_view, fill_view, job_view
 
@@ -134,6 +135,11 @@ class Admin:
     async def audit_counts(self) -> dict[str, int]:
         """How often fills were compared with what engines compute, by outcome; of all tenants."""
         return await self._queue.outcomes(JobKind.VERIFY)
+
+    async def foreseen_counts(self) -> dict[str, int]:
+        """How many answers were prepared before anybody asked, by source; of all tenants."""
+        counts = await self._queue.outcomes(JobKind.ANSWER)
+        return {origin: counts[origin] for origin in FORESEEN if origin in counts}
 
     async def budget_samples(self) -> Sequence[Sample]:
         """What is spent of the budget of all together; nothing where accounts are not shown."""

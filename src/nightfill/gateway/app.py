@@ -124,6 +124,7 @@ class Gateway:
                 counts, failing = await self._admin.job_counts()
                 self._metrics.jobs(counts, failing=failing)
                 self._metrics.audits(await self._admin.audit_counts())
+                self._metrics.foreseen(await self._admin.foreseen_counts())
                 self._metrics.budgets(await self._admin.budget_samples())
                 if (scale := await self._admin.scale()) is not None:
                     self._metrics.scale(tuple(scale_samples(scale)))

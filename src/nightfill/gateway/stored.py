@@ -229,6 +229,7 @@ class StoredAnswers:
             raise ClientLeft(f"the client did not take its answer within {_SEND_S:g} s") from exc
         finally:
             self._keeper.served(found.answer.key)
+            self._metrics.answer_served(found.answer.origin)
             self._account(exchange, ask, plan, tried, counted, arrived_s)
         return True
 

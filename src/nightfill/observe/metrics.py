@@ -144,6 +144,9 @@ class Metrics:
         self._refused = self._counter(
             "answer_guard_refusals", "Near answers that the guard did not let pass.", ("reason",)
         )
+        self._served = self._counter(
+            "answers_served", "Requests that a stored answer served, by where the answer came from.", ("origin",)
+        )
         self._kept = self._counter("answers_kept", "Replies that passed by, stored or why not.", ("outcome",))
         self._shadowed = self._counter(
             "answer_shadows",
@@ -170,6 +173,8 @@ class Metrics:
         )
         self._audits: Mapping[str, int] = {}
         self.watch(self._audited)
+        self._foreseen: Mapping[str, int] = {}
+        self.watch(self._prepared)
         self._scale: Iterable[Sample] = ()
         self.watch(lambda: self._scale)
         self._budgets: Iterable[Sample] = ()
@@ -250,6 +255,10 @@ class Metrics:
         """The guard let no near answer pass. `reason` is one of a fixed list."""
         self._refused.labels(reason).inc()
 
+    def answer_served(self, origin: str) -> None:
+        """A stored answer served a request. `origin` is one of a fixed list."""
+        self._served.labels(origin).inc()
+
     def answer_kept(self, outcome: str) -> None:
         """A reply was stored, or was not. `outcome` is one of a fixed list."""
         self._kept.labels(outcome).inc()
@@ -303,6 +312,10 @@ class Metrics:
         """How often stored KV was compared with what an engine computes, by outcome; the state counts them."""
         self._audits = counts
 
+    def foreseen(self, counts: Mapping[str, int]) -> None:
+        """Answers prepared before anybody asked, by source; the state counts them."""
+        self._foreseen = counts
+
     def budgets(self, samples: Sequence[Sample]) -> None:
         """What background work has spent of the budget of all; the state counts it."""
         self._budgets = samples
@@ -310,6 +323,16 @@ class Metrics:
     def scale(self, samples: Sequence[Sample]) -> None:
         """The queue, and how many workers it needs, as of now."""
         self._scale = samples
+
+    def _prepared(self) -> Iterable[Sample]:
+        for origin, count in self._foreseen.items():
+            yield Sample(
+                name="answers_prepared_total",
+                help="Answers prepared before anybody asked, by where the question was foreseen from.",
+                value=count,
+                kind="counter",
+                labels={"origin": origin},
+            )
 
     def _audited(self) -> Iterable[Sample]:
         for outcome, count in self._audits.items():

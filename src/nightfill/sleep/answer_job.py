@@ -69,6 +69,7 @@ class Answering:
             answer = foresight.answer(found.context, one.question, kept, known, origin=one.candidate.origin)
             if not await foresight.state.answers.put(answer):
                 return Gone("its version was replaced")
+            await foresight.state.jobs.count(JobKind.ANSWER, one.candidate.origin)
             stored += 1
             # An answer outlives the worker: what failed before it is forgiven.
             held.done_tokens = held.kept_tokens = held.work.tokens

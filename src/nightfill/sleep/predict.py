@@ -8,12 +8,13 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from nightfill.state.answers import AnswerCounts, Origin
+from nightfill.state.answers import FORESEEN, AnswerCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-FORESEEN: Final = (Origin.LOG, Origin.STRUCTURE, Origin.MODEL)
+    from nightfill.state.answers import Origin
+
 MOST_CHARS: Final = 300
 _LEAST_CHARS: Final = 8
 _LEAST_WORDS: Final = 2

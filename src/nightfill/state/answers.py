@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NewType, Protocol
+from typing import TYPE_CHECKING, Final, NewType, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,10 @@ class Origin(enum.StrEnum):
     """Foreseen: the engine was asked what will be asked."""
     DISTIL = "distil"
     """No answer: a section of a context on its way to the distilled version. No request has its key."""
+
+
+FORESEEN: Final = (Origin.LOG, Origin.STRUCTURE, Origin.MODEL)
+"""Of answers that were prepared before anybody asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

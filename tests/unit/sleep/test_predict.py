@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from nightfill.sleep.predict import FORESEEN, Candidate, normal, quotas, ranked, sensible
-from nightfill.state.answers import AnswerCounts, Origin
+from nightfill.sleep.predict import Candidate, normal, quotas, ranked, sensible
+from nightfill.state.answers import FORESEEN, AnswerCounts, Origin
 
 FREE = dict.fromkeys(FORESEEN, 100)
 
