@@ -18,12 +18,14 @@ Whether what is served is right is judged by the people who made the data, as st
 - `log`, other words: right if the answers of the two questions lie in the same place: COVID-QA, their spans overlap;
   QMSum, they have half of their evidence in common, or both are general.
 - `recurring`, other words: right if both are general wherever they were asked; nothing else is known of them.
+  How much that is worth shows in `same_words_elsewhere_share`: of the questions that were asked again in the very same
+  words, so many have their answers in another place than the first time.
 - `structure`, other words: right if the place that the question was made from has the beginning of a gold answer
   (COVID-QA) or half of the evidence (QMSum); of a place that is the whole text, only if the question is general.
 
 The last line is one JSON object: `served_share` and `false_hit_rate` (of those served), in all, by file and by source,
-means over the rounds, each with its lowest and highest round in `spread`; `same_words_share`; `prepared_per_document`
-and `used_share` of the prepared answers.
+means over the rounds, each with its lowest and highest round in `spread`; `same_words_share` of the questions asked;
+by source the answers `prepared`, and the `used_share` of these. What is judged wrong is printed.
 """
 
 from __future__ import annotations
@@ -92,6 +94,10 @@ class Tally:
     served: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
     same_words: int = 0
+    asked_again: int = 0
+    """In the same words as before, of the same document."""
+    elsewhere: int = 0
+    """Of these, with the answer in another place."""
     prepared: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
 
@@ -242,6 +248,9 @@ def ask(
         tally.served[source] += 1
         same = normal(candidate.text) == normal(query.text)
         tally.same_words += same
+        if same and source == "log":
+            tally.asked_again += 1
+            tally.elsewhere += not right(document, query, candidate, source, asked, general)
         if not same and not right(document, query, candidate, source, asked, general):
             tally.wrong[source] += 1
             print(f"wrong by {source}: {query.text!r} was given the answer to {candidate.text!r}")
@@ -293,6 +302,8 @@ def sum_of(tallies: Sequence[Tally]) -> Tally:
     for one in tallies:
         whole.asked += one.asked
         whole.same_words += one.same_words
+        whole.asked_again += one.asked_again
+        whole.elsewhere += one.elsewhere
         for name in ("served", "wrong", "prepared", "used"):
             getattr(whole, name).update(getattr(one, name))
     return whole
@@ -329,6 +340,9 @@ def figures(tallies: Sequence[Tally]) -> dict[str, Any]:
         "served_share": fmean(served for served, _ in pairs),
         "false_hit_rate": fmean(wrong for _, wrong in pairs),
         "same_words_share": fmean(tally.same_words / max(tally.asked, 1) for tally in tallies),
+        "same_words_elsewhere_share": sum(tally.elsewhere for tally in tallies)
+        / max(sum(tally.asked_again for tally in tallies), 1),
+        "asked_again": sum(tally.asked_again for tally in tallies),
         "spread": {
             "served_share": [min(served for served, _ in pairs), max(served for served, _ in pairs)],
             "false_hit_rate": [min(wrong for _, wrong in pairs), max(wrong for _, wrong in pairs)],
