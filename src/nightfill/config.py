@@ -252,7 +252,7 @@ class AnswerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Requests that state a higher one are neither stored nor served; those with a seed may be, to equal ones. Near
     answers serve only requests that state one.
     """
-    min_similarity: float = 0.6
+    min_similarity: float = 0.7
     """Stored questions whose cosine to the asked one is smaller are not even looked at; the guard decides on others."""
     near_timeout_s: Duration = Duration(0.1)
     """A look-up of near answers that takes longer is given up, and the request goes to the engine."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from nightfill.answers.guard_reading import Atom, Reading
 
+MAX_CHARACTERS: Final = 1000
 MAX_WORDS: Final = 80
 """Longer questions are answered anew: beyond the embedding's view, and rarely the same."""
 
@@ -28,7 +29,10 @@ COMPOUND_ATOMS: Final = 3
 """So far apart may be the two parts of a compound that a preposition takes apart."""
 
 
-SAME_KINDS: Final = {("what",), ("what-is",)}
+THINGS: Final = {"", "what", "what-is"}
+"""Kinds that ask about a thing; a thing named alone is such a question too."""
+MEANS: Final = {"by", "with"}
+ADVERBS: Final = {"online", "abroad", "daily", "together", "immediately"}
 LOOSE: Final = {Sort.WORD, Sort.NAME}
 """Atoms that a synonym may stand for, and a weak preposition may come before."""
 
@@ -59,6 +63,8 @@ def agree(asked: str, stored: str) -> Refusal | None:
     A pure function of two texts, symmetric; some 0.1 ms. It expects candidates that an index found near: two questions
     of other languages or of few words pass when they are nearly equal, and no embedding is asked here.
     """
+    if max(len(asked), len(stored)) > MAX_CHARACTERS:
+        return Refusal.LENGTH
     if personal(asked) or personal(stored):
         return Refusal.PERSONAL
     one, other = read(asked), read(stored)
@@ -74,13 +80,13 @@ def agree(asked: str, stored: str) -> Refusal | None:
 
 def frames_differ(one: Reading, other: Reading) -> Refusal | None:
     """Whether something else is asked about the same pieces."""
-    if one.kinds != other.kinds and not {one.kinds, other.kinds} <= SAME_KINDS:
+    if not kinds_alike(one.kinds, other.kinds):
         return Refusal.QUESTION
     if len(one.negations) != len(other.negations):
         return Refusal.NEGATION
     if not all(not a or not b or alike(a, b) for a, b in zip(one.negations, other.negations, strict=True)):
         return Refusal.NEGATION
-    if one.tense != other.tense or one.modals != other.modals:
+    if one.modals != other.modals or (one.tense != other.tense and not scheduled(one, other)):
         return Refusal.TENSE
     if one.persons != other.persons and not persons_fit(one.persons, other.persons):
         return Refusal.PERSON
@@ -88,6 +94,19 @@ def frames_differ(one: Reading, other: Reading) -> Refusal | None:
     if owners and (owners - {"self", "you"} or (one.owners and other.owners)):
         return Refusal.PERSON
     return None
+
+
+def scheduled(one: Reading, other: Reading) -> bool:
+    """Whether one asks when something ends, the other when it will end."""
+    return one.kinds == ("when",) and {one.tense, other.tense} == {"present", "future"}
+
+
+def kinds_alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether the same is asked, sentence by sentence: "how big" is "how large"."""
+    return len(one) == len(other) and all(
+        a == b or {a, b} <= THINGS or (a.startswith("how ") and b.startswith("how ") and alike(a[4:], b[4:]))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def persons_fit(one: Sequence[str], other: Sequence[str]) -> bool:
@@ -127,14 +146,17 @@ def roles_differ(one: Sequence[Atom], other: Sequence[Atom], pairs: Sequence[tup
     """Whether the same pieces do something else: other prepositions, or another order of who does what to whom."""
     for i, j in pairs:
         both = {one[i].role, other[j].role}
-        if len(both) > 1 and not (both - {""} <= WEAK and both & {"", "of"} and one[i].sort in LOOSE):
+        loose = both <= MEANS or (both - {""} <= WEAK and both & {"", "of"})
+        if len(both) > 1 and not (loose and one[i].sort in LOOSE):
             return Refusal.ROLE
     for at, (i, j) in enumerate(pairs):
         for k, m in pairs[at + 1 :]:
             if j < m:
                 continue
             first, second, there = (one[i], other[j]), (one[k], other[m]), (i, j, k, m)
-            if not moved(first, second) and not joined(one, other, there) and not compound(first, second, there):
+            if any(adverb(atom) for atom in (*first, *second)) or moved(first, second):
+                continue
+            if not joined(one, other, there) and not compound(first, second, there):
                 return Refusal.ORDER
     return None
 
@@ -142,6 +164,11 @@ def roles_differ(one: Sequence[Atom], other: Sequence[Atom], pairs: Sequence[tup
 def moved(first: tuple[Atom, Atom], second: tuple[Atom, Atom]) -> bool:
     """Whether two pieces changed places as whole phrases, each with its preposition ("to Rome by train")."""
     return first[0].run == first[1].run != second[0].run == second[1].run
+
+
+def adverb(atom: Atom) -> bool:
+    """Whether it stands anywhere in a sentence: "permanently delete", "delete permanently"."""
+    return atom.sort == Sort.WORD and not atom.run and (atom.text.endswith("ly") or atom.text in ADVERBS)
 
 
 def joined(one: Sequence[Atom], other: Sequence[Atom], there: tuple[int, int, int, int]) -> bool:
@@ -155,4 +182,4 @@ def compound(first: tuple[Atom, Atom], second: tuple[Atom, Atom], there: tuple[i
     i, j, k, m = there
     near = k - i <= COMPOUND_ATOMS and j - m <= COMPOUND_ATOMS
     runs = (first[0].run, first[1].run, second[0].run, second[1].run)
-    return near and runs in {("", "of", "", ""), ("", "", "of", "")}
+    return near and any(runs in {("", role, "", ""), ("", "", role, "")} for role in WEAK)

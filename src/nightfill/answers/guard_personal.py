@@ -26,7 +26,7 @@ _PATTERNS: Final = (
     r"\b\d{7,}\b",
     r"\b(?:\d{1,3}\.){3}\d{1,3}\b",  # address of a machine
     rf"(?i:\b(?:{_NUMBERED}) {_NUMBER} (?:is |: ?|= ?)?#?[a-z]{{0,4}}-?\d[\w-]*)",
-    rf"(?i:\bmy (?:\w+ ){{0,2}}{_NUMBER}(?! (?:of|one|1)\b))",
+    rf"(?i:\bmy (?:\w+ )?(?:(?:{_NUMBERED}) {_NUMBER}|ssn|social security|iban)(?!\w))",
     rf"(?i:\bmy (?:\w+ ){{0,2}}(?:{_OWN}) (?:is|was) (?!not\b|being\b|wrong\b|blocked\b|correct\b|safe\b|locked\b))",
     rf"(?i:\b(?:what|how much|how high)(?:'?s| is| was| are| were) my (?:\w+ ){{0,2}}(?:{_STATUS})\b)",
     r"(?i:\b(?:my name is|call me|i am called|i live (?:at|in)|i was born|(?:i am|i'm|i weigh|i earn) \d+))",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -78,12 +79,16 @@ class Reading:
     words: int
 
 
+@functools.lru_cache(maxsize=1 << 12)
 def read(text: str) -> Reading:
-    """`text` in pieces. English; other languages come out as plain words, which then have to be equal."""
+    """`text` in pieces. English; other languages come out as plain words, which then have to be equal.
+
+    Takes some 0.5 ms; the last few thousand are remembered, for a question is held against several candidates.
+    """
     source = _Source()
     line = source.line(normal(text))
     draft = _Draft(source)
-    for sentence in re.split(r"(?:^| )\.(?= |$)| , (?=(?:[a-z]+ ){0,5}why$)", line):
+    for sentence in re.split(r"(?:^| )\.(?= |$)| , (?=(?:[a-z]+ ){0,5}why(?: \.|$))", line):
         draft.sentence(" ".join(sentence.split()).strip(" ,"))
     return Reading(
         kinds=tuple(draft.kinds),
@@ -133,7 +138,7 @@ class _Source:
         if core in {"&", "+"}:
             return ["and" if core == "&" else "plus"]
         if _WORD.fullmatch(core):
-            if core.isupper() and len(core) > 1 and core.lower() in FUNCTION:
+            if core in {"IT", "WHO"}:
                 return self.held(core, Sort.NAME).split()
             if core != core.lower():
                 self.names.add(core.lower())
@@ -162,8 +167,22 @@ def ends(chunk: str) -> list[str]:
     return [","] if chunk.endswith((",", ":")) else []
 
 
-_IMPLIED: Final = {("what-is", "mean"), ("how much", "cost"), ("how much", "costs")}
+_IMPLIED: Final = {
+    (kind, word)
+    for kind, words in (
+        ("what-is", ("mean", "stand")),
+        ("how much", ("cost", "costs", "price", "prices")),
+        ("where", ("located", "situated")),
+        ("why", ("happen", "occur")),
+        ("what-for", ("used",)),
+    )
+    for word in words
+}
 """Words that the kind of question says already."""
+_TIMELESS: Final = {"how-to", "what-do"}
+"""Kinds whose answer is the same in each tense: how something is done, what to do when it happens."""
+_TENSELESS: Final = {"can", "must", "should", "why"}
+"""Kinds whose frame tells nothing about the time of the rest."""
 _TELLING: Final = QUANTITIES | LINKS | frozenset(("atleast", "atmost", "morethan", "lessthan", "outof", "anymore"))
 
 
@@ -192,16 +211,17 @@ class _Draft:
             return
         if self.kinds == [""] and (kind := coda(sentence)):
             self.kinds[-1] = kind
+            self.verbs *= kind not in _TIMELESS
             return
-        self.kind, rest = framed(sentence)
+        self.kind, frame, rest = framed(sentence)
         if not self.kind and not rest:
             return
         self.kinds.append(self.kind)
         if self.kind in {"what-do", "what-if"}:
             rest = re.sub(r"^(?:if|when)\b", "", rest)
         words = re.sub(r"(?<=\w )when\b", "if", rest).split()
-        if self.kind != "how-to":
-            self.verbs += [*words, "."]
+        if self.kind not in _TIMELESS:
+            self.verbs += [*(() if self.kind in _TENSELESS else frame.split()), *words, "."]
         self.role, self.run, self.joined, self.waiting = "", "", False, 0
         for at, word in enumerate(words):
             following = words[at + 1] if at + 1 < len(words) else ""
@@ -285,7 +305,7 @@ def tense_of(words: list[str]) -> str:
 
 def is_past(word: str) -> bool:
     """Whether a verb may be in its past form."""
-    return word in PASTS or (word.endswith("ed") and len(word) > 4 and word not in WHOLE)
+    return word in PASTS or (word.endswith("ed") and len(word) > 3 and word not in WHOLE)
 
 
 def modals_of(words: list[str]) -> frozenset[str]:

@@ -66,13 +66,34 @@ def forms(word: str) -> frozenset[str]:
     elif word.endswith("s") and not word.endswith(("ss", "us", "is")):
         found.add(word[:-1])
     else:
-        for ending in ("ing", "ed"):
-            base = word.removesuffix(ending)
-            if base != word and len(base) >= 2 and any(letter in "aeiouy" for letter in base):
-                found |= {base, base + "e"}
-                if base[-1] == base[-2]:
-                    found.add(base[:-1])
+        found |= _unended(word, "ing") | _unended(word, "ed")
+    for form in tuple(found):
+        if form not in WHOLE:
+            found.update(_derived(form))
     return frozenset(found)
+
+
+def _unended(word: str, ending: str) -> set[str]:
+    """What `word` may be the -ing or -ed form of."""
+    base = word.removesuffix(ending)
+    if base == word or len(base) < 2 or not any(letter in "aeiouy" for letter in base):
+        return set()
+    return {base, base + "e", base[:-1]} if base[-1] == base[-2] else {base, base + "e"}
+
+
+def _derived(word: str) -> set[str]:
+    """The verb behind a noun (installation, payment), and -ize for -ise."""
+    found = {word[:-2] + "ze"} if word.endswith("ise") and len(word) > 6 else set()
+    base = word.removesuffix("ation")
+    if base != word and len(base) >= 4:
+        found |= {base, base + "e", base + "ate", base + "ize"}
+    base = word.removesuffix("ion")
+    if base != word and len(base) >= 5:
+        found |= {base, base + "e"}
+    if word.endswith("ly") and len(word) > 5:
+        found |= {word[:-3] + "y"} if word.endswith("ily") else {word[:-2]}
+    base = word.removesuffix("ment")
+    return found | {base} if base != word and len(base) >= 3 else found
 
 
 @functools.cache
