@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from nightfill.cli.workspace import Workspace
     from nightfill.contexts import Content, Form
     from nightfill.contexts.discovery import Finding
-    from nightfill.contexts.profile import About, Contents, Profile
+    from nightfill.contexts.discovery_prompt import About
+    from nightfill.contexts.profile import Contents, Profile
     from nightfill.state.state import State
 
 

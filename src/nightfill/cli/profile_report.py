@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from nightfill.cli.profile import Known
     from nightfill.config import Settings
     from nightfill.contexts.discovery import Finding
+    from nightfill.contexts.discovery_prompt import About
     from nightfill.contexts.discovery_volatile import Spot, Volatile
-    from nightfill.contexts.profile import About, Measure, Profile
+    from nightfill.contexts.profile import Measure, Profile
 
 _HOUR_S: Final = 3600.0
 _VOLATILE_SHOWN: Final = 20

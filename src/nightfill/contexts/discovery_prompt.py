@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BYTES_PER_TOKEN: Final = 4.0
 """Of texts that no tokenizer was asked about; English and code have 3.3 to 4.5 with current models."""
+BLOCK_TOKENS: Final = 256
+"""How closely the end of a shared prefix is found in texts."""
 _MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ELSEWHERE: Final = (
     "tools",
@@ -27,6 +29,7 @@ _ELSEWHERE: Final = (
     "response_format",
 )
 """Members that chat templates render, most of them in front of the messages."""
+GOES_ON: Final = "it is a chat that goes on: no other one begins so (see history filling)"
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant"})
 # No byte of UTF-8, so that nothing a message says can look like the end of one.
 _OPENS, _SAYS, _ENDS = b"\xff", b"\xfe", b"\xfd"
@@ -51,6 +54,15 @@ class Prompt:
     pieces: tuple[Piece, ...]
     elsewhere: bytes = b""
     """What is rendered beside the messages, such as tools. A context has no such thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What requests have in common that may share a prefix; all empty in traces."""
+
+    tenant: str = ""
+    model: str = ""
+    form: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +144,8 @@ class Shared:
 
     def __init__(self, prompt: Prompt, place: Place | None = None) -> None:
         """place: no more than up to there; None for all of it."""
-        self._prompt = prompt
-        self._whole = self._longest = len(prompt.pieces)
+        self._prompt = self._longest = prompt
+        self._whole = len(prompt.pieces)
         self._inside = ""
         if place is not None and place.whole < self._whole:
             self._whole = place.whole
@@ -143,7 +155,7 @@ class Shared:
     def meet(self, other: Prompt) -> None:
         """Go on with what `other` begins with too."""
         mine, theirs = self._prompt.pieces, other.pieces
-        self._longest = max(self._longest, len(theirs))
+        self._longest = max(self._longest, other, key=lambda prompt: len(prompt.pieces))
         same = 0
         while same < min(self._whole, len(theirs)) and mine[same] == theirs[same]:
             same += 1
@@ -167,9 +179,11 @@ class Shared:
         if prompt.form is Form.COMPLETION:
             return self._text(first.text if self._whole else None, least_bytes)
         # A context is followed by at least one message.
-        whole = min(self._whole, self._longest - 1)
+        whole = min(self._whole, len(self._longest.pieces) - 1)
         if first.role == "system" and first.plain and whole <= 1:
             return self._text(first.text if whole else None, least_bytes)
+        if self._longest.pieces[whole].role == "assistant":
+            return GOES_ON
         pieces = prompt.pieces[:whole]
         if not all(piece.plain and piece.role in _ROLES for piece in pieces):
             return "one of its messages is more than a role and a text"

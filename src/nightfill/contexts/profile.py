@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from nightfill.contexts.context import Form
 from nightfill.contexts.discovery import NODE_BYTES, Sketch, Step
-from nightfill.contexts.discovery_prompt import BYTES_PER_TOKEN, Shared, chain, text_bytes
+from nightfill.contexts.discovery_prompt import BLOCK_TOKENS, BYTES_PER_TOKEN, About, Shared, chain, text_bytes
 from nightfill.contexts.discovery_volatile import VolatileSketch
 from nightfill.contexts.profile_log import Asked, Bad, Blocks, block_tokens_of
 
@@ -19,21 +19,10 @@ if TYPE_CHECKING:
     from nightfill.contexts.discovery import Finding, Key
     from nightfill.contexts.profile_log import Line
 
-BLOCK_TOKENS: Final = 256
-"""How closely the end of a shared prefix is found in texts."""
 _SIZED_BY: Final = 64
 _BAD_SHOWN: Final = 10
 _MOST_ABOUTS: Final = 4096
 _SECRET: Final = b"nightfill.profile.1\0"
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What requests have in common that may share a prefix."""
-
-    tenant: str = ""
-    model: str = ""
-    form: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

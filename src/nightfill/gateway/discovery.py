@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import time
 from collections import OrderedDict
@@ -21,10 +20,9 @@ import msgspec
 
 from nightfill.contexts import Content, ContextName, Form, Messages, content_bytes, fingerprint_of
 from nightfill.contexts.context import MessagesSource, TextSource
-from nightfill.contexts.discovery import NODE_BYTES, Sketch, quantile, short_name, worth_showing
-from nightfill.contexts.discovery_prompt import BYTES_PER_TOKEN, Shared, chain, found_name, prompt_of
+from nightfill.contexts.discovery_mind import Candidate, Mind
+from nightfill.contexts.discovery_prompt import BYTES_PER_TOKEN
 from nightfill.contexts.discovery_volatile import varies
-from nightfill.contexts.profile import BLOCK_TOKENS, About
 from nightfill.errors import NotFound, StateError
 from nightfill.kv.key import salt_of
 from nightfill.observe.metrics import Sample
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
     from nightfill.config import DiscoverySettings
     from nightfill.contexts import Context, Tenant
-    from nightfill.contexts.discovery import Key
     from nightfill.gateway.layers import Plan
     from nightfill.state.access import AccessLog
     from nightfill.state.book import ContextBook
@@ -44,9 +41,7 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger(__name__)
 _QUEUED: Final = 256
 _QUEUED_BYTES: Final = 64 << 20
-_DECIDED: Final = 4096
 _SWEEP_S: Final = 30.0
-_SHOWN: Final = 100
 _VARIANTS: Final = 2
 """So many found contexts that differ from another by short pieces alone, and the next one is not made."""
 _FOUND: Final = re.compile(r"found-[0-9a-f]{8}")
@@ -68,19 +63,6 @@ class _Seen:
         return sum(memoryview(raw).nbytes for raw in self.members.values())
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A prefix that recurred often enough to be a context."""
-
-    tenant: Tenant
-    name: ContextName
-    key: Key
-    form: Form
-    content: Content
-    requests: int
-    within: ContextName | None
-
-
 @dataclass(slots=True, kw_only=True)
 class _Kept:
     """A text that may become a context, sealed."""
@@ -93,13 +75,10 @@ class _Kept:
 
 
 @dataclass(slots=True)
-class _Mind:
-    """What is remembered for one tenant; no other one's requests touch it."""
+class _Known:
+    """What is known of one tenant; no other one's requests touch it."""
 
-    sketch: Sketch[About]
-    secret: bytes = field(default_factory=lambda: os.urandom(32))
-    decided: OrderedDict[Key, None] = field(default_factory=OrderedDict)
-    """Prefixes whose candidate was dealt with."""
+    mind: Mind
     made: set[ContextName] = field(default_factory=set)
     """By this process; one that is there no more was deleted by somebody, and stays so."""
     kept: OrderedDict[ContextName, _Kept] = field(default_factory=OrderedDict)
@@ -126,15 +105,13 @@ class Discovery:
         self._max_context_bytes = max_context_bytes
         self._seal = seal
         self._clock = clock
-        share = int(settings.max_bytes) // max(1, tenants)
-        self._max_nodes = max(64, share // 2 // NODE_BYTES)
-        self._max_kept_bytes = share // 2
+        self._share_bytes = int(settings.max_bytes) // max(1, tenants)
         self._least_bytes = max(1, round(settings.min_tokens * BYTES_PER_TOKEN))
-        self._minds: dict[Tenant, _Mind] = {}
+        self._known: dict[Tenant, _Known] = {}
         self._queue: asyncio.Queue[_Seen] = asyncio.Queue(_QUEUED)
         self._queued_bytes = 0
         self._lock = asyncio.Lock()
-        """Of all minds: threads look at them one at a time."""
+        """Of all that is known: threads look at it one at a time."""
         self._task: asyncio.Task[None] | None = None
         self._swept_s = 0.0
         self._requests = self._dropped = self._registered = 0
@@ -176,8 +153,8 @@ class Discovery:
         """Answer `GET discovery`. Holds no text."""
         async with self._lock:
             self._purge()
-            mind = self._minds.get(tenant)
-            prefixes = await asyncio.to_thread(self._prefixes, mind) if mind is not None else []
+            known = self._known.get(tenant)
+            prefixes = await asyncio.to_thread(known.mind.prefixes) if known is not None else []
             kept = [
                 {
                     "name": name,
@@ -186,9 +163,9 @@ class Discovery:
                     "kept_until": one.until_s,
                     "why_not_registered": one.why,
                 }
-                for name, one in (mind.kept.items() if mind is not None else ())
+                for name, one in (known.kept.items() if known is not None else ())
             ]
-            made = sorted(mind.made) if mind is not None else []
+            made = sorted(known.made) if known is not None else []
         return {
             "object": "list",
             "data": prefixes,
@@ -203,30 +180,30 @@ class Discovery:
         """Make a context of a text that is kept. Raises NotFound, StateUnavailable."""
         async with self._lock:
             self._purge()
-            mind = self._minds.get(tenant)
-            kept = mind.kept.get(name) if mind is not None else None
-            if mind is None or kept is None:
+            known = self._known.get(tenant)
+            kept = known.kept.get(name) if known is not None else None
+            if known is None or kept is None:
                 raise NotFound(
                     f"no text is kept as {name!r}; `nightfill discovered` shows those that are", param="name"
                 )
             content = await asyncio.to_thread(lambda: _CONTENT.decode(self._seal.open(kept.sealed)))
             context = await self._put(tenant, name, content, kept.form)
-            mind.kept.pop(name, None)
+            known.kept.pop(name, None)
             return context
 
     async def forget(self, tenant: Tenant, name: ContextName | None = None) -> None:
         """Drop all that is remembered of a tenant, or the text kept as `name`, which is not found again then."""
         async with self._lock:
             if name is None:
-                self._minds.pop(tenant, None)
-            elif (mind := self._minds.get(tenant)) is not None:
-                mind.kept.pop(name, None)
+                self._known.pop(tenant, None)
+            elif (known := self._known.get(tenant)) is not None:
+                known.kept.pop(name, None)
                 if _FOUND.fullmatch(name):
-                    mind.made.add(name)
+                    known.made.add(name)
 
     def samples(self) -> Iterable[Sample]:
         """Figures for metrics; no label tells a tenant."""
-        minds = list(self._minds.values())
+        knowns = list(self._known.values())
         for name, text, value in (
             (
                 "discovery_requests_total",
@@ -237,9 +214,9 @@ class Discovery:
             ("discovery_registered_total", "Contexts made of prefixes that recur.", self._registered),
         ):
             yield Sample(name=name, help=text, value=value, kind="counter")
-        kept = [one for mind in minds for one in list(mind.kept.values())]
+        kept = [one for known in knowns for one in list(known.kept.values())]
         for name, text, value in (
-            ("discovery_prefixes", "Prefixes that are remembered as hashes.", sum(len(mind.sketch) for mind in minds)),
+            ("discovery_prefixes", "Prefixes that are remembered as hashes.", sum(len(known.mind) for known in knowns)),
             ("discovery_kept_bytes", "Texts that are kept, sealed.", sum(len(one.sealed) for one in kept)),
         ):
             yield Sample(name=name, help=text, value=value)
@@ -270,61 +247,44 @@ class Discovery:
 
     async def _consider(self, seen: _Seen) -> None:
         self._requests += 1
-        mind = self._minds.get(seen.tenant)
-        if mind is None:
-            mind = self._minds[seen.tenant] = _Mind(Sketch(max_nodes=self._max_nodes))
-        found = await asyncio.to_thread(self._looked, mind, seen)
+        known = self._known.get(seen.tenant)
+        if known is None:
+            known = self._known[seen.tenant] = _Known(self._new_mind(seen.tenant))
+        found = await asyncio.to_thread(known.mind.look, seen.members, seen.at_s)
         if found is None:
             return
-        why = await self._why_not(mind, found)
+        why = await self._why_not(known, seen, found)
         if why is None and self._settings.register:
             await self._put(seen.tenant, found.name, found.content, found.form)
-            mind.kept.pop(found.name, None)
+            known.kept.pop(found.name, None)
             _LOG.info("%d requests began alike: made a context of it", found.requests, extra={"context": found.name})
         elif why is None or why[1]:
-            await self._keep(mind, found, why[0] if why is not None else "discovery.register is off")
-        mind.decided[found.key] = None
-        while len(mind.decided) > _DECIDED:
-            mind.decided.popitem(last=False)
+            await self._keep(known, found, why[0] if why is not None else "discovery.register is off")
+        known.mind.decide(found)
 
-    def _looked(self, mind: _Mind, seen: _Seen) -> _Candidate | None:
-        """Count it, and say what of it has recurred often enough just now. In a thread."""
-        prompt = prompt_of(seen.members)
-        if prompt is None:
-            return None
-        steps, places = chain(
-            prompt,
-            mind.secret,
+    def _new_mind(self, tenant: Tenant) -> Mind:
+        return Mind(
+            tenant,
+            max_bytes=self._share_bytes // 2,
             least_bytes=self._least_bytes,
-            block_bytes=round(BLOCK_TOKENS * BYTES_PER_TOKEN),
+            requests=self._settings.requests,
+            most_bytes=self._max_context_bytes,
         )
-        mind.sketch.add(steps, About(seen.tenant, prompt.model, prompt.form), seen.at_s)
-        for step, place in zip(reversed(steps), reversed(places), strict=True):
-            node = mind.sketch.get(step.key)
-            if node is not None and node.requests >= self._settings.requests:
-                if step.key in mind.decided:
-                    return None
-                content = Shared(prompt, place).content(least_bytes=self._least_bytes)
-                if isinstance(content, str) or content_bytes(content) > self._max_context_bytes:
-                    return None
-                name = found_name(fingerprint_of(content))
-                return _Candidate(seen.tenant, name, step.key, prompt.form, content, node.requests, seen.context)
-        return None
 
-    async def _why_not(self, mind: _Mind, found: _Candidate) -> tuple[str, bool] | None:
+    async def _why_not(self, known: _Known, seen: _Seen, found: Candidate) -> tuple[str, bool] | None:
         """Why it is not made a context, and whether its text is kept all the same; None if nothing is in the way."""
-        there = {context.name: context for context in await self._book.contexts(found.tenant)}
+        there = {context.name: context for context in await self._book.contexts(seen.tenant)}
         if found.name in there and found.form in there[found.name].forms:
             return "it is one already", False
-        if found.name in mind.made - there.keys():
+        if found.name in known.made - there.keys():
             return "somebody deleted it", False
-        within = there.get(found.within) if found.within is not None else None
+        within = there.get(seen.context) if seen.context is not None else None
         if within is not None and content_bytes(found.content) < within.content_bytes + self._least_bytes:
             return "it adds little to one that is found already", False
         others = [context for context in there.values() if _FOUND.fullmatch(context.name)]
         variants = 0
         for other in others:
-            content = await self._book.content(found.tenant, other.current)
+            content = await self._book.content(seen.tenant, other.current)
             if content is not None and await asyncio.to_thread(
                 varies, content, found.content, least_chars=self._least_bytes // 2
             ):
@@ -348,27 +308,27 @@ class Discovery:
             ttl_s=float(self._settings.ttl_s) if before is None else before.ttl_s,
             user="" if before is None else before.user,
         )
-        self._minds[tenant].made.add(name)
+        self._known[tenant].made.add(name)
         self._registered += 1
         return context
 
-    async def _keep(self, mind: _Mind, found: _Candidate, why: str) -> None:
+    async def _keep(self, known: _Known, found: Candidate, why: str) -> None:
         sealed = await asyncio.to_thread(lambda: self._seal.seal(msgspec.json.encode(found.content)))
-        mind.kept[found.name] = _Kept(
+        known.kept[found.name] = _Kept(
             sealed=sealed,
             form=found.form,
             text_bytes=content_bytes(found.content),
             until_s=self._clock() + float(self._settings.keep_text_s),
             why=why,
         )
-        while sum(len(one.sealed) for one in mind.kept.values()) > self._max_kept_bytes:
-            mind.kept.popitem(last=False)
+        while sum(len(one.sealed) for one in known.kept.values()) > self._share_bytes // 2:
+            known.kept.popitem(last=False)
 
     def _purge(self) -> None:
         now_s = self._clock()
-        for mind in self._minds.values():
-            for name in [name for name, one in mind.kept.items() if one.until_s <= now_s]:
-                del mind.kept[name]
+        for known in self._known.values():
+            for name in [name for name, one in known.kept.items() if one.until_s <= now_s]:
+                del known.kept[name]
 
     async def _sweep(self) -> None:
         """Found contexts that nobody has used for their time to live are deleted. Raises StateUnavailable."""
@@ -382,25 +342,7 @@ class Discovery:
             usage = await self._access.usage(context.tenant, context.name, now_s=now_s)
             if now_s - max(context.updated_at_s, usage.last_access_s or 0.0) > context.ttl_s:
                 await self._book.delete(context.tenant, context.name)
-                if (mind := self._minds.get(context.tenant)) is not None:
-                    mind.made.discard(context.name)
-                    mind.decided.clear()
+                if (known := self._known.get(context.tenant)) is not None:
+                    known.made.discard(context.name)
+                    known.mind.reconsider()
                 _LOG.info("deleted a found context that nobody asks about", extra={"context": context.name})
-
-    def _prefixes(self, mind: _Mind) -> list[dict[str, Any]]:
-        findings = worth_showing(mind.sketch.findings(), top=_SHOWN)
-        return [
-            {
-                "name": short_name(one.key),
-                "within": short_name(one.within) if one.within is not None else None,
-                "model": one.about.model,
-                "form": one.about.form,
-                "tokens": round(one.size / BYTES_PER_TOKEN),
-                "requests": one.requests,
-                "interval_p50_s": quantile(one.gaps, 0.5),
-                "interval_p90_s": quantile(one.gaps, 0.9),
-                "last_at": one.last_s,
-                "stake_tokens": round(one.stake / BYTES_PER_TOKEN),
-            }
-            for one in findings
-        ]

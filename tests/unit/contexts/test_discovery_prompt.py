@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nightfill.contexts import Form, Messages, Text
 from nightfill.contexts.context import Message
 from nightfill.contexts.discovery_prompt import (
+    GOES_ON,
     Piece,
     Place,
     Prompt,
@@ -186,9 +187,16 @@ def test_a_chat_is_cut_after_a_whole_message_that_others_follow() -> None:
     start = (("system", "Rules."), ("user", "Hi"), ("assistant", "Hello"))
     found = shared(chat(*start, ("user", "a")), chat(*start, ("user", "b"), ("assistant", "c")))
     assert found == Messages(tuple(Message(role, text) for role, text in start))  # type: ignore[arg-type]
-    same = shared(chat(*start), chat(*start))
+    longer = (*start, ("user", "Go on"))
+    same = shared(chat(*longer), chat(*longer))
     assert isinstance(same, Messages)
-    assert len(same.messages) == 2, "a context is followed by a message at least"
+    assert len(same.messages) == 3, "a context is followed by a message at least"
+
+
+def test_a_chat_that_goes_on_is_not_for_others() -> None:
+    turns = (("system", "Rules."), ("user", "Hi"), ("assistant", "Hello"), ("user", "More"), ("assistant", "Yes"))
+    assert shared(chat(*turns[:2]), chat(*turns[:4]), chat(*turns, ("user", "x"))) == GOES_ON
+    assert shared(chat(*turns[:4]), chat(*turns, ("user", "x"))) == GOES_ON
 
 
 def test_a_completion_that_is_the_same_each_time_is_a_text_as_it_is() -> None:

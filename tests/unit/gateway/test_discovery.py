@@ -145,7 +145,7 @@ async def test_requests_of_several_tenants_are_never_counted_together() -> None:
         await ask(discovery, RULES, "three", tenant=BOB)
         assert [context.tenant for context in await watch.book.contexts()] == [BOB]
         assert (await discovery.shown(Tenant("eve")))["data"] == []
-        secrets = {mind.secret for mind in discovery._minds.values()}
+        secrets = {known.mind._secret for known in discovery._known.values()}
         assert len(secrets) == 2, "not even hashes are comparable"
 
 
@@ -156,7 +156,7 @@ async def test_without_register_the_text_is_kept_sealed_and_for_a_while() -> Non
         assert await watch.names() == []
         (kept,) = (await discovery.shown(ANN))["kept"]
         assert kept["why_not_registered"] == "discovery.register is off"
-        (sealed,) = [one.sealed for one in discovery._minds[ANN].kept.values()]
+        (sealed,) = [one.sealed for one in discovery._known[ANN].kept.values()]
         assert b"Rule" not in sealed
         assert b"eluR" in sealed
         with pytest.raises(NotFound):
@@ -196,6 +196,22 @@ async def test_requests_that_want_nothing_shared_or_have_a_context_are_left_out(
     assert await watch.names() == []
 
 
+@pytest.mark.parametrize("system", ["Be kind.", RULES])
+async def test_a_chat_that_goes_on_is_no_context_but_its_system_message_may_be(system: str) -> None:
+    watch = Watch()
+    messages = [{"role": "system", "content": system}]
+    async with watch.open() as discovery:
+        for turn in range(8):
+            messages.append({"role": "user", "content": f"{turn} {RULES}"})
+            body = {"messages": msgspec.Raw(msgspec.json.encode(messages))}
+            call = Call(path="/v1/chat/completions", body=body, stream=False, salt=salt_of(ANN))
+            discovery.note(ANN, Plan(call=call))
+            messages.append({"role": "assistant", "content": f"{turn} {RULES.upper()}"})
+        await discovery.settled()
+    contents = [await watch.book.content(ANN, context.current) for context in await watch.book.contexts()]
+    assert contents == ([Text(RULES)] if system == RULES else [])
+
+
 async def test_a_prompt_that_is_too_short_is_not_looked_at() -> None:
     watch = Watch()
     async with watch.open() as discovery:
@@ -221,7 +237,7 @@ async def test_what_somebody_deleted_does_not_come_back_by_itself() -> None:
         (name,) = await watch.names()
         await watch.book.delete(ANN, ContextName(name))
         await discovery.forget(ANN, ContextName(name))
-        discovery._minds[ANN].decided.clear()
+        discovery._known[ANN].mind.reconsider()
         await ask(discovery, RULES, "one", "two", "three")
         assert await watch.names() == []
         assert values(discovery)["kept_bytes"] == 0
