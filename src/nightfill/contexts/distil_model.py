@@ -43,11 +43,12 @@ class Section:
     """What it is to become."""
 
 
-def sections_of(
-    text: str, segments: Sequence[Segment], *, ratio: float, most_tokens: int = SECTION_TOKENS
-) -> list[Section]:
+def sections_of(text: str, segments: Sequence[Segment], *, ratio: float, most_tokens: int) -> list[Section]:
     """The whole text in stretches of at most `most_tokens`, cut between segments, before headings where that fits."""
     most = most_tokens * BYTES_PER_TOKEN
+    # Of about equal length, or a few words would be left for the last one.
+    total = len(text.encode())
+    most = min(most, int(1.1 * total / max(1, -(-total // most))))
     cuts, size, previous = [0], 0, 0
     for place, one in enumerate(segments):
         length = len(text[previous : one.end].encode())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nightfill.contexts.distil_model import prompt, sections_of, taken
+from nightfill.contexts.distil_model import SECTION_TOKENS, prompt, sections_of, taken
 from nightfill.contexts.distil_segments import segments_of
 from nightfill.engines.engine import Call
 from nightfill.errors import EngineRefused, NightfillError
@@ -126,7 +126,8 @@ class Writer:
 
     async def _written(self, text: str, ratio: float, engine: Engine, description: Description) -> str:
         segments = await asyncio.to_thread(segments_of, text)
-        sections = sections_of(text, segments, ratio=ratio, most_tokens=description.context_length // 3)
+        most = min(SECTION_TOKENS, description.context_length // 3)
+        sections = sections_of(text, segments, ratio=ratio, most_tokens=most)
         parts = []
         for place, section in enumerate(sections, 1):
             piece = text[section.start : section.end]
