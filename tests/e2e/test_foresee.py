@@ -32,12 +32,8 @@ def foreseen(serve: Serve, name: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def is_prepared(serve: Serve, name: str, question: str) -> bool:
-    return question in {one["question"] for one in foreseen(serve, name)["questions"] if one["prepared"]}
-
-
-def counts(serve: Serve, name: str) -> dict[str, dict[str, int]]:
-    return {one["origin"]: one for one in foreseen(serve, name)["counts"]}
+def counts(view: dict[str, Any]) -> dict[str, dict[str, int]]:
+    return {one["origin"]: one for one in view["counts"]}
 
 
 def test_what_was_asked_of_one_version_is_answered_for_the_next_before_it_is_asked(
@@ -51,10 +47,14 @@ def test_what_was_asked_of_one_version_is_answered_for_the_next_before_it_is_ask
     text = source_text(2, functions=20)
     serve.put("c", text, options=OPTIONS)
     serve.wait_ready("c")
-    for question in ASKED:
-        eventually(lambda q=question: is_prepared(serve, "c", q), within_s=60, what="it is prepared")  # type: ignore[misc]
-    eventually(lambda: all(job["state"] == "done" for job in serve.jobs()), within_s=60, what="all is done")
-    before = counts(serve, "c")
+    eventually(
+        lambda: {job["kind"] for job in serve.jobs() if job["state"] == "done"} >= {"predict", "answer"},
+        within_s=120,
+        what="answers are prepared",
+    )
+    view = foreseen(serve, "c")
+    assert {one["question"] for one in view["questions"] if one["prepared"]} >= set(ASKED)
+    before = counts(view)
     assert (before["log"]["prepared"], before["log"]["used"]) == (2, 0)
     assert before["structure"]["prepared"] > 0
 
@@ -67,8 +67,8 @@ def test_what_was_asked_of_one_version_is_answered_for_the_next_before_it_is_ask
     name = text.partition("def ")[2].partition("(")[0]
     assert serve.ask(f"What does {name} do?", context="c").layer == "answer", "the text's own structure told it"
     assert serve.ask("What has nobody foreseen?", context="c").layer == "fill"
-    eventually(lambda: counts(serve, "c")["log"]["uses"] == 2, within_s=20, what="uses are counted")
-    after = counts(serve, "c")
+    eventually(lambda: counts(foreseen(serve, "c"))["log"]["uses"] == 2, within_s=20, what="uses are counted")
+    after = counts(foreseen(serve, "c"))
     assert (after["log"]["used"], after["log"]["never_used"], after["structure"]["used"]) == (1, 1, 1)
     metrics = serve.metrics()
     assert metrics['nightfill_answers_served_total{origin="log"}'] == 2
