@@ -42,6 +42,7 @@ _PROPOSED: Final = 32
 _ROWS: Final = "rows.near"
 _GRAPHS: Final = "*.graph"
 _PARTS: Final = 64
+_AT_ONCE: Final = 1 << 16
 _NONE: Final = np.zeros(0, np.int32)
 
 
@@ -102,7 +103,7 @@ class NearIndex:
         self._changed = self._removed = False
         self._folder, self._lock = _own_part(folder)
         self._rows, graphs = self._load(capacity)
-        self._view = _View(self._sorted(), {})
+        self._sort()
         for graph in graphs:
             try:
                 scope = AnswerScope(bytes.fromhex(graph.scope))
@@ -176,8 +177,9 @@ class NearIndex:
             recent = self._view.recent
             for scope, some in new.items():
                 recent[scope] = (*recent.get(scope, ()), *some)
-            if sum(map(len, recent.values())) > max(self._small, self._rows.used // 64):
-                self._view = _View(self._sorted(), {})
+            self._recent += len(notes)
+            if self._recent > max(self._small, self._rows.used // 64):
+                self._sort()
             for scope in new:
                 self._grow(scope)
 
@@ -188,9 +190,12 @@ class NearIndex:
         wanted = as_words(list(keys))
         with self._writing:
             rows = self._rows
-            maybe = np.flatnonzero(np.isin(rows.keys[: rows.used, 0], wanted[:, 0])).astype(np.int32)
             known = {key.tobytes() for key in wanted}
-            found = np.array([slot for slot in maybe.tolist() if rows.keys[slot].tobytes() in known], np.int32)
+            maybe: list[int] = []
+            for begin in range(0, rows.used, _AT_ONCE):
+                some = rows.keys[begin : min(begin + _AT_ONCE, rows.used), 0]
+                maybe += (np.flatnonzero(np.isin(some, wanted[:, 0])) + begin).tolist()
+            found = np.array([slot for slot in maybe if rows.keys[slot].tobytes() in known], np.int32)
             if len(found):
                 rows.forget(found)
                 self._changed = self._removed = True
@@ -210,7 +215,7 @@ class NearIndex:
         with self._writing:
             if not self._changed:
                 return
-            self._view = _View(self._sorted(), {})
+            self._sort()
             for scope in self._large():
                 self._grow(scope)
             if self._removed:
@@ -249,18 +254,28 @@ class NearIndex:
                 return rows, head.graphs
         return Rows(capacity, self._dimensions), ()
 
+    def _sort(self) -> None:
+        self._view = _View(self._sorted(), {})
+        self._recent = 0
+
     def _sorted(self) -> _Order:
-        """Also frees rows of answers that have another, newer row."""
+        """Also frees rows of answers that have another, newer row.
+
+        What takes long here leaves the interpreter to others: sorting and `take`, not indexing.
+        """
         rows = self._rows
-        slots = np.flatnonzero(rows.taken()).astype(np.int32)
-        by_key = slots[np.lexsort((rows.serials[slots], rows.keys[slots, 0]))]
-        older = (rows.keys[by_key[:-1]] == rows.keys[by_key[1:]]).all(axis=1)
-        rows.forget(by_key[:-1][older])
-        if older.any():
-            slots = np.setdiff1d(slots, by_key[:-1][older])
-        heads, serials = rows.scopes[slots, 0], rows.serials[slots]
-        sorting = np.lexsort((serials, heads))
-        return _Order(heads[sorting], serials[sorting], slots[sorting])
+        scopes, keys = rows.scopes[: rows.used, 0].copy(), rows.keys[: rows.used, 0].copy()
+        serials = rows.serials[: rows.used]
+        by_key = np.lexsort((serials, keys)).astype(np.int32)
+        keys = keys.take(by_key)
+        alike = np.flatnonzero((keys[:-1] == keys[1:]) & (keys[:-1] != 0))
+        older = by_key[alike][(rows.keys[by_key[alike]] == rows.keys[by_key[alike + 1]]).all(axis=1)]
+        rows.forget(older)
+        scopes[older] = 0
+        slots = np.lexsort((serials, scopes)).astype(np.int32)
+        # Free rows come first: their scopes are zeros.
+        slots = slots[np.searchsorted(scopes.take(slots), 1) :]
+        return _Order(scopes.take(slots), serials.take(slots), slots)
 
     def _large(self) -> list[AnswerScope]:
         """Scopes of which there may be too many rows to compare them all."""
@@ -277,7 +292,7 @@ class NearIndex:
         if there.stop - there.start - after + len(recent.get(scope, ())) <= self._small:
             return
         if recent:
-            self._view = _View(self._sorted(), {})
+            self._sort()
         self._build(scope, graph)
 
     def _build(self, scope: AnswerScope, base: Graph | None) -> None:

@@ -89,8 +89,10 @@ def test_no_answer_crosses_scopes_not_even_those_that_begin_alike(tmp_path: Path
     index.add(notes(range(1000, 1000 + count), scope=alike), made)
     ours, theirs = {key(n) for n in range(count)}, {key(n) for n in range(1000, 1000 + count)}
     for vector in made[:20]:
-        assert {near.key for near in index.nearest(S, vector, 10)} <= ours
-        assert {near.key for near in index.nearest(alike, vector, 10)} <= theirs
+        mine, foreign = index.nearest(S, vector, 10), index.nearest(alike, vector, 10)
+        assert (len(mine), len(foreign)) == (10, 10)
+        assert {near.key for near in mine} <= ours
+        assert {near.key for near in foreign} <= theirs
         assert best(index, vector) in ours
 
 
