@@ -87,9 +87,18 @@ def doomed(
         else:
             left.setdefault(context.tenant, []).append(context)
     for rest in left.values():
-        rest.sort(key=lambda context: context.updated_at_s)
-        found += [Doomed(context, "there are too many chats") for context in rest[: max(0, len(rest) - max_chats)]]
+        kept = _newest(rest, max_chats)
+        found += [Doomed(context, "there are too many chats") for context in rest if context.current not in kept]
     return found
+
+
+def _newest(chats: Sequence[Context], count: int) -> set[str]:
+    """Fingerprints of so many chats that went on last, with their earlier turns."""
+    turns = [(context, context.chat.before if context.chat is not None else ()) for context in chats]
+    earlier = {mark for _, before in turns for mark in before}
+    last = [(context, before) for context, before in turns if context.current not in earlier]
+    last.sort(key=lambda turn: -turn[0].updated_at_s)
+    return {mark for context, before in last[:count] for mark in (context.current, *before)}
 
 
 def _replaced(chats: Sequence[Context], fills: Sequence[Fill]) -> set[tuple[Tenant, str]]:

@@ -21,7 +21,7 @@ def fill(version: str, tokens: int) -> Fill:
 
 
 def test_a_turn_that_was_replaced_leaves_only_the_blocks_behind_that_no_other_fill_has() -> None:
-    """A chat's turns share their blocks, and all chats those of their context: to forget them would cost each its slot."""
+    """A chat's turns share their blocks, and all chats those of their context: each would lose its slot with them."""
     before, after = fill("a", 2 * BLOCK + 9), fill("b", 3 * BLOCK)
     left = _left_over([before], [], [after], BLOCK)
     assert left == _named([before], BLOCK) - _named([after], BLOCK)

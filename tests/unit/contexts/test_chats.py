@@ -134,6 +134,14 @@ def test_of_many_chats_those_without_a_turn_for_longest_go_tenant_by_tenant() ->
     assert sorted(gone([*ours, *theirs], max_chats=1)) == ["3", "5"]
 
 
+def test_the_turns_of_one_chat_count_as_one_and_go_together() -> None:
+    old = [chat("a", updated_at_s=NOW_S - 9), chat("b", "a", updated_at_s=NOW_S - 8)]
+    new = [chat("c", updated_at_s=NOW_S - 90), chat("d", "c", updated_at_s=NOW_S - 1)]
+    fills = [fill(one) for one in "abcd"]
+    assert gone([*old, *new], *fills, max_chats=2) == []
+    assert gone([*old, *new], *fills, max_chats=1) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("filled", "expected"),
     [
