@@ -194,7 +194,7 @@ class NearSearch:
         if self._closing.is_set():
             return
         try:
-            parts = await self._kept(self._load)
+            parts = await self._kept(lambda: _warmed(self._load()))
         except (BadSetting, StateError) as exc:
             _LOG.warning("no near answers: %s", exc)
             self._failure = str(exc)
@@ -267,6 +267,13 @@ class NearSearch:
         finally:
             self._seeking.shutdown(wait=True, cancel_futures=True)
             self._keeping.shutdown(wait=True, cancel_futures=True)
+
+
+def _warmed(parts: Parts) -> Parts:
+    """Used once, so that the first look-up does not pay for what is read and compiled then."""
+    parts.embedder.embed(["Is it warm?"])
+    parts.guard("Is it warm?", "Is it warm now?")
+    return parts
 
 
 def _add(parts: Parts, notes: Sequence[AnswerNote]) -> None:
