@@ -13,7 +13,7 @@ import click
 
 from nightfill.cli.output import echo_json, json_option
 from nightfill.cli.units import parse_size
-from nightfill.errors import BadInput, BadSetting
+from nightfill.errors import BadInput, BadSetting, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -175,8 +175,11 @@ async def _known(workspace: Workspace, prefill_tps: float | None) -> Known:
 
     speed, bytes_per_token = None, None
     if workspace.settings.state or workspace.state_path.exists():
-        async with workspace.open_state() as state:
-            speed, bytes_per_token = await _measured(state)
+        try:
+            async with workspace.open_state() as state:
+                speed, bytes_per_token = await _measured(state)
+        except StateError as exc:
+            click.echo(f"what was measured is not used, for the state cannot be read: {exc}", err=True)
     if prefill_tps is not None:
         speed, by = prefill_tps, "given"
     elif speed is not None:

@@ -54,7 +54,7 @@ def report_of(
         "prompt_tokens": round(profile.prompt_tokens),
         "tokens_by": "the trace" if profile.is_trace else known.tokens_by,
         "bytes_per_token": None if profile.is_trace else round(measure.bytes_per_token, 3),
-        "block_tokens": profile.block_tokens or measure.block_bytes / measure.bytes_per_token,
+        "block_tokens": profile.block_tokens or round(measure.block_bytes / measure.bytes_per_token),
         "min_tokens": measure.min_tokens,
         "distinct_prefixes": totals.distinct,
         "recurring_prefixes": totals.recurring,

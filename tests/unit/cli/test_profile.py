@@ -190,6 +190,15 @@ def test_fills_that_are_there_say_how_quick_the_engine_is_and_how_long_a_token(c
     assert acme["tokens"] == pytest.approx(len(MANUAL) / 5, abs=1)
 
 
+def test_a_state_that_cannot_be_read_is_told_and_the_log_is_read_all_the_same(cli: Cli, log: Path) -> None:
+    cli.data.mkdir()
+    (cli.data / "state.db").write_bytes(b"no database" * 100)
+    result = cli("profile", log, "--min-tokens", "1000")
+    assert result.exit_code == 0
+    assert "state cannot be read" in result.stderr
+    assert "assumed" in result.stdout
+
+
 def test_little_memory_forgets_and_says_so(cli: Cli, tmp_path: Path) -> None:
     rows = [chat(f"{number} {MANUAL}", "x", at_s=1e9 + number) for number in range(300)]
     log = write(tmp_path / "log", [*rows, *rows])
