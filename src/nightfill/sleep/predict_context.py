@@ -128,7 +128,9 @@ class Foresight:
     def wanted(self, context: Context) -> bool:
         """Whether its options, or the settings, say so, and what is prepared may serve at all."""
         foresee = self.answers.foresee if context.options.foresee is None else context.options.foresee
-        return foresee and self._mode(context) != "off" and Form.CHAT in context.forms
+        asked = foresee and self._mode(context) != "off"
+        # What comes next in a chat is nobody else's question.
+        return asked and Form.CHAT in context.forms and context.chat is None
 
     def _mode(self, context: Context) -> str:
         return context.options.answers or self.answers.tenants.get(context.tenant) or self.answers.mode

@@ -43,7 +43,7 @@ class Predicting:
     def __init__(self, foresight: Foresight, *, clock: Callable[[], float] = time.time) -> None:
         self._foresight = foresight
         self._clock = clock
-        self._looked_s: dict[Target, float] = {}
+        self._looked_s = float("-inf")
         self._marks: dict[Target, tuple[object, ...]] = {}
         """What each was last predicted from."""
         self._known: dict[Signature, Description] = {}
@@ -52,14 +52,14 @@ class Predicting:
         """See `Duty`."""
         self._known = {one.signature: one for one in descriptions if one.reuse is not Reuse.NONE}
         now_s, foresight = self._clock(), self._foresight
+        if now_s - self._looked_s < foresight.settings.every_s:
+            return
+        self._looked_s = now_s
         contexts = [one for one in await foresight.state.book.contexts() if foresight.wanted(one)]
         targets = {target_of(context, signature): context for context in contexts for signature in self._known}
-        self._looked_s = {target: at_s for target, at_s in self._looked_s.items() if target in targets}
         self._marks = {target: mark for target, mark in self._marks.items() if target in targets}
         for target, context in targets.items():
-            if now_s - self._looked_s.get(target, float("-inf")) >= foresight.settings.every_s:
-                self._looked_s[target] = now_s
-                await self._look(target, context, now_s)
+            await self._look(target, context, now_s)
 
     def again(self, target: Target) -> None:
         """There is more to do than was done."""
