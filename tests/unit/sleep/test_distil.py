@@ -234,8 +234,8 @@ async def test_a_model_writes_each_section_and_its_work_is_charged(tmp_path: Pat
         assert await h.state.jobs.outcomes(JobKind.DISTIL) == {"model": 1}
         assert len(h.log.calls) == 3
         lines = await h.state.ledger.lines(since_day=0, until_day=10**6, tenant=T)
-        # Of each request the token of its question and 10 of its reply; then the fill and the token of its proof.
-        assert sum(line.background_tokens for line in lines) == 3 * (1 + 10) + len(text) + 1 + 1
+        # Of each request 5 tokens of the question and 10 of the reply; then the fill and the token of its proof.
+        assert sum(line.background_tokens for line in lines) == 3 * (5 + 10) + len(text) + 1 + 1
 
 
 @virtual
