@@ -27,10 +27,12 @@ class Restores:
     def weigh(self, *, load_bytes: int, missing_tokens: int) -> Weighed:
         """Decide between a load of so many bytes and computing the tokens that the slot lacks.
 
-        Now and then a load is tried though computing looks quicker, so that a rate which was bad once is seen to be
-        better by now.
+        Where it lacks nothing, nothing is loaded. Now and then a load is tried though computing looks quicker, so that
+        a rate which was bad once is seen to be better by now.
         """
         estimate = worth_loading(missing_tokens, load_bytes, self._rates)
+        if missing_tokens <= 0 and not self._always:
+            return Weighed(load=False, restore_s=estimate.restore_s, recompute_s=0.0)
         load = estimate.restore or self._always or self._computed_in_a_row >= LOAD_ANYWAY_AFTER
         self._computed_in_a_row = 0 if load else self._computed_in_a_row + 1
         return Weighed(load=load, restore_s=estimate.restore_s, recompute_s=estimate.recompute_s)

@@ -70,12 +70,8 @@ class Estimate:
 
 
 def worth_loading(tokens: int, nbytes: int, rates: Rates) -> Estimate:
-    """Whether to load `nbytes` of KV instead of computing its `tokens`; equally quick means to load. Where there is nothing to
-    compute, nothing is loaded.
-    """
+    """Whether to load `nbytes` of KV instead of computing its `tokens`; equally quick means to load."""
     restore_s = None if rates.bytes_per_s is None else (rates.latency_s or 0.0) + nbytes / rates.bytes_per_s
-    if tokens <= 0:
-        return Estimate(restore_s=restore_s, recompute_s=0.0, restore=False)
     recompute_s = None if rates.tokens_per_s is None else tokens / rates.tokens_per_s
     restore = restore_s is None or recompute_s is None or restore_s <= recompute_s
     return Estimate(restore_s=restore_s, recompute_s=recompute_s, restore=restore)
