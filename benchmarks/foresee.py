@@ -120,13 +120,16 @@ class Remembering:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    parser.add_argument("files", type=Path, nargs="*", metavar="FILE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3, help="orders of the questions (default: 3)")
     parser.add_argument("--log-share", type=float, default=0.3, help="of the questions (default: 0.3)")
     parser.add_argument("--per-context", type=int, default=ForeseeSettings().per_context, help="answers prepared")
     parser.add_argument("--documents", type=int, help="only so many of each file, drawn by the seed")
     options = parser.parse_args()
+    if not options.files:
+        print("nothing to measure: name files of documents with questions", file=sys.stderr)
+        return
     embedder = Remembering(load_embedder())
     result: dict[str, Any] = {}
     rounds: dict[str, list[Tally]] = defaultdict(list)
