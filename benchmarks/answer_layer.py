@@ -80,6 +80,7 @@ OTHER: Final = request("What else is there?", nightfill={"skip": ["answer"]})
 
 async def run_gateway(upstream_port: int, mode: str) -> None:
     """Serve a gateway with its real state; print its port."""
+    sys.setswitchinterval(0.0005)  # as `nightfill serve` does
     engine = HttpEngine(f"http://127.0.0.1:{upstream_port}")
     with tempfile.TemporaryDirectory() as folder:
         state = open_state(Path(folder) / "state.db")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nightfill.engines.llama.engine import LlamaEngine
 
 _LOG: Final = logging.getLogger(__name__)
+_SWITCH_S: Final = 0.0005
 
 
 @click.command()
@@ -77,6 +79,8 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
     from nightfill.sleep import Warmer, warming
     from nightfill.sleep.description import note_of
 
+    # Threads that look up near answers or write the state give way to the event loop sooner than by default (5 ms).
+    sys.setswitchinterval(_SWITCH_S)
     settings = workspace.settings
     logs.set_up(level=settings.log_level, kind=settings.log_format)
     wanted = engines_to_serve(settings)
