@@ -30,10 +30,10 @@ from nightfill.state.load import Load
 from nightfill.state.sqlite import SqliteState, open_state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from nightfill.contexts.context import Fill
+    from nightfill.contexts.context import Fill, Outline
     from nightfill.sleep.duty import Duty
     from nightfill.sleep.upkeep import Upkeep
     from nightfill.sleep.windows import Windows
@@ -76,13 +76,24 @@ class FakeUpkeep:
 
     def __init__(self, count: Callable[[Sequence[Fill]], Mapping[FillKey, int]]) -> None:
         self._count = count
+        self.learnt: dict[FillKey, Fill] = {}
         self.worth: dict[FillKey, float] = {}
         self.steps_left = 0
         self.renewed: list[tuple[float, frozenset[bytes]]] = []
         """When, and with which salts."""
 
-    def retain(self, worth: Sequence[tuple[Fill, float]]) -> None:
-        self.worth = {fill.key: value for fill, value in worth}
+    def unknown(self, fills: Iterable[Outline]) -> list[FillKey]:
+        return [
+            fill.key
+            for fill in fills
+            if fill.key not in self.learnt or self.learnt[fill.key].filled_at_s != fill.filled_at_s
+        ]
+
+    def learn(self, fill: Fill) -> None:
+        self.learnt[fill.key] = fill
+
+    def retain(self, worth: Mapping[FillKey, float]) -> None:
+        self.worth = dict(worth)
 
     def publish(self) -> None:
         """Nobody shares this store."""
@@ -90,8 +101,8 @@ class FakeUpkeep:
     def hold(self, fill: Fill, *, value: float) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
-        return self._count(fills)
+    def tend(self, fills: Collection[FillKey], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
+        return self._count([fill for key, fill in self.learnt.items() if key in fills])
 
     def renew_due(self) -> bool:
         return self.steps_left > 0

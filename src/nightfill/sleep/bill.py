@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from nightfill.errors import BudgetSpent
 from nightfill.ledger import day_of, does_not_pay, on_trial_since
-from nightfill.sleep.plan import Verdict
+from nightfill.sleep.plan import Verdict, Waits
+from nightfill.state.agenda import POSTPONED_S
 from nightfill.state.budgets import refuse_beyond, scopes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from nightfill.config import PriceSettings
     from nightfill.contexts.context import Context, ContextName, Tenant
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S: Final = 60.0
 """So long a context's verdict holds: its costs change slowly, and a stopped one would be looked up at each tick."""
+
+VALUED_S: Final = 600.0
+"""So long those that wait for the same budget take to come when it begins anew, the most valuable first."""
+POSTPONED_VALUED_S: Final = 1e6
+"""As wide as it may be, since it costs no time."""
 
 
 class Books(Protocol):
@@ -51,10 +57,18 @@ class Bill:
         self._stop_after_s = stop_after_s
         self._trials: dict[tuple[Tenant, ContextName], _Trial] = {}
 
-    async def withhold(self, lines: Sequence[PlanLine], contexts: Sequence[Context], *, now_s: float) -> list[PlanLine]:
+    async def withhold(
+        self,
+        lines: Sequence[PlanLine],
+        contexts: Sequence[Context],
+        *,
+        now_s: float,
+        postponed: Collection[tuple[Tenant, ContextName]] = (),
+    ) -> list[PlanLine]:
         """The lines in their order, with verdict SKIP and the reason where something is in the way.
 
-        What comes first has the first claim on a budget; what does not fit into it leaves room for what does.
+        What comes first has the first claim on a budget; what does not fit into it leaves room for what does. Those
+        `postponed` have none yet.
         """
         by_name = {(context.tenant, context.name): context for context in contexts}
         self._trials = {name: trial for name, trial in self._trials.items() if name in by_name}
@@ -62,7 +76,7 @@ class Bill:
         for line in lines:
             why = await self._unpaid(by_name[line.tenant, line.context], now_s) if _is_new(line) else None
             paying.append(line if why is None else replace(line, verdict=Verdict.SKIP, why=why))
-        return await self._affordable(paying)
+        return await self._affordable(paying, postponed)
 
     async def _unpaid(self, context: Context, now_s: float) -> str | None:
         if context.pinned:
@@ -83,7 +97,9 @@ class Bill:
         figures = does_not_pay(lines, age_s=now_s - since_s, stop_after_s=self._stop_after_s, prices=self._prices)
         return f"stopped: {figures}; pin it, or fill it by name, to fill it all the same" if figures else None
 
-    async def _affordable(self, lines: Sequence[PlanLine]) -> list[PlanLine]:
+    async def _affordable(
+        self, lines: Sequence[PlanLine], postponed: Collection[tuple[Tenant, ContextName]]
+    ) -> list[PlanLine]:
         wanted = list(dict.fromkeys(scope for line in lines if _is_new(line) for scope in _scopes(line)))
         if not wanted:
             return list(lines)
@@ -91,21 +107,29 @@ class Bill:
         for budget in await self._books.budgets.lines(wanted):
             if budget.limit is not None:
                 budgets[budget.scope].append(budget)
-        return [_afforded(line, budgets) if _is_new(line) else line for line in lines]
+        return [
+            _afforded(line, budgets, postponed=(line.tenant, line.context) in postponed) if _is_new(line) else line
+            for line in lines
+        ]
 
 
-def waits(line: PlanLine, error: BudgetSpent) -> PlanLine:
+def waits(line: PlanLine, error: BudgetSpent, *, until_s: float, scope: Scope | None = None) -> PlanLine:
     """The line, not to be filled before its budget has more."""
-    return replace(line, verdict=Verdict.SKIP, why=f"waits for budget: {error}")
+    wait = Waits(until_s=until_s, valued_s=VALUED_S, scope=scope)
+    return replace(line, verdict=Verdict.SKIP, why=f"waits for budget: {error}", waits=wait)
 
 
-def _afforded(line: PlanLine, budgets: Mapping[Scope, list[BudgetLine]]) -> PlanLine:
+def _afforded(line: PlanLine, budgets: Mapping[Scope, list[BudgetLine]], *, postponed: bool) -> PlanLine:
     """The line, with what it needs taken from its budgets; or, not to be filled, why it cannot be."""
     mine = [budget for scope in _scopes(line) for budget in budgets[scope]]
+    if mine and postponed:
+        wait = Waits(until_s=POSTPONED_S, valued_s=POSTPONED_VALUED_S)
+        return replace(line, verdict=Verdict.SKIP, why="waits until all that is new was looked at", waits=wait)
     try:
         refuse_beyond(mine, line.missing_tokens)
     except BudgetSpent as exc:
-        return waits(line, exc)
+        short = max((one for one in mine if (one.left or 0) < line.missing_tokens), key=lambda one: one.resets_at_s)
+        return waits(line, exc, until_s=exc.resets_at_s, scope=short.scope)
     for scope in _scopes(line):
         budgets[scope][:] = [
             replace(budget, reserved=budget.reserved + line.missing_tokens) for budget in budgets[scope]

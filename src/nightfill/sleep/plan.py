@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nightfill.engines.engine import Description
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import Usage
+    from nightfill.state.budgets import Scope
     from nightfill.state.jobs import Job
 
 
@@ -34,6 +35,18 @@ class Verdict(enum.StrEnum):
     FILL = "fill"
     REFILL = "refill"
     SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waits:
+    """For room in a budget."""
+
+    until_s: float
+    """Unix seconds: there may be some then."""
+    valued_s: float
+    """In so many seconds from then on those that wait come, the most valuable first."""
+    scope: Scope | None = None
+    """Whose budget; there may be room earlier."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +71,7 @@ class PlanLine:
     """It has a job already."""
     payer: str = ""
     """Under whose name the ledger has it."""
+    waits: Waits | None = None
 
 
 def plan(

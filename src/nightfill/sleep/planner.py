@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from nightfill.errors import BudgetSpent
+from nightfill.sleep.autoscale import PACE
 from nightfill.sleep.bill import waits
+from nightfill.sleep.description import description_of
+from nightfill.sleep.looks import looked
 from nightfill.sleep.plan import Verdict, obsolete, plan
 from nightfill.sleep.priority import value
-from nightfill.state.jobs import JobKind, JobState
+from nightfill.state.jobs import JobKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from nightfill.engines.engine import Description
     from nightfill.sleep.bill import Bill
     from nightfill.sleep.plan import PlanLine
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import AccessLog
+    from nightfill.state.agenda import Agenda, Due
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
     from nightfill.state.engines import EngineBook
@@ -27,8 +32,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-OPEN_STATES = (JobState.QUEUED, JobState.LEASED, JobState.DEAD)
-_MOST_JOBS = 20_000
+AT_ONCE: Final = 500
+"""Contexts that one tick looks at: so it takes as long with a million of them as with a thousand."""
+SEEN_S: Final = 600.0
+"""So long a worker counts as there since it last told of its engine."""
+_LOOKED_AGAIN_AFTER_S: Final = 60.0
 
 
 class State(Protocol):
@@ -37,6 +45,10 @@ class State(Protocol):
     @property
     def jobs(self) -> JobQueue:
         """What is to be done."""
+
+    @property
+    def agenda(self) -> Agenda:
+        """What is to be looked at."""
 
     @property
     def book(self) -> SourceBook:
@@ -68,12 +80,41 @@ async def plan_lines(
     default_ttl_s: float,
     bill: Bill | None = None,
 ) -> list[PlanLine]:
-    """The plan for each engine, from what the state holds now; changes nothing, and needs no running engine."""
-    contexts = await state.book.contexts()
-    fills = await state.book.fills()
-    found = await state.jobs.jobs(states=OPEN_STATES, limit=_MOST_JOBS)
-    jobs = [job for job in found if job.kind is JobKind.FILL]
-    usages = {(c.tenant, c.name): await state.access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
+    """The plan for each engine, from what the state holds now; changes nothing, and needs no running engine.
+
+    Reads all contexts, in steps: it is for people, and no worker waits for it.
+    """
+    found = [due async for due in _all(state.agenda)]
+    lines = _plan(found, descriptions, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s)
+    contexts = [due.context for due in found]
+    return await bill.withhold(lines, contexts, now_s=now_s) if bill is not None else lines
+
+
+async def _all(agenda: Agenda) -> AsyncIterator[Due]:
+    place, begun = "", False
+    seen = set()
+    while place or not begun:
+        begun = True
+        found, place = await agenda.after(place, limit=AT_ONCE)
+        for due in found:
+            name = (due.context.tenant, due.context.name)
+            if name not in seen:
+                seen.add(name)
+                yield due
+
+
+def _plan(
+    found: Sequence[Due],
+    descriptions: Sequence[Description],
+    *,
+    now_s: float,
+    policy: Policy,
+    default_ttl_s: float,
+) -> list[PlanLine]:
+    contexts = [due.context for due in found]
+    usages = {(due.context.tenant, due.context.name): due.usage for due in found}
+    fills = [fill for due in found for fill in due.fills]
+    jobs = [job for due in found for job in due.jobs]
     lines: list[PlanLine] = []
     # Engines of one signature share their fills.
     unlike: dict[str | None, Description | None] = {}
@@ -83,7 +124,7 @@ async def plan_lines(
         lines += plan(
             contexts, fills, usages, jobs, description, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s
         )
-    return await bill.withhold(lines, contexts, now_s=now_s) if bill is not None else lines
+    return lines
 
 
 class Planner:
@@ -97,33 +138,81 @@ class Planner:
         default_ttl_s: float,
         policy: Policy = value,
         bill: Bill | None = None,
+        on_look: Callable[[Sequence[Due]], Awaitable[None]] | None = None,
     ) -> None:
         self._state = state
+        self._on_look = on_look
         self._clock = clock
         self._default_ttl_s = default_ttl_s
         self._policy = policy
         self._bill = bill
+        self._signatures: frozenset[str] = frozenset()
+        """For these all contexts were looked at, or are being."""
+        self._place: str | None = None
+        """Where the walk through all contexts is; None when there is none."""
 
     async def tick(self, descriptions: Sequence[Description]) -> list[PlanLine]:
-        """Plan once. May be repeated at any time: a target has one job, however often it is queued."""
-        contexts = await self._state.book.contexts()
-        jobs = await self._state.jobs.jobs(states=(JobState.QUEUED, JobState.LEASED), limit=_MOST_JOBS)
-        notes = await self._state.engines.notes()
-        known = {*(one.signature for one in descriptions), *(str(note.body.get("signature")) for note in notes)}
-        for job in obsolete([job for job in jobs if job.kind is JobKind.FILL], contexts, known):
-            await self._state.jobs.cancel(job.id)
-            _log.info("job %d (%s): cancelled, its version or its engine is gone", job.id, job.label)
-        lines = await plan_lines(
-            self._state,
-            descriptions,
-            now_s=self._clock(),
-            policy=self._policy,
-            default_ttl_s=self._default_ttl_s,
-            bill=self._bill,
-        )
-        return [await self._queued(line) for line in lines]
+        """Look at what is due, and a step further at all the others when there are new engines. May be repeated at any
+        time, by several workers: a target has one job, however often it is queued.
 
-    async def _queued(self, line: PlanLine) -> PlanLine:
+        `descriptions` are of the worker's own engines; it plans for those of others, too, as it may be the only one to
+        hear of a change.
+        """
+        notes = await self._state.engines.notes()
+        since_s = self._clock() - SEEN_S
+        others = [description_of(note.body) for note in notes if PACE in note.body and note.seen_at_s > since_s]
+        engines = [*descriptions, *(one for one in others if one is not None)]
+        signatures = frozenset(engine.signature for engine in engines)
+        if not signatures <= self._signatures:
+            self._place = ""
+        self._signatures = signatures
+        found = await self._found()
+        if not found:
+            return []
+        if self._on_look is not None:
+            await self._on_look(found)
+        known = {*signatures, *(str(note.body.get("signature")) for note in notes)}
+        await self._cancel(found, known)
+        now_s = self._clock()
+        lines = _plan(found, engines, now_s=now_s, policy=self._policy, default_ttl_s=self._default_ttl_s)
+        if self._bill is not None:
+            # Before all that is new was looked at once, nobody knows what has the first claim on a budget.
+            crowded = len(found) >= AT_ONCE
+            new = {(due.context.tenant, due.context.name) for due in found if due.changed} if crowded else ()
+            contexts = [due.context for due in found]
+            lines = await self._bill.withhold(lines, contexts, now_s=now_s, postponed=new)
+        lines = await self._queued(lines)
+        await self._state.agenda.looked(looked(found, lines, now_s=now_s))
+        return lines
+
+    async def _found(self) -> list[Due]:
+        agenda = self._state.agenda
+        found = {(due.context.tenant, due.context.name): due for due in await agenda.due(limit=AT_ONCE)}
+        if self._place is not None and len(found) < AT_ONCE:
+            more, place = await agenda.after(self._place, limit=AT_ONCE - len(found))
+            self._place = place or None
+            for due in more:
+                # What has changed is left to who finds it due: its mark would not tell that it changed again.
+                if not due.changed:
+                    found.setdefault((due.context.tenant, due.context.name), due)
+        return list(found.values())
+
+    async def _cancel(self, found: Sequence[Due], signatures: set[str]) -> None:
+        for due in found:
+            # Another context may want the version in another form.
+            for job in obsolete(due.jobs, [due.context], signatures) if not due.shared else ():
+                await self._state.jobs.cancel(job.id)
+                _log.info("job %d (%s): cancelled, its version or its engine is gone", job.id, job.label)
+
+    async def _queued(self, lines: Sequence[PlanLine]) -> list[PlanLine]:
+        """The lines, those with a job for what is to be filled. All are asked for at once, in their order."""
+        done = await asyncio.gather(*map(self._enqueue, lines), return_exceptions=True)
+        failed = [one for one in done if isinstance(one, BaseException)]
+        if failed:
+            raise failed[0]
+        return [one for one in done if not isinstance(one, BaseException)]
+
+    async def _enqueue(self, line: PlanLine) -> PlanLine:
         if line.verdict is Verdict.SKIP or line.key is None:
             return line
         try:
@@ -140,5 +229,5 @@ class Planner:
             )
         except BudgetSpent as exc:
             # Somebody else was quicker to set the rest aside; the next look at the budgets shows it.
-            return waits(line, exc)
+            return waits(line, exc, until_s=self._clock() + _LOOKED_AGAIN_AFTER_S)
         return line

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from nightfill.contexts.context import Fill, FillKey
+    from nightfill.contexts.context import Fill, FillKey, Outline
     from nightfill.kv.rotation import Resealed
 
 _log = logging.getLogger(__name__)
@@ -51,10 +51,16 @@ class SweptStore(Protocol):
 
 
 class Upkeep(Protocol):
-    """What a worker does for its store. All but `hold` and `renew_due` run in threads. May raise KvError."""
+    """What a worker does for its store. All but `hold`, `unknown` and `renew_due` run in threads. May raise KvError."""
 
-    def retain(self, worth: Sequence[tuple[Fill, float]]) -> None:
-        """Tell the store what all fills are worth."""
+    def unknown(self, fills: Iterable[Outline]) -> list[FillKey]:
+        """Those whose tokens are to be learnt, because they are new or have changed. Quick."""
+
+    def learn(self, fill: Fill) -> None:
+        """What its blocks are called."""
+
+    def retain(self, worth: Mapping[FillKey, float]) -> None:
+        """Tell the store what all fills are worth that were learnt."""
 
     def hold(self, fill: Fill, *, value: float) -> AbstractContextManager[None]:
         """Keep what is stored of a fill under way, and let it take the place of what is worth less, while inside."""
@@ -62,9 +68,9 @@ class Upkeep(Protocol):
     def publish(self) -> None:
         """Tell processes that share the store, as vLLM servers do, what is retained, pinned and held by now."""
 
-    def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
+    def tend(self, fills: Collection[FillKey], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
         """Pin, publish, sweep, and count: how many tokens the store has of each fill, from the front. Where it was not
-        counted this time, a fill is left out.
+        counted this time, or not learnt, a fill is left out. There are no others than these `fills`.
         """
 
     def renew_due(self) -> bool:
@@ -102,11 +108,20 @@ class StoreUpkeep:
         self._renew_at_s = float("-inf")
         self._said: tuple[int, int] | None = None
 
-    def retain(self, worth: Sequence[tuple[Fill, float]]) -> None:
+    def unknown(self, fills: Iterable[Outline]) -> list[FillKey]:
+        """See `Upkeep`."""
+        return [fill.key for fill in fills if fill.key not in self._cuts or self._cuts[fill.key].mark != _mark(fill)]
+
+    def learn(self, fill: Fill) -> None:
+        """See `Upkeep`."""
+        self._cuts[fill.key] = _cut(fill, self._block_tokens)
+
+    def retain(self, worth: Mapping[FillKey, float]) -> None:
         """See `Upkeep`."""
         dearest: dict[BlockKey, float] = {}
-        for fill, value in worth:
-            for key in self._cut(fill).keys:
+        for name, value in worth.items():
+            cut = self._cuts.get(name)
+            for key in cut.keys if cut is not None else ():
                 dearest[key] = max(value, dearest.get(key, 0.0))
         self._store.retain(dearest)
 
@@ -118,10 +133,11 @@ class StoreUpkeep:
         """See `Upkeep`."""
         self._store.publish()
 
-    def tend(self, fills: Sequence[Fill], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
+    def tend(self, fills: Collection[FillKey], pinned: Collection[FillKey]) -> Mapping[FillKey, int]:
         """See `Upkeep`."""
-        cuts = {fill.key: self._cut(fill) for fill in fills}
-        self._cuts = dict(cuts)
+        for name in [name for name in list(self._cuts) if name not in fills]:
+            self._cuts.pop(name, None)
+        cuts = dict(self._cuts)
         self._store.pin({key for name, cut in cuts.items() if name in pinned for key in cut.keys})
         self._store.publish()
         self._store.sweep({key for cut in cuts.values() for key in cut.keys})
@@ -154,19 +170,11 @@ class StoreUpkeep:
         if step.unknown:
             _log.warning("key change: %d blocks are under a key that no key file here holds", step.unknown)
 
-    def _cut(self, fill: Fill) -> _Cut:
-        known = self._cuts.get(fill.key)
-        # Hashed, and not kept: the tokens of many fills would fill the memory.
-        mark = (hash(fill.tokens), fill.stored_tokens)
-        if known is None or known.mark != mark:
-            known = self._cuts[fill.key] = _cut(fill, mark, self._block_tokens)
-        return known
-
 
 class _Cut(NamedTuple):
     """The keys of one fill, made once."""
 
-    mark: tuple[int, int]
+    mark: tuple[int, int, float]
     keys: tuple[BlockKey, ...]
     wholes: tuple[tuple[BlockKey, int], ...]
     """Snapshots and their tokens, the longest first."""
@@ -186,11 +194,16 @@ class _Cut(NamedTuple):
         return tokens
 
 
-def _cut(fill: Fill, mark: tuple[int, int], block_tokens: int) -> _Cut:
+def _mark(fill: Fill | Outline) -> tuple[int, int, float]:
+    """What differs when a fill's tokens, or what is stored of them, may have changed."""
+    return fill.total_tokens, fill.stored_tokens, fill.filled_at_s
+
+
+def _cut(fill: Fill, block_tokens: int) -> _Cut:
     salt, signature = salt_of(fill.key.tenant), fill.key.signature
     blocks = tuple(
         (span.key, span.stop) for span in spans(fill.tokens, signature=signature, salt=salt, block_tokens=block_tokens)
     )
     lengths = sorted({len(fill.tokens), fill.stored_tokens} - {0}, reverse=True)
     wholes = tuple((snapshot_key(fill.tokens[:n], signature=signature, salt=salt), n) for n in lengths)
-    return _Cut(mark, (*(key for key, _ in blocks), *(key for key, _ in wholes)), wholes, blocks)
+    return _Cut(_mark(fill), (*(key for key, _ in blocks), *(key for key, _ in wholes)), wholes, blocks)

@@ -11,7 +11,7 @@ from nightfill.sleep.warmth import NEVER_USED
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nightfill.contexts.context import Context, ContextName, Fill, FillKey, Fingerprint, Tenant
+    from nightfill.contexts.context import Context, ContextName, Fill, FillKey, Fingerprint, Outline, Tenant
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import Usage
 
@@ -22,7 +22,7 @@ contexts that are used alike would push each other out, computed anew each time.
 
 def values(
     contexts: Sequence[Context],
-    fills: Sequence[Fill],
+    fills: Sequence[Fill | Outline],
     usages: Mapping[tuple[Tenant, ContextName], Usage],
     *,
     now_s: float,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from nightfill.config import PriceSettings
-from nightfill.contexts.context import FillKey, FillState, Signature
+from nightfill.contexts.context import FillKey, Signature
 from nightfill.engines.engine import Reuse
 from nightfill.errors import EngineError, KvError, LeaseLost, NightfillError, QueueFull, StateError, StateUnavailable
 from nightfill.kv.key import BLOCK_TOKENS, salt_of
@@ -27,12 +27,12 @@ from nightfill.sleep.gatekeeper import Gatekeeper
 from nightfill.sleep.lease import HeldLease, while_held
 from nightfill.sleep.planner import Planner
 from nightfill.sleep.priority import policy_of
+from nightfill.sleep.retention import Retention
 from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
 from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.sources import SourceWatch
 from nightfill.sleep.stopping import pause, unless
 from nightfill.sleep.trigger import CHECK_S, Go, Trigger
-from nightfill.sleep.value import scores_of, values
 from nightfill.sleep.verify import Crowded, VerifyRun
 from nightfill.sleep.windows import Windows
 from nightfill.state.jobs import ASKED, JobKind, WorkerId
@@ -41,10 +41,9 @@ from nightfill.state.process import is_gone, this_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-    from contextlib import AbstractAsyncContextManager
 
     from nightfill.config import SleepSettings
-    from nightfill.contexts.context import Content, Context, ContextName, Fill, Tenant
+    from nightfill.contexts.context import Content, Context
     from nightfill.engines.engine import Description, Engine
     from nightfill.sleep.duty import Duty
     from nightfill.sleep.fill import Outcome
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from nightfill.sleep.pool import EnginePool
     from nightfill.sleep.trigger import Wait
     from nightfill.sleep.upkeep import Upkeep
-    from nightfill.state.access import Usage
     from nightfill.state.jobs import Lease
     from nightfill.state.load import LoadBoard
 
@@ -62,6 +60,8 @@ _log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.2
 """How often the queue is asked for work, and the book for changes."""
+NOTE_EVERY_S: Final = 60.0
+"""How often it is told that an engine is still here; see `planner.SEEN_S`."""
 UPKEEP_EVERY_S: Final = 60.0
 PRUNE_EVERY_S: Final = 3600.0
 KEEP_JOBS_S: Final = 7 * 86400.0
@@ -127,10 +127,13 @@ class Worker:
         """Engines whose pace has changed since it was written down."""
         self._sources = SourceWatch(state.book, refresh, every_s=float(settings.check_sources_every_s), clock=steady)
         bill = Bill(state, prices=prices or PriceSettings(), stop_after_s=float(settings.stop_unpaid_after_s))
-        self._ttl_s = ttl_s
-        self._policy = policy_of(settings, prices or PriceSettings())
-        self._planner = Planner(state, clock=clock, default_ttl_s=ttl_s, policy=self._policy, bill=bill)
+        policy = policy_of(settings, prices or PriceSettings())
+        self._retention = Retention(state, upkeep, policy=policy, default_ttl_s=ttl_s, clock=clock)
+        self._planner = Planner(
+            state, clock=clock, default_ttl_s=ttl_s, policy=policy, bill=bill, on_look=self._retention.see
+        )
         self._descriptions: dict[str, Description] = {}
+        self._noted_s: dict[str, float] = {}
         self._describe_after_s: dict[str, float] = {}
         self._describe_failures: dict[str, int] = {}
         self._sizer = SliceSizer(
@@ -186,9 +189,8 @@ class Worker:
                     seen, planned_at_s = changes, now_s
                     await self._reclaim()
                     await self._plan(stop)
-                if now_s - tended_at_s >= UPKEEP_EVERY_S:
+                if now_s - tended_at_s >= UPKEEP_EVERY_S and await self._retention.tend(self._restored()):
                     tended_at_s = now_s
-                    await self._tend()
                 if self._upkeep is not None and self._upkeep.renew_due():
                     await self._renew(self._upkeep, stop)
                 if now_s - pruned_at_s >= PRUNE_EVERY_S:
@@ -202,9 +204,8 @@ class Worker:
             await pause(stop, LOOK_EVERY_S, self._sleep)
 
     async def _plan(self, stop: asyncio.Event) -> None:
-        contexts = await self._state.book.contexts()
-        await self._sources.look(contexts)
-        if contexts:
+        await self._sources.look(await self._state.book.watched())
+        if not await self._state.book.is_empty():
             for name in self._pool.names:
                 if name not in self._descriptions and not stop.is_set():
                     await self._describe(name, stop)
@@ -213,9 +214,10 @@ class Worker:
             await self._planner.tick(known)
             for duty in self._duties:
                 await duty.plan(known)
-        while self._untold:
-            name = self._untold.pop()
-            await self._note(name, self._descriptions[name])
+        for name, known in self._descriptions.items():
+            if name in self._untold or self._steady() - self._noted_s[name] >= NOTE_EVERY_S:
+                self._untold.discard(name)
+                await self._note(name, known)
 
     async def _describe(self, name: str, stop: asyncio.Event) -> None:
         """Start the engine to learn what it computes; keys of fills need its signature."""
@@ -234,7 +236,7 @@ class Worker:
             await self._note(name, description)
 
     async def _note(self, name: str, description: Description) -> None:
-        self._descriptions[name] = description
+        self._descriptions[name], self._noted_s[name] = description, self._steady()
         await self._state.engines.put(name, {**note_of(description), PACE: round(self._paces.get(name, 0.0))})
 
     async def _reclaim(self) -> None:
@@ -244,64 +246,16 @@ class Worker:
                 freed = await self._state.jobs.reclaim(worker)
                 _log.info("worker %s is gone: %d jobs are free again", worker, freed)
 
-    async def _tend(self) -> None:
-        """Pins, values, sweeps, and fills whose bytes are gone."""
-        if self._upkeep is None:
-            return
-        fills = await self._state.book.fills()
-        contexts = await self._state.book.contexts()
-        pinned = {(context.tenant, version) for context in contexts if context.pinned for version in context.versions}
-        held = {fill.key for fill in fills if (fill.key.tenant, fill.key.fingerprint) in pinned}
-        await self._value(self._upkeep, contexts, fills)
-        left = await asyncio.to_thread(self._upkeep.tend, fills, held)
-        # Others are kept in an engine's slots, or nobody here knows where.
-        restored = {known.signature for known in self._descriptions.values() if known.reuse is not Reuse.NONE}
-        for fill in fills:
-            tokens = left.get(fill.key, fill.stored_tokens)
-            if fill.state is not FillState.READY or tokens >= fill.stored_tokens or fill.key.signature not in restored:
-                continue
-            if await self._state.book.fill(fill.key) == fill:
-                await self._state.book.mark_fill(
-                    fill.key, state=FillState.EVICTED, reason="its bytes left the store", stored_tokens=tokens
-                )
-                _log.info("a fill of %d tokens has left the store, %d remain", len(fill.tokens), tokens)
-
-    async def _value(self, upkeep: Upkeep, contexts: Sequence[Context], fills: Sequence[Fill]) -> None:
-        """Tell the store what fills are worth by now."""
-        usages, now_s = await self._usages(contexts), self._clock()
-        worth = values(contexts, fills, usages, now_s=now_s, policy=self._policy, default_ttl_s=self._ttl_s)
-        await asyncio.to_thread(upkeep.retain, [(fill, worth[fill.key]) for fill in fills])
-
-    async def _usages(self, contexts: Sequence[Context]) -> dict[tuple[Tenant, ContextName], Usage]:
-        access, now_s = self._state.access, self._clock()
-        return {(c.tenant, c.name): await access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
-
-    async def _holding(self, key: FillKey) -> Callable[[Fill], AbstractAsyncContextManager[None]]:
-        """Value all fills anew, and this one, which may be new, as much as its priority says."""
-        if self._upkeep is None:
-            return lambda _: nullcontext()
-        upkeep = self._upkeep
-        contexts = await self._state.book.contexts()
-        await self._value(upkeep, contexts, await self._state.book.fills())
-        usages, now_s = await self._usages(contexts), self._clock()
-        scores = scores_of(contexts, usages, now_s=now_s, policy=self._policy, default_ttl_s=self._ttl_s)
-        value = scores.get((key.tenant, key.fingerprint), 0.0)
-
-        @asynccontextmanager
-        async def holding(fill: Fill) -> AsyncIterator[None]:
-            with upkeep.hold(fill, value=value):
-                # Blocks of a fill may be stored by another process, where it must be worth as much.
-                await asyncio.to_thread(upkeep.publish)
-                yield
-
-        return holding
+    def _restored(self) -> set[Signature]:
+        """Fills of others are kept in an engine's slots, or nobody here knows where."""
+        return {known.signature for known in self._descriptions.values() if known.reuse is not Reuse.NONE}
 
     async def _renew(self, upkeep: Upkeep, stop: asyncio.Event) -> None:
         """One step of a change of keys, while no live request is in the way."""
         gate = Gatekeeper(self._board, self._settings, stop=stop, clock=self._steady, sleep=self._sleep)
         if not await gate.opens(within_s=0.0):
             return
-        salts = {salt_of(context.tenant) for context in await self._state.book.contexts()}
+        salts = set(map(salt_of, await self._state.book.tenants()))
         await asyncio.to_thread(upkeep.renew, salts)
 
     # --- jobs ---
@@ -376,7 +330,7 @@ class Worker:
             key = FillKey.parse(held.job.target)
         except ValueError:
             return Failure(FailureKind.IMPOSSIBLE, "not a fill's name")
-        holding, began_s = await self._holding(key), self._steady()
+        holding, began_s = await self._retention.holding(key), self._steady()
         async with self._lent(key.signature, held) as (name, engine):
             if engine is None:
                 return _NO_ENGINE

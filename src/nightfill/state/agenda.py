@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 CLAIM_S: Final = 60.0
 """So long what `due` gave is left alone, unless something changes: who took it may have died."""
-HEADSTART_S: Final = 1e9
+HEADSTART_S: Final = 1.5e9
 """What has changed stands so far before its time, and so before all that is only to be looked at again."""
+POSTPONED_S: Final = 1e9
+"""Here stands, by its value, what was looked at once and waits until all that has changed was: between the two."""
 WOKEN: Final = 8
 """So many that wait for a budget are looked at again when a job has given something back to it."""
 MOST_WOKEN: Final = 500
@@ -37,6 +39,8 @@ class Due:
     """Another context has its version, too."""
     mark: float | None
     """Where it stands on the agenda; None for nowhere."""
+    changed: bool
+    """It was due because it changed, or was never looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from nightfill.contexts.context import (
         Content,
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         FillState,
         Fingerprint,
         Form,
+        Outline,
         Source,
         Tenant,
     )
@@ -45,8 +46,8 @@ class ContextBook(Protocol):
         """Create the context, or make `content` its current version. From the return on, no reader sees the old one.
 
         Versions that no context has any more go, with their text, the book's fills of them (the worker's sweep then
-        drops the KV, which no fill names any more), and the jobs to fill them, which are cancelled. The same fingerprint again only updates the options and
-        `checked_at_s`.
+        drops the KV, which no fill names any more), and the jobs to fill them, which are cancelled. The same
+        fingerprint again only updates the options and `checked_at_s`.
         """
 
     async def put_distilled(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> bool:
@@ -74,6 +75,9 @@ class ContextBook(Protocol):
 
     async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
         """All fills, with their tokens."""
+
+    def outlines(self) -> AsyncIterator[Sequence[Outline]]:
+        """All fills without their tokens, some at a time; each is of one instant."""
 
     async def put_fill(self, fill: Fill) -> bool:
         """Insert or replace. False, and nothing is written, when no context has its version any more."""

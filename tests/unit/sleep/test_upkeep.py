@@ -5,7 +5,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nightfill.contexts.context import Fill, FillKey, FillState, Fingerprint, Form, Signature, Tenant
+from nightfill.contexts.context import Fill, FillKey, FillState, Fingerprint, Form, Outline, Signature, Tenant
 from nightfill.kv.key import BlockKey, salt_of, snapshot_key, spans
 from nightfill.kv.rotation import Resealed
 from nightfill.sleep.upkeep import LEFT_AGAIN_S, RENEWED_AGAIN_S, StoreUpkeep
@@ -70,6 +70,34 @@ def fill(first: int, tokens: int = 600) -> Fill:
     )
 
 
+def outline(one: Fill) -> Outline:
+    return Outline(
+        key=one.key,
+        state=one.state,
+        total_tokens=one.total_tokens,
+        stored_tokens=one.stored_tokens,
+        filled_at_s=one.filled_at_s,
+        fill_seconds=one.fill_seconds,
+    )
+
+
+def learnt(upkeep: StoreUpkeep, fills: Sequence[Fill]) -> None:
+    of = {one.key: one for one in fills}
+    for key in upkeep.unknown(map(outline, fills)):
+        upkeep.learn(of[key])
+    assert upkeep.unknown(map(outline, fills)) == []
+
+
+def retained(upkeep: StoreUpkeep, *worth: tuple[Fill, float]) -> None:
+    learnt(upkeep, [one for one, _ in worth])
+    upkeep.retain({one.key: value for one, value in worth})
+
+
+def tended(upkeep: StoreUpkeep, fills: Sequence[Fill], pinned: Collection[FillKey] = ()) -> Mapping[FillKey, int]:
+    learnt(upkeep, fills)
+    return upkeep.tend({one.key for one in fills}, pinned)
+
+
 def keys_of(one: Fill) -> list[BlockKey]:
     return [span.key for span in spans(one.tokens, signature=SIGNATURE, salt=salt_of(T))]
 
@@ -77,7 +105,7 @@ def keys_of(one: Fill) -> list[BlockKey]:
 def test_what_no_fill_names_goes_and_what_is_pinned_stays() -> None:
     kept, pinned, gone = fill(1), fill(2), fill(3)
     store = FakeStore(keys_of(kept) + keys_of(pinned) + keys_of(gone))
-    left = StoreUpkeep(store).tend([kept, pinned], {pinned.key})
+    left = tended(StoreUpkeep(store), [kept, pinned], {pinned.key})
     assert store.keys == {*keys_of(kept), *keys_of(pinned)}
     assert store.pinned >= set(keys_of(pinned))
     assert store.pinned.isdisjoint(keys_of(kept))
@@ -87,13 +115,13 @@ def test_what_no_fill_names_goes_and_what_is_pinned_stays() -> None:
 def test_a_gap_ends_what_counts() -> None:
     whole, holed, empty = fill(1), fill(2), fill(3)
     store = FakeStore([*keys_of(whole), keys_of(holed)[0], keys_of(holed)[2]])
-    assert StoreUpkeep(store).tend([whole, holed, empty], set()) == {whole.key: 600, holed.key: 256, empty.key: 0}
+    assert tended(StoreUpkeep(store), [whole, holed, empty]) == {whole.key: 600, holed.key: 256, empty.key: 0}
 
 
 def test_a_model_that_is_stored_whole_counts_whole() -> None:
     one = fill(1)
     store = FakeStore([snapshot_key(one.tokens, signature=SIGNATURE, salt=salt_of(T))])
-    assert StoreUpkeep(store).tend([one], set()) == {one.key: 600}
+    assert tended(StoreUpkeep(store), [one]) == {one.key: 600}
     assert len(store.keys) == 1
 
 
@@ -103,10 +131,10 @@ def test_blocks_are_worth_as_much_as_the_dearest_fill_that_shares_them() -> None
     longer = replace(longer, key=replace(longer.key, fingerprint=Fingerprint("f" * 64)))
     store = FakeStore([])
     upkeep = StoreUpkeep(store)
-    upkeep.retain([(one, 0.5), (longer, 0.2)])
+    retained(upkeep, (one, 0.5), (longer, 0.2))
     assert [store.values[key] for key in keys_of(one)] == [0.5, 0.5, 0.5]
     assert store.values[keys_of(longer)[2]] == 0.2
-    upkeep.retain([(longer, 0.2)])
+    retained(upkeep, (longer, 0.2))
     assert store.values[keys_of(one)[0]] == 0.2
 
 
@@ -114,9 +142,9 @@ def test_other_processes_are_told_each_time_what_is_pinned_and_what_all_is_worth
     one, pinned = fill(1), fill(2)
     store = FakeStore([])
     upkeep = StoreUpkeep(store)
-    upkeep.retain([(one, 0.5)])
+    retained(upkeep, (one, 0.5))
     assert store.published == []
-    upkeep.tend([one, pinned], {pinned.key})
+    tended(upkeep, [one, pinned], {pinned.key})
     ((values, pins),) = store.published
     assert (values.keys() >= set(keys_of(one)), pins >= set(keys_of(pinned))) == (True, True)
     upkeep.publish()
@@ -133,9 +161,9 @@ def test_what_is_under_way_is_held_at_its_value() -> None:
 def test_a_fill_whose_tokens_changed_is_cut_anew() -> None:
     store = FakeStore([])
     upkeep = StoreUpkeep(store)
-    before, after = fill(1), replace(fill(2), key=fill(1).key)
-    upkeep.retain([(before, 1.0)])
-    upkeep.retain([(after, 1.0)])
+    before, after = fill(1), replace(fill(2), key=fill(1).key, filled_at_s=1.0)
+    retained(upkeep, (before, 1.0))
+    retained(upkeep, (after, 1.0))
     assert set(keys_of(after)) <= store.values.keys()
     assert set(keys_of(before)).isdisjoint(store.values)
 
@@ -145,11 +173,11 @@ def test_blocks_are_counted_by_one_question_and_no_more_often_than_told() -> Non
     fills = [fill(n) for n in range(1, 2001, 100)]
     store = FakeStore([key for one in fills for key in keys_of(one)])
     upkeep = StoreUpkeep(store, count_every_s=600.0, clock=lambda: now_s)
-    assert len(upkeep.tend(fills, set())) == len(fills)
+    assert len(tended(upkeep, fills)) == len(fills)
     now_s = 599.0
-    assert (upkeep.tend(fills, set()), store.counts) == ({}, 1)
+    assert (tended(upkeep, fills), store.counts) == ({}, 1)
     now_s = 600.0
-    assert (len(upkeep.tend(fills, set())), store.counts) == (len(fills), 2)
+    assert (len(tended(upkeep, fills)), store.counts) == (len(fills), 2)
 
 
 def test_a_change_of_keys_is_said_to_be_over_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from nightfill.state.agenda import CLAIM_S, Due, Looked
+from nightfill.state.agenda import CLAIM_S, HEADSTART_S, Due, Looked
 from nightfill.state.sqlite.access import usage_of
 from nightfill.state.sqlite.due import waits_for
 
@@ -31,9 +32,7 @@ _JOBS: Final = "SELECT * FROM jobs WHERE kind = 'fill' AND NOT ended AND target 
 class SqliteAgenda:
     """See `Agenda`."""
 
-    def __init__(
-        self, database: Database, book: SqliteBook, jobs: SqliteJobs, *, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, database: Database, book: SqliteBook, jobs: SqliteJobs, *, clock: Callable[[], float]) -> None:
         self._db = database
         self._book = book
         self._jobs = jobs
@@ -45,20 +44,21 @@ class SqliteAgenda:
         if not self._db.read("SELECT EXISTS (SELECT 1 FROM contexts WHERE look_s <= ?)", self._clock())[0][0]:
             return []
 
-        def act(connection: sqlite3.Connection) -> list[_Found]:
+        def act(connection: sqlite3.Connection) -> tuple[float, list[_Found]]:
             def read(sql: str, *values: object) -> Sequence[Any]:
                 return connection.execute(sql, values).fetchall()
 
             now_s = self._clock()
-            mark = now_s + CLAIM_S
-            rows = read("SELECT tenant, name FROM contexts WHERE look_s <= ? ORDER BY look_s LIMIT ?", now_s, limit)
+            names = "SELECT tenant, name FROM contexts WHERE look_s <= ? ORDER BY look_s LIMIT ?"
+            found = [_found(read, *row, now_s) for row in read(names, now_s, limit)]
             connection.executemany(
-                "UPDATE contexts SET look_s = ? WHERE tenant = ? AND name = ?", [(mark, *row) for row in rows]
+                "UPDATE contexts SET look_s = ? WHERE tenant = ? AND name = ?",
+                [(now_s + CLAIM_S, one.context["tenant"], one.context["name"]) for one in found if one is not None],
             )
-            found = (_found(read, *row, now_s) for row in rows)
-            return [one for one in found if one is not None]
+            return now_s, [one for one in found if one is not None]
 
-        return [self._due(found) for found in await self._db.write(act)]
+        now_s, found = await self._db.write(act)
+        return [replace(self._due(one, now_s), mark=now_s + CLAIM_S) for one in found]
 
     async def after(self, place: str, *, limit: int) -> tuple[list[Due], str]:
         """See `Agenda`."""
@@ -108,9 +108,9 @@ class SqliteAgenda:
     def _read(self, rows: Sequence[Any]) -> list[Due]:
         now_s = self._clock()
         found = (_found(self._db.read, *row, now_s) for row in rows)
-        return [self._due(one) for one in found if one is not None]
+        return [self._due(one, now_s) for one in found if one is not None]
 
-    def _due(self, found: _Found) -> Due:
+    def _due(self, found: _Found, now_s: float) -> Due:
         outlines = map(self._book.outline, found.fills)
         return Due(
             context=self._book.context(found.context),
@@ -119,6 +119,7 @@ class SqliteAgenda:
             jobs=tuple(map(self._jobs.job, found.jobs)),
             shared=found.shared,
             mark=found.context["look_s"],
+            changed=found.context["look_s"] <= now_s - HEADSTART_S,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
@@ -37,7 +38,7 @@ from nightfill.state.sqlite.jobs import cancel_target
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from nightfill.state.seal import TextSeal
     from nightfill.state.sqlite.database import Database
@@ -47,6 +48,7 @@ _LOG: Final = logging.getLogger(__name__)
 _CACHED_TOKENS: Final = 1 << 20
 """Bound of the unpacked token lists kept in memory, by tokens."""
 _SOUND: Final = 4096
+_AT_ONCE: Final = 500
 
 _CONTEXTS: Final = """SELECT c.*, v.content_bytes FROM contexts c
     JOIN versions v ON v.tenant = c.tenant AND v.fingerprint = c.current"""
@@ -238,6 +240,14 @@ class SqliteBook:
     async def watched(self) -> list[Context]:
         """See `SourceBook`."""
         return [self.context(row) for row in self._db.read(f"{_CONTEXTS} WHERE c.watched ORDER BY c.name, c.tenant")]
+
+    async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
+        """See `ContextBook`."""
+        after = 0
+        while rows := self._db.read("SELECT * FROM fills WHERE id > ? ORDER BY id LIMIT ?", after, _AT_ONCE):
+            after = rows[-1]["id"]
+            yield [one for one in map(self.outline, rows) if one is not None]
+            await asyncio.sleep(0)
 
     async def put_fill(self, fill: Fill) -> bool:
         """See `ContextBook`."""

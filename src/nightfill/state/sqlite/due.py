@@ -52,7 +52,13 @@ def look_now(connection: sqlite3.Connection, tenant: str, version: str, now_s: f
 
 def waits_for(scope: Scope) -> str:
     """The name of a budget in `contexts`: its level, tenant and user."""
-    parts = ("0",) if scope.tenant is None else ("1", scope.tenant) if scope.user is None else ("2", scope.tenant, scope.user)
+    parts = (
+        ("0",)
+        if scope.tenant is None
+        else ("1", scope.tenant)
+        if scope.user is None
+        else ("2", scope.tenant, scope.user)
+    )
     return "/".join(parts)
 
 
