@@ -9,6 +9,7 @@ import pytest
 from fakes.answers import FakeIndex
 from fakes.embedder import WordEmbedder
 from nightfill.answers.cache import AnswerCache
+from nightfill.answers.index import NearIndex
 from nightfill.answers.look import Kind, Result
 from nightfill.answers.neighbours import NearSearch, Parts
 from nightfill.answers.question import Bar, Question
@@ -247,3 +248,32 @@ async def test_what_the_book_has_no_more_leaves_the_index_without_being_asked_fo
         await place.state.answers.drop(DEFAULT_TENANT)
         await place.indexed(0)
     assert place.index.closed
+
+
+async def test_after_a_restart_the_real_index_has_what_it_had_and_embeds_only_what_came_meanwhile(
+    place: Place, tmp_path: Path
+) -> None:
+    def load() -> Parts:
+        return Parts(place.embedder, NearIndex(tmp_path / "near", identity=place.embedder.identity), guard)
+
+    async def found(search: NearSearch, words: str, number: int) -> bool:
+        cache = AnswerCache(place.state.answers, neighbours=search)
+        near, _ = await cache.near(question(words), max_age_s=None)
+        return near is not None and near.answer.key == key(number)
+
+    async def until_found(search: NearSearch, words: str, number: int) -> None:
+        async with asyncio.timeout(30):
+            while not await found(search, words, number):  # noqa: ASYNC110 - the index tells nobody
+                await asyncio.sleep(0.01)
+
+    await put(place.state.answers, 1, "where is the old harbour")
+    async with place.search(load, needed=True) as search:
+        await search.ready()
+        await until_found(search, "where is the harbour", 1)
+    await put(place.state.answers, 2, "how deep does the water get")
+    place.embedder.calls.clear()
+    async with place.search(load, needed=True) as search:
+        await search.ready()
+        assert await found(search, "where is the harbour", 1)
+        await until_found(search, "how deep does water get", 2)
+    assert not any("where is the old harbour" in call for call in place.embedder.calls)

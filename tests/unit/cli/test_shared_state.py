@@ -9,8 +9,9 @@ import pytest
 
 from fakes.stores import redis_server
 from nightfill.cli.rooms import open_board, open_rooms
-from nightfill.cli.workspace import Workspace
-from nightfill.config import ByteSize, KvSettings, Settings, TierSettings
+from nightfill.cli.workspace import Workspace, answer_bounds
+from nightfill.config import AnswerSettings, ByteSize, KvSettings, Settings, TierSettings
+from nightfill.state.answers import AnswerBounds
 from nightfill.state.board import MmapLoadBoard
 
 if TYPE_CHECKING:
@@ -83,3 +84,9 @@ async def test_only_engines_that_several_hosts_use_have_the_fleets_board(tmp_pat
 def test_the_doctor_looks_into_a_state_on_a_server(cli: Cli, shared: str) -> None:
     assert "0 wait or run" in cli("doctor").stdout
     assert not (cli.data / "state.db").exists()
+
+
+def test_what_the_state_keeps_of_answers_is_bounded_by_the_settings() -> None:
+    settings = AnswerSettings(max_answers=3, max_bytes=ByteSize(400), tenant_max_answers=2, questions_per_context=7)
+    assert answer_bounds(settings) == AnswerBounds(answers=3, bytes=400, tenant_answers=2, questions=7)
+    assert answer_bounds(AnswerSettings()).tenant_answers is None
