@@ -117,6 +117,14 @@ class FakeBook:
         self._up()
         return self._contexts.get((tenant, name))
 
+    async def is_empty(self) -> bool:
+        self._up()
+        return not self._contexts
+
+    async def tenants(self) -> list[Tenant]:
+        self._up()
+        return sorted({tenant for tenant, _ in self._contexts})
+
     async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
         self._up()
         rows = [context for context in self._contexts.values() if tenant in (None, context.tenant)]

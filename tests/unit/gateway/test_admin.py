@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -7,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from fakes.engine import SIGNATURE
-from fakes.house import CHAT
+from fakes.engine import SIGNATURE, FakeEngine
+from fakes.house import CHAT, House, post
 from nightfill.config import ByteSize, ContextSettings
 from nightfill.contexts import DEFAULT_TENANT, ContextName, Fill, FillKey, FillState, Fingerprint, Form
 from nightfill.errors import BudgetSpent
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     import aiohttp
 
-    from fakes.house import House
 
 TEXT = {"text": "A long text about harbours."}
 
@@ -219,6 +219,24 @@ async def test_engines_show_what_they_are(house: House) -> None:
     async with house.client() as client:
         _, answer = await call(client, "GET", "engines")
     assert [(row["name"], row["signature"], row["reuse"]) for row in answer["data"]] == [("fake", SIGNATURE, "trim")]
+
+
+async def test_engines_show_how_they_are_and_so_do_the_metrics() -> None:
+    gate = asyncio.Event()
+    house = House(engine=FakeEngine(gates={0: gate}))
+    async with house.client() as client:
+        asked = asyncio.create_task(post(client, "/v1/chat/completions", json={**CHAT, "max_tokens": 7}))
+        await house.engine.opened.wait()
+        _, busy = await call(client, "GET", "engines")
+        assert house.value("nightfill_engine_in_flight_tokens", engine="fake") == busy["data"][0]["in_flight_tokens"]
+        gate.set()
+        assert await asked == 200
+        _, idle = await call(client, "GET", "engines")
+    (row,) = busy["data"]
+    assert (row["healthy"], row["failures"], row["in_flight"]) == (True, 0, 1)
+    assert 7 < row["in_flight_tokens"] < 30
+    assert idle["data"][0]["in_flight_tokens"] == 0
+    assert house.value("nightfill_engine_healthy", engine="fake") == 1
 
 
 async def test_the_state_being_down_is_a_503(house: House) -> None:

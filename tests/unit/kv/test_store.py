@@ -152,6 +152,14 @@ def test_a_put_goes_to_disk_and_a_read_brings_it_to_ram(store: Store, sample: Ma
     assert of(store, "disk").read_bytes == of(store, "disk").written_bytes == sealed_bytes(8192)
 
 
+def test_what_is_in_memory_is_known_without_a_look_at_the_disk(store: Store, sample: MakeSample) -> None:
+    one = sample(1)
+    put(store, one)
+    assert not store.in_memory(one.key)
+    store.get(one.key, salt=SALT)
+    assert store.in_memory(one.key)
+
+
 def test_a_hot_put_goes_to_ram_at_once(store: Store, sample: MakeSample) -> None:
     put(store, sample(1), hot=True)
     assert (of(store, "ram").blocks, of(store, "disk").blocks) == (1, 1)

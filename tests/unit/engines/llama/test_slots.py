@@ -66,6 +66,15 @@ def test_among_used_slots_the_one_unused_for_longest_goes() -> None:
     assert choose([Slot(id=0, spans=prefix(5, 6), last_used_s=2), old], spans=prefix(1, 2), text=b"") is old
 
 
+async def test_most_held_counts_busy_slots_too_and_none_of_another_process(table: SlotTable) -> None:
+    spans = prefix(1, 2, 3, 4)
+    async with table.acquire(generation=1, spans=spans, text=b"") as slot:
+        slot.spans = spans[:1]
+        assert table.most_held(spans, generation=1) == 2
+        assert table.most_held(prefix(9, 9), generation=1) == 0
+    assert table.most_held(spans, generation=2) == 0
+
+
 def test_a_slot_holds_only_whole_blocks_that_agree_from_the_front() -> None:
     slot = Slot(id=0, spans=prefix(1, 2, 3, 4, 5))
     assert slot.holds(prefix(1, 2, 3, 4, 5)) == 5
