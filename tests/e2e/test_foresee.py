@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import pytest
 
+from nightfill.config import EngineSettings, KvSettings
+from nightfill.contexts import Form, Front, Text
+from nightfill.engines.engine import Call, Prefix
+from nightfill.engines.llama.engine import LlamaEngine
+from nightfill.engines.llama.model import load
+from nightfill.engines.llama.process import LlamaProcess
+from nightfill.kv import open_store
+from nightfill.sleep.answer_request import tell
 from serving import eventually, source_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from serving import Serve
 
@@ -89,3 +100,37 @@ def test_nothing_is_prepared_for_a_context_that_did_not_ask_for_it(new_serve: Ca
     assert refused.returncode == 2
     assert "nothing can be foreseen" in refused.stderr
     assert {job["kind"] for job in serve.jobs()} == {"fill"}
+
+
+async def test_an_engine_that_fills_between_two_answers_loads_what_it_answers_with_again(
+    tmp_path: Path, serve_home: Path
+) -> None:
+    """Both use the one slot of a filling engine; what the slot table believed before a fill is not true after it."""
+    settings = EngineSettings(model="demo:tiny", context_length=2048)
+    with contextlib.closing(open_store(KvSettings(), data_dir=tmp_path)) as store:
+        model = load(settings, filling=True, cache_dir=serve_home / ".cache", scratch_dir="", data_dir=tmp_path)
+        process = LlamaProcess(model.child(), name="fill")
+        async with contextlib.aclosing(LlamaEngine(model, process=process, store=store, block_tokens=256)) as engine:
+            contents = [Text(source_text(seed, functions=20)) for seed in (1, 2)]
+            prefixes = [
+                Prefix(tokens=await engine.prefix_tokens(content, Form.CHAT), salt=bytes(32), stamp=1.0)
+                for content in contents
+            ]
+            reused = []
+            for prefix in (*prefixes, *prefixes):
+                async with engine.fill(prefix) as fill:
+                    await fill.resume()
+                    await fill.extend(len(prefix.tokens))
+                    await fill.keep()
+                placed = Front(contents[0]).chat([msgspec.Raw(b'{"role":"user","content":"Where is it?"}')])
+                body = {"messages": b"[" + b",".join(map(bytes, placed)) + b"]", "max_tokens": b"4"}
+                call = Call(
+                    path="/v1/chat/completions",
+                    body={name: msgspec.Raw(raw) for name, raw in body.items()},
+                    stream=False,
+                    prefix=prefixes[0],
+                    salt=prefixes[0].salt,
+                )
+                told = await tell(engine, call, max_bytes=1 << 20)
+                reused.append((told.tokens.reused or 0) / len(prefixes[0].tokens))
+    assert min(reused) > 0.95, reused

@@ -266,6 +266,7 @@ class LlamaEngine:
         """Begin a fill in slot 0; waits for the one before to end."""
         await self.describe()
         async with self._filling:
+            self._slots.forget_free()
             try:
                 batch_tokens = self._model.settings.batch_tokens
                 yield LlamaFill(prefix, api=self._api, transfer=self._transfer, batch_tokens=batch_tokens)
@@ -277,6 +278,7 @@ class LlamaEngine:
         """Compare in slot 0; waits for a fill to end."""
         description = await self.describe()
         async with self._filling:
+            self._slots.forget_free()
             try:
                 yield LlamaSampler(
                     prefix,
