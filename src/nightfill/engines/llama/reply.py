@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nightfill.engines.engine import Tokens
 from nightfill.engines.aggregate import Aggregate
+from nightfill.engines.engine import Tokens
 from nightfill.engines.llama.refusals import in_openais_shape
 from nightfill.engines.sse import EventSplitter, payloads
 from nightfill.errors import EngineUnavailable
