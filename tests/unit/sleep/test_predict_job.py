@@ -265,6 +265,38 @@ async def test_a_worker_that_is_stopped_loses_nothing_and_the_next_goes_on(tmp_p
 
 
 @virtual
+async def test_a_job_that_is_cancelled_midway_ends_there(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        foreseeing(h)
+        h.make_engine = lambda h: FakeFillEngine(store=h.store, log=h.log, speed_tps=1.0)
+        await h.put("word", options=WANTED)
+        await ask(h, "How does it work?", "What does it cost?")
+        async with h.working():
+            await until(lambda: bool(h.log.calls))
+            (job,) = await jobs(h, JobKind.ANSWER)
+            assert await h.state.jobs.cancel(job.id)
+            await asyncio.sleep(60)
+        ended = await h.state.jobs.get(job.id)
+        assert ended is not None
+        assert (ended.state, ended.reserved_tokens, await stored(h), len(h.log.calls)) == (JobState.CANCELLED, 0, 0, 1)
+
+
+@virtual
+async def test_no_question_is_in_a_log_or_in_a_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    async with house(tmp_path) as h:
+        foreseeing(h, sources="log structure model")
+        await h.put(TEXT, options=WANTED)
+        await ask(h, "How does Zyzzyx work?")
+        async with h.working():
+            await prepared(h, 1)
+            await settled(h)
+        assert "Zyzzyx" not in caplog.text
+        assert "Zyzzyx" not in str(await h.state.jobs.jobs())
+        assert caplog.text.count("answers prepared") == 1, "the log is looked at"
+
+
+@virtual
 async def test_an_engine_that_dies_is_replaced_and_the_answers_are_made(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         foreseeing(h)
