@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_SEGMENTS: Final = 20_000
 """Compared with each other; about 600,000 tokens of prose."""
-_ALIKE: Final = 0.6
+_ALIKE: Final = 0.75
 """Cosine from which on a segment says again what another one has said."""
 _AGAIN: Final = 6.0
 """How much an increase of the cosine by 1 beyond `_ALIKE` lowers a priority."""

@@ -149,6 +149,8 @@ class Weights:
     """The power of a segment's length that its priority is per: 0 takes the best segments however long, 1 those with
     most in each byte.
     """
+    least: int
+    """Characters that a shorter segment counts as having: scraps are no bargain."""
     cover: float
     """How much it counts that a segment has words of weight that nothing kept so far has."""
 
@@ -167,17 +169,20 @@ PROSE: Final = Weights(
         "place": -0.61,
     },
     size=0.85,
+    least=60,
     cover=0.0,
 )
 """What answers questions comes early, states facts in numbers and verbs, and is not about sources."""
-TALK: Final = Weights(of={"long_around": 0.3, "asks_around": 0.15, "place": -0.2, "last": -0.1}, size=1.1, cover=0.7)
+TALK: Final = Weights(
+    of={"long_around": 0.3, "asks_around": 0.15, "place": -0.2, "last": -0.1}, size=1.1, least=1, cover=0.7
+)
 """No single turn of a talk answers much; the words that matter, and the passages where somebody explains, do. Vectors
 made nothing better on the development meetings, so none are needed.
 """
 _DEFINES: Final = re.compile(
     r"^\s*(?:async def|def|class|func|fn|pub|struct|enum|interface|type|export|public)\b", re.MULTILINE
 )
-_DEFINITION: Final = 0.7
+_DEFINITION: Final = 1.5
 """Added for code that defines something."""
 
 
@@ -196,7 +201,7 @@ def priorities(text: str, segments: Sequence[Segment], vectors: Floats, weights:
     features = features_of(text, segments, vectors)
     spread = features.std(axis=0)
     standard = np.where(spread > _FLAT, (features - features.mean(axis=0)) / np.maximum(spread, _FLAT), 0.0)
-    sizes = np.array([one.end - one.start + 1 for one in segments], np.float32)
+    sizes = np.array([max(one.end - one.start + 1, weights.least) for one in segments], np.float32)
     defines = np.array(
         [one.kind is Kind.CODE and _DEFINES.search(text, one.start, one.end) is not None for one in segments]
     )
