@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger(__name__)
 _MAX_WAITING: Final = 512
 _MAX_WAITING_BYTES: Final = 64 << 20
+_TOGETHER: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class Keeper:
         *,
         max_answer_bytes: int,
         on_outcome: Callable[[str], None],
+        every_s: float = 0.05,
         write_s: float = 5.0,
         close_s: float = 2.0,
     ) -> None:
@@ -62,7 +65,7 @@ class Keeper:
         self._questions = questions
         self._max_answer_bytes = max_answer_bytes
         self._on_outcome = on_outcome
-        self._write_s, self._close_s = write_s, close_s
+        self._every_s, self._write_s, self._close_s = every_s, write_s, close_s
         self._deposits: deque[Deposit] = deque()
         self._waiting_bytes = 0
         self._keys: set[AnswerKey] = set()
@@ -71,7 +74,7 @@ class Keeper:
         self._asked: dict[tuple[Tenant, ContextName], list[Asked]] = {}
         self._noted = asyncio.Event()
         self._empty = asyncio.Event()
-        self._closing = False
+        self._closing = asyncio.Event()
         self._failing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -113,18 +116,16 @@ class Keeper:
         self._noted.set()
 
     async def _run(self) -> None:
-        while not self._closing or self._noted.is_set():
+        while not self._closing.is_set() or self._noted.is_set():
             if not self._noted.is_set():
                 self._empty.set()
             await self._noted.wait()
+            # Several together cost little more than one.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s):
+                    await self._closing.wait()
             self._noted.clear()
-            try:
-                await self._write_all()
-            except Exception:  # noqa: BLE001
-                # The outermost frame: what was at hand is lost, what comes is not.
-                _LOG.exception("an answer was not stored")
-                self._on_outcome("failed")
-                self._noted.set()
+            await self._write_all()
         self._empty.set()
 
     async def _write_all(self) -> None:
@@ -135,29 +136,36 @@ class Keeper:
             (tenant, context), questions = self._asked.popitem()
             await self._written(self._questions.note(tenant, context, questions))
         while self._deposits:
-            deposit = self._deposits.popleft()
+            some = [self._deposits.popleft() for _ in range(min(_TOGETHER, len(self._deposits)))]
             try:
-                await self._deposit(deposit)
+                kept = await asyncio.to_thread(lambda: [self._checked(one) for one in some])  # noqa: B023 - awaited
+                pairs = list(zip(some, kept, strict=True))
+                await asyncio.gather(*(self._deposit(*pair) for pair in pairs if pair[0].judge is None))
+                for deposit, reply in pairs:  # a judge looks things up, for which there is one thread
+                    if deposit.judge is not None:
+                        await self._deposit(deposit, reply)
             finally:
-                self._waiting_bytes -= deposit.recording.size
-                self._keys.discard(deposit.question.key)
+                self._waiting_bytes -= sum(one.recording.size for one in some)
+                self._keys.difference_update(one.question.key for one in some)
 
-    async def _deposit(self, deposit: Deposit) -> None:
-        kept = await asyncio.to_thread(
-            keep,
-            deposit.recording,
-            deposit.tokens,
-            bounded=deposit.question.max_tokens is not None,
-            max_bytes=self._max_answer_bytes,
-        )
-        if deposit.judge is not None and not await deposit.judge(kept):
-            return
-        if isinstance(kept, Unfit):
-            self._on_outcome(kept)
-            return
-        stored = await self._written(self._answers.put(_answer(deposit, kept)))
-        if stored is not None:
-            self._on_outcome("stored" if stored else "overtaken")
+    def _checked(self, deposit: Deposit) -> Kept | Unfit:
+        bounded = deposit.question.max_tokens is not None
+        return keep(deposit.recording, deposit.tokens, bounded=bounded, max_bytes=self._max_answer_bytes)
+
+    async def _deposit(self, deposit: Deposit, kept: Kept | Unfit) -> None:
+        try:
+            if deposit.judge is not None and not await deposit.judge(kept):
+                return
+            if isinstance(kept, Unfit):
+                self._on_outcome(kept)
+                return
+            stored = await self._written(self._answers.put(_answer(deposit, kept)))
+            if stored is not None:
+                self._on_outcome("stored" if stored else "overtaken")
+        except Exception:  # noqa: BLE001
+            # The outermost frame of this one: the others are not concerned.
+            _LOG.exception("an answer was not stored")
+            self._on_outcome("failed")
 
     async def _written(self, write: Awaitable[object]) -> object:
         """The outcome of a write; None, and a word in the log, when it failed."""
@@ -179,7 +187,7 @@ class Keeper:
 
     async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
-        self._closing = True
+        self._closing.set()
         self._noted.set()
         pending = (await asyncio.wait({self._task}, timeout=self._close_s))[1]
         for task in pending:

@@ -19,10 +19,15 @@ from nightfill.errors import BadSetting, StateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from nightfill.answers.cache import Neighbour
     from nightfill.answers.embed import Embedder, Vectors
     from nightfill.answers.question import Question
     from nightfill.state.answers import AnswerBook, AnswerKey, AnswerNote, AnswerScope
+
+    Vector = NDArray[np.float32]
 
 T = TypeVar("T")
 
@@ -34,6 +39,7 @@ _MOST_WAITING: Final = 8
 _BATCH: Final = 8
 """Questions embedded together. More would take the processor away from live requests for longer."""
 _PAGE: Final = 256
+_FRESH: Final = 256
 _SWEPT: Final = 500
 """Places of the index that are compared with the book in one round."""
 _EVERY_S: Final = 0.5
@@ -106,6 +112,8 @@ class NearSearch:
         self._waiting = 0
         self._gone: list[AnswerKey] = []
         self._swept_to = 0
+        self._fresh: dict[str, Vector] = {}
+        """Vectors of questions that were asked last. Its methods are atomic: both threads use it."""
         self._needed, self._loaded, self._closing = asyncio.Event(), asyncio.Event(), asyncio.Event()
         if needed:
             self._needed.set()
@@ -121,7 +129,7 @@ class NearSearch:
             return (), *((Result.BARRED, "not-installed") if self._failure else (Result.BUSY, "loading"))
         assert question.text is not None
         text, scope = question.text, question.scope
-        found = await self._sought(lambda: parts.index.nearest(scope, parts.embedder.embed([text])[0], _NEAREST))
+        found = await self._sought(lambda: parts.index.nearest(scope, self._embedded(parts, text), _NEAREST))
         if isinstance(found, Result):
             return (), found, ""
         found = [one for one in found if one.similarity >= self._floor]
@@ -167,6 +175,14 @@ class NearSearch:
         await self._loaded.wait()
         if self._failure:
             raise BadSetting(self._failure, param="answers.mode")
+
+    def _embedded(self, parts: Parts, text: str) -> Vector:
+        vector: Vector = parts.embedder.embed([text])[0]
+        # What is not found is soon stored, and then wanted again.
+        self._fresh[text] = vector
+        if len(self._fresh) > _FRESH:
+            self._fresh.pop(next(iter(self._fresh)), None)
+        return vector
 
     async def _sought(self, work: Callable[[], T]) -> T | Result:
         """Do `work` in the thread for look-ups; BUSY or LATE when that would take too long."""
@@ -240,7 +256,17 @@ class NearSearch:
             if not notes:
                 return
             for start in range(0, len(notes), _BATCH):
-                await self._kept(lambda some=notes[start : start + _BATCH]: _add(parts, some))  # type: ignore[misc]
+                await self._kept(lambda some=notes[start : start + _BATCH]: self._add(parts, some))  # type: ignore[misc]
+
+    def _add(self, parts: Parts, notes: Sequence[AnswerNote]) -> None:
+        import numpy as np  # of the extra that the embedder needs too
+
+        texts = [note.question for note in notes]
+        known = {text: vector for text in texts if (vector := self._fresh.pop(text, None)) is not None}
+        missing = list(dict.fromkeys(text for text in texts if text not in known))
+        if missing:
+            known.update(zip(missing, parts.embedder.embed(missing), strict=True))
+        parts.index.add(notes, np.stack([known[text] for text in texts]))
 
     async def _swept(self, parts: Parts) -> None:
         """Look through some of the index for answers that the book has no more: their vectors must not stay."""
@@ -274,7 +300,3 @@ def _warmed(parts: Parts) -> Parts:
     parts.embedder.embed(["Is it warm?"])
     parts.guard("Is it warm?", "Is it warm now?")
     return parts
-
-
-def _add(parts: Parts, notes: Sequence[AnswerNote]) -> None:
-    parts.index.add(notes, parts.embedder.embed([note.question for note in notes]))
