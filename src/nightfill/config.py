@@ -283,7 +283,7 @@ class ForeseeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     max_tokens: int = 512
     """The same; 0 to say nothing. Answers that end before it also serve near requests with other bounds."""
     every_s: Duration = Duration(60)
-    """How often it is looked at whether a context has new questions."""
+    """How often it is looked at whether contexts have new questions, 200 of them at each planning."""
 
 
 class RouteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from nightfill.answers.question import Question
     from nightfill.answers.reply import Kept
     from nightfill.config import AnswerSettings, ForeseeSettings
-    from nightfill.contexts import Content, Context, Fill
+    from nightfill.contexts import Content, Context, Fill, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.answer_request import Requests
     from nightfill.sleep.predict import Candidate
+    from nightfill.state.agenda import Agenda
     from nightfill.state.answers import AnswerBook, Asked, Origin, QuestionLog
     from nightfill.state.book import SourceBook
     from nightfill.state.jobs import Job, JobQueue
@@ -37,6 +38,9 @@ _log = logging.getLogger(__name__)
 MOST_CONTEXTS: Final = 200
 """Of the tenant's other contexts, whose logs are read for what recurs."""
 ASKED_OF_EACH: Final = 100
+LIST_EVERY_S: Final = 600.0
+"""How often the newest of them are looked for: a tenant may have a million contexts."""
+_MOST_TENANTS: Final = 256
 LIST_TOKENS: Final = 40
 """Of each question that a model writes."""
 
@@ -51,6 +55,10 @@ class Books(Protocol):
     @property
     def book(self) -> SourceBook:
         """What is long-lived, and what of it is filled."""
+
+    @property
+    def agenda(self) -> Agenda:
+        """All contexts, in steps."""
 
     @property
     def answers(self) -> AnswerBook:
@@ -121,6 +129,8 @@ class Foresight:
         self.settings = settings
         self._load = load
         self._embedder: Embedder | None = None
+        self._newest: dict[Tenant, tuple[float, list[ContextName]]] = {}
+        """When, and which, by tenant."""
         self._clock = clock
         self.list_prompt = prompt(settings.model_questions)
         self.list_tokens = LIST_TOKENS * settings.model_questions
@@ -220,12 +230,18 @@ class Foresight:
         return found
 
     async def _others(self, context: Context) -> list[Sequence[Asked]]:
-        contexts = [one for one in await self.state.book.contexts(context.tenant) if one.name != context.name]
-        newest = sorted(contexts, key=lambda one: -one.updated_at_s)[:MOST_CONTEXTS]
+        at_s, names = self._newest.get(context.tenant, (float("-inf"), []))
+        if self._clock() - at_s >= LIST_EVERY_S:
+            contexts = [one for one in await self.state.book.contexts(context.tenant) if self.wanted(one)]
+            newest = sorted(contexts, key=lambda one: -one.updated_at_s)[: MOST_CONTEXTS + 1]
+            names = [one.name for one in newest]
+            self._newest[context.tenant] = self._clock(), names
+            while len(self._newest) > _MOST_TENANTS:
+                del self._newest[next(iter(self._newest))]
         return [
-            await self.state.questions.recent(one.tenant, one.name, limit=ASKED_OF_EACH)
-            for one in newest
-            if self.wanted(one)
+            await self.state.questions.recent(context.tenant, name, limit=ASKED_OF_EACH)
+            for name in names
+            if name != context.name
         ]
 
     def _embedding(self) -> Embedder | None:

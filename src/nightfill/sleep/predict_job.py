@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from nightfill.answers.reply import Kept
-from nightfill.contexts import FillKey, Form, Signature
+from nightfill.contexts import FillKey, FillState, Form, Signature
 from nightfill.engines.engine import Reuse
 from nightfill.errors import BudgetSpent
 from nightfill.sleep.answer_job import BATCH
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+STEP: Final = 200
+"""Contexts that one look passes."""
 PRIORITY: Final = -0.5
 """Below every fill's, above audits."""
 
@@ -43,23 +45,34 @@ class Predicting:
     def __init__(self, foresight: Foresight, *, clock: Callable[[], float] = time.time) -> None:
         self._foresight = foresight
         self._clock = clock
-        self._looked_s = float("-inf")
+        self._place = ""
+        """In the walk through all contexts; empty between two of them."""
+        self._walked_s = float("-inf")
         self._marks: dict[Target, tuple[object, ...]] = {}
         """What each was last predicted from."""
+        self._met: set[Target] = set()
+        """On this walk."""
         self._known: dict[Signature, Description] = {}
 
     async def plan(self, descriptions: Sequence[Description]) -> None:
         """See `Duty`."""
         self._known = {one.signature: one for one in descriptions if one.reuse is not Reuse.NONE}
         now_s, foresight = self._clock(), self._foresight
-        if now_s - self._looked_s < foresight.settings.every_s:
-            return
-        self._looked_s = now_s
-        contexts = [one for one in await foresight.state.book.contexts() if foresight.wanted(one)]
-        targets = {target_of(context, signature): context for context in contexts for signature in self._known}
-        self._marks = {target: mark for target, mark in self._marks.items() if target in targets}
-        for target, context in targets.items():
-            await self._look(target, context, now_s)
+        if not self._place:
+            if now_s - self._walked_s < foresight.settings.every_s:
+                return
+            self._walked_s = now_s
+        found, self._place = await foresight.state.agenda.after(self._place, limit=STEP)
+        for due in found:
+            filled = {fill.key for fill in due.fills if fill.state is FillState.READY}
+            for signature in self._known if foresight.wanted(due.context) else ():
+                target = target_of(due.context, signature)
+                if target.key in filled:
+                    self._met.add(target)
+                    await self._look(target, due.context, now_s)
+        if not self._place:
+            self._marks = {target: mark for target, mark in self._marks.items() if target in self._met}
+            self._met.clear()
 
     def again(self, target: Target) -> None:
         """There is more to do than was done."""
@@ -72,7 +85,7 @@ class Predicting:
         # Answers grow old together, and are made again then.
         age = now_s // max(float(foresight.answers.ttl_s), 1.0)
         mark = (*newest, age)
-        if not any(limits.values()) or self._marks.get(target) == mark or await foresight.ready(target) is None:
+        if not any(limits.values()) or self._marks.get(target) == mark:
             return
         try:
             await queue_prediction(foresight, context, self._known[target.key.signature], priority=PRIORITY)
