@@ -6,6 +6,7 @@ in stretches, each by the same ratio.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -57,7 +58,10 @@ def chosen(text: str, segments: Sequence[Segment], vectors: Floats, budget: int)
     if not segments:
         return set()
     weights = weights_of(segments)
-    sizes = np.array([len((one.lead + text[one.start : one.end]).encode()) + 2 for one in segments])
+    gaps = [1, *(max(1, len(_gap(text, *pair))) for pair in itertools.pairwise(segments))]
+    sizes = np.array(
+        [len((one.lead + text[one.start : one.end]).encode()) + gap for one, gap in zip(segments, gaps, strict=True)]
+    )
     section = np.array([one.section for one in segments])
     heading = {one.section: place for place, one in enumerate(segments) if one.kind is Kind.HEADING}
     share = _SECTION_SHARE * budget / int(sizes.sum())
@@ -93,9 +97,14 @@ def chosen(text: str, segments: Sequence[Segment], vectors: Floats, budget: int)
     return kept
 
 
+def _gap(text: str, before: Segment, after: Segment) -> str:
+    gap = text[before.end : after.start]
+    return "\n\n" if gap.count("\n") > 1 else "\n" if "\n" in gap else " " if gap else ""
+
+
 def rendered(text: str, segments: Sequence[Segment], kept: AbstractSet[int]) -> str:
-    """The kept segments in their order. Neighbours stand as they stood; where something is left out, a line ends, or
-    a blank comes inside of a paragraph.
+    """The kept segments in their order. Neighbours are parted as they were, by a blank, a line end or an empty line;
+    where something is left out, by a line end, or a blank inside of a line.
     """
     parts: list[str] = []
     last: int | None = None
@@ -103,10 +112,8 @@ def rendered(text: str, segments: Sequence[Segment], kept: AbstractSet[int]) -> 
         one = segments[place]
         cut = last is None or place != last + 1
         if last is not None:
-            gap = text[segments[last].end : one.start]
-            if cut:
-                gap = "\n" if "\n" in gap or one.lead else " "
-            parts.append(gap)
+            gap = _gap(text, segments[last], one)
+            parts.append(("\n" if "\n" in gap or one.lead else " ") if cut else gap)
         parts.append((one.lead if cut else "") + text[one.start : one.end])
         last = place
     return "".join(parts)

@@ -73,8 +73,8 @@ def test_what_says_the_same_again_makes_room_for_something_else() -> None:
 
 
 def test_a_definition_is_kept_before_other_code() -> None:
-    blocks = [f"x{n} = {n}\ny{n} = x{n} + {n}" for n in range(12)]
-    blocks[6] = "def lift(pump: Pump) -> int:\n    return pump.litres"
+    blocks = [f"x{n} = {n}\ny{n} = x{n} + {n}" for n in range(40)]
+    blocks[20] = "def lift(pump: Pump) -> int:\n    return pump.litres"
     assert "def lift" in short("\n\n".join(blocks), 4)
 
 
