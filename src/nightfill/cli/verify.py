@@ -140,7 +140,9 @@ async def _compared(
     shared = set(settings.roles) != {"fill"}
     async with open_board(rooms, serves=False, shared_engines=settings.kind == "vllm") as board:
         gate = Gatekeeper(board if shared else NO_LOAD, rooms.settings.sleep, stop=asyncio.Event())
-        outcome = await VerifyRun(fill.key, book=rooms.state.book, engine=engine, gate=gate, scope=scope).run()
+        books = rooms.state
+        run = VerifyRun(fill.key, book=books.book, answers=books.answers, engine=engine, gate=gate, scope=scope)
+        outcome = await run.run()
     if not isinstance(outcome, Verdict):
         return [Found(**whose, outcome=_UNVERIFIED, why="it changed meanwhile, or live requests left no room")]
     await rooms.state.jobs.count(JobKind.VERIFY, outcome.outcome)

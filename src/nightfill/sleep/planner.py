@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nightfill.sleep.priority import Policy
     from nightfill.state.access import AccessLog
     from nightfill.state.agenda import Agenda, Due
+    from nightfill.state.answers import AnswerBook
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
     from nightfill.state.engines import EngineBook
@@ -57,6 +58,10 @@ class State(Protocol):
     @property
     def access(self) -> AccessLog:
         """How it was used."""
+
+    @property
+    def answers(self) -> AnswerBook:
+        """What was answered."""
 
     @property
     def budgets(self) -> BudgetBook:

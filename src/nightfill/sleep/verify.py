@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import Fill, FillKey
     from nightfill.engines.engine import Engine, Sampled, Sampler
     from nightfill.sleep.gatekeeper import Gatekeeper
+    from nightfill.state.answers import AnswerBook
     from nightfill.state.book import ContextBook
 
 _log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class VerifyRun:
         key: FillKey,
         *,
         book: ContextBook,
+        answers: AnswerBook,
         engine: Engine,
         gate: Gatekeeper,
         scope: Scope = AUDIT,
@@ -73,6 +75,7 @@ class VerifyRun:
         """`computed` is told what the engine computes for it: tokens, and seconds of its own."""
         self._key = key
         self._book = book
+        self._answers = answers
         self._engine = engine
         self._gate = gate
         self._scope = scope
@@ -137,6 +140,10 @@ class VerifyRun:
             return
         _log.error("stored KV of a fill of %d tokens is wrong, and is dropped: %s", len(fill.tokens), verdict.why)
         await self._book.mark_fill(self._key, state=FillState.STALE, reason=f"{DRIFTED}: {verdict.why}")
+        # What was said with it may be wrong too.
+        for context in await self._book.contexts(self._key.tenant):
+            if self._key.fingerprint in context.versions:
+                await self._answers.drop(context.tenant, context=context.name)
         # Servers that load by themselves ask no book.
         async with self._engine.fill(prefix) as ours:
             await ours.discard()

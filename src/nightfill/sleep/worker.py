@@ -375,6 +375,7 @@ class Worker:
             run = VerifyRun(
                 key,
                 book=self._state.book,
+                answers=self._state.answers,
                 engine=engine,
                 gate=self._gate(name, stop),
                 computed=held.computed,

@@ -16,6 +16,7 @@ from nightfill.sleep.fidelity import Outcome, Verdict
 from nightfill.sleep.fill import Gone, Stopped
 from nightfill.sleep.gatekeeper import Gatekeeper
 from nightfill.sleep.verify import MOST_CUTS, Crowded, Scope, VerifyRun
+from nightfill.state.answers import Answer, AnswerKey, AnswerScope, Origin
 from nightfill.state.jobs import JobKind, JobState
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def run_of(house: House, key: FillKey, engine: FakeFillEngine, **more: object) -
     gate = Gatekeeper(house.board, house.settings, stop=stop or asyncio.Event(), clock=now_s)
     scope = Scope(questions=2, noise=bool(more.pop("noise", False)))
     assert not more
-    return VerifyRun(key, book=house.state.book, engine=engine, gate=gate, scope=scope)
+    books = house.state
+    return VerifyRun(key, book=books.book, answers=books.answers, engine=engine, gate=gate, scope=scope)
 
 
 def engine_of(house: House, **more: float | bool) -> FakeFillEngine:
@@ -93,9 +95,26 @@ async def test_what_differs_by_no_more_than_the_engine_from_itself_stays_ready(t
 async def test_wrong_kv_is_put_into_quarantine_dropped_and_computed_anew(tmp_path: Path) -> None:
     async with filled(tmp_path) as (h, key):
         spoil(h)
+        said = AnswerKey(b"k" * 32)
+        (context,) = await h.state.book.contexts(T)
+        answer = Answer(
+            key=said,
+            scope=AnswerScope(b"s" * 32),
+            tenant=T,
+            context=context.name,
+            fingerprint=context.current,
+            model="m",
+            question="",
+            body=b"{}",
+            origin=Origin.LIVE,
+            at_s=0,
+            ttl_s=1e9,
+        )
+        assert await h.state.answers.put(answer)
         verdict = await run_of(h, key, engine_of(h)).run()
         assert isinstance(verdict, Verdict)
         assert verdict.outcome is Outcome.DRIFT
+        assert await h.state.answers.get(said) is None  # it may have been said with the wrong KV
         fill = await until(h, key, FillState.STALE)
         assert fill.drifted
         assert fill.reason.startswith("drifted: drift: ")
