@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
-from nightfill.state.access import HISTORY_DAYS, Access, Usage
+from nightfill.state.access import HISTORY_DAYS, Access, Usage, tells
 from nightfill.state.redis.server import ROOT, Server, pairs, scripts
 
 if TYPE_CHECKING:
@@ -61,17 +61,7 @@ class RedisAccessLog:
 
     async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
         """See `AccessLog`."""
-        now = int(now_s // _HOUR_S)
-        reply = await self._server.call("HGETALL", f"{ROOT}:uses:{tenant}\0{context}")
-        rows = sorted((int(hour), *msgspec.msgpack.decode(packed)) for hour, packed in pairs(reply))
-        rows = [row for row in rows if row[0] <= now]
-        week = [row for row in rows if row[0] > now - _WEEK]
-        return Usage(
-            last_access_s=min(float(rows[-1][3]), now_s) if rows else None,
-            accesses_7d=sum(row[1] for row in week),
-            broken_7d=sum(row[2] for row in week),
-            hours={row[0]: row[1] for row in rows if row[0] > now - HISTORY_DAYS * 24},
-        )
+        return usage_of(await self._server.call("HGETALL", f"{ROOT}:uses:{tenant}\0{context}"), now_s)
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100
@@ -91,6 +81,20 @@ class RedisAccessLog:
         return int(await self._server.run(self._scripts["prune_accesses"], older_than_s))
 
 
+def usage_of(reply: Sequence[bytes], now_s: float) -> Usage:
+    """From a context's hours; those that are still to come do not count."""
+    now = int(now_s // _HOUR_S)
+    rows = sorted((int(hour), *msgspec.msgpack.decode(packed)) for hour, packed in pairs(reply))
+    rows = [row for row in rows if row[0] <= now]
+    week = [row for row in rows if row[0] > now - _WEEK]
+    return Usage(
+        last_access_s=min(float(rows[-1][3]), now_s) if rows else None,
+        accesses_7d=sum(row[1] for row in week),
+        broken_7d=sum(row[2] for row in week),
+        hours={row[0]: row[1] for row in rows if row[0] > now - HISTORY_DAYS * 24},
+    )
+
+
 def _sums(row: Access) -> tuple[object, ...]:
     """What the counts of hours and the ledger need of a row."""
     return (
@@ -104,6 +108,7 @@ def _sums(row: Access) -> tuple[object, ...]:
         int(row.layer == "answer" or row.saved_tokens > 0),
         row.saved_tokens,
         row.saved_s,
+        tells(row),
     )
 
 

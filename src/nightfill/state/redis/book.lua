@@ -1,9 +1,10 @@
 -- The book of contexts. Under the root:
 --   :tenants
 --   :contexts:TENANT   name -> record (below)
---   :versions:TENANT   fingerprint -> number of contexts that have it, fields of its fills
+--   :versions:TENANT   fingerprint -> number of contexts that have it, fields of its fills, names of the contexts
+--   :watched           TENANT NUL NAME of contexts whose source may change by itself
 --   :content:TENANT NUL FINGERPRINT   sealed
---   :fills:TENANT      FINGERPRINT/FORM/SIGNATURE -> state, stored tokens, filled at, seconds, reason, digest of tokens
+--   :fills:TENANT      FINGERPRINT/FORM/SIGNATURE -> state, stored tokens, filled at, seconds, reason, digest and number of tokens
 --   :tokens:TENANT NUL FIELD   sealed token list of that digest
 --   :questions:TENANT NUL CONTEXT   sealed, the newest first
 --   :changes           moves with each change; never comes back to where it was, not even when all was lost
@@ -38,9 +39,13 @@ local function changed()
 end
 
 -- One context more has the version, with this sealed content; even a known one is written, its old may be damaged.
-local function take(tenant, fingerprint, sealed, more)
-  local version = get(versions(tenant), fingerprint) or {0, {}}
+local function take(tenant, name, fingerprint, sealed, more)
+  local version = get(versions(tenant), fingerprint) or {0, {}, {}}
   version[1] = version[1] + more
+  if more > 0 then
+    version[3] = version[3] or {}
+    table.insert(version[3], name)
+  end
   call('HSET', versions(tenant), fingerprint, cmsgpack.pack(version))
   call('SET', content(tenant, fingerprint), sealed)
 end
@@ -54,6 +59,12 @@ local function leave(context, fingerprint)
   end
   local version = get(versions(tenant), fingerprint)
   version[1] = version[1] - 1
+  for index, name in ipairs(version[3] or {}) do
+    if name == context[NAME] then
+      table.remove(version[3], index)
+      break
+    end
+  end
   if version[1] > 0 then return call('HSET', versions(tenant), fingerprint, cmsgpack.pack(version)) end
   for _, field in ipairs(version[2]) do
     call('HDEL', fills(tenant), field)
@@ -61,11 +72,12 @@ local function leave(context, fingerprint)
   end
   call('UNLINK', content(tenant, fingerprint))
   call('HDEL', versions(tenant), fingerprint)
+  cancel_target('fill', tenant .. '/' .. fingerprint .. '/')
 end
 
 local function make_current(context, fingerprint, bytes, sealed)
   local old, distilled = context[CURRENT], context[DISTILLED]
-  take(context[TENANT], fingerprint, sealed, old == fingerprint and 0 or 1)
+  take(context[TENANT], context[NAME], fingerprint, sealed, old == fingerprint and 0 or 1)
   context[CURRENT], context[BYTES], context[CHECKED] = fingerprint, bytes, now
   if old ~= fingerprint then
     context[UPDATED], context[DISTILLED] = now, ''
@@ -74,15 +86,17 @@ local function make_current(context, fingerprint, bytes, sealed)
   end
   local packed = cmsgpack.pack(context)
   call('HSET', contexts(context[TENANT]), context[NAME], packed)
+  look_now(context[TENANT], context[NAME])
   return {changed(), packed}
 end
 
 --- put
-local tenant, name, source, forms, pinned, ttl, user, options, fingerprint, bytes = unpack(args)
+local tenant, name, source, forms, pinned, ttl, user, options, fingerprint, bytes, watched = unpack(args)
 local old = get_context(tenant, name) or {name, tenant, '', '', false, false, '', 0, now, now, now, '', '{}', ''}
 old[SOURCE], old[FORMS], old[PINNED], old[TTL], old[USER] = source, forms, pinned, ttl, user
 old[OPTIONS] = options or old[OPTIONS]
 call('SADD', root .. ':tenants', tenant)
+call(watched and 'SADD' or 'SREM', root .. ':watched', tenant .. '\0' .. name)
 return make_current(old, fingerprint, bytes, ARGV[3])
 
 --- replace
@@ -98,10 +112,11 @@ local tenant, name, current, fingerprint = unpack(args)
 local context = get_context(tenant, name)
 if not context or context[CURRENT] ~= current then return {0} end
 local old = context[DISTILLED]
-take(tenant, fingerprint, ARGV[3], old == fingerprint and 0 or 1)
+take(tenant, name, fingerprint, ARGV[3], old == fingerprint and 0 or 1)
 context[DISTILLED] = fingerprint
 if old ~= fingerprint then leave(context, old) end
 call('HSET', contexts(tenant), name, cmsgpack.pack(context))
+look_now(tenant, name)
 return {changed()}
 
 --- delete
@@ -114,6 +129,8 @@ call('HDEL', contexts(tenant), name)
 if call('EXISTS', contexts(tenant)) == 0 then call('SREM', root .. ':tenants', tenant) end
 leave(context, current)
 leave(context, distilled)
+look_no_more(tenant .. '\0' .. name)
+call('SREM', root .. ':watched', tenant .. '\0' .. name)
 call('UNLINK', answer_counts(tenant, name), questions(tenant, name))
 return {changed()}
 
@@ -140,6 +157,7 @@ if not old then
   call('HSET', versions(tenant), fingerprint, cmsgpack.pack(version))
 end
 call('HSET', fills(tenant), field, cmsgpack.pack(fill))
+if fill[STATE] ~= 'filling' and not (old and old[STATE] == fill[STATE]) then look_at_version(tenant, fingerprint) end
 return {changed()}
 
 --- mark_fill
@@ -148,6 +166,7 @@ local fill = get(fills(tenant), field)
 if not fill then return {0} end
 fill[STATE], fill[REASON], fill[STORED] = state, reason, stored or fill[STORED]
 call('HSET', fills(tenant), field, cmsgpack.pack(fill))
+look_at_version(tenant, string.sub(field, 1, 64))
 return {changed()}
 
 --- drop_fill
@@ -158,7 +177,8 @@ local version, others = get(versions(tenant), fingerprint), {}
 for _, other in ipairs(version[2]) do
   if other ~= field then others[#others + 1] = other end
 end
-call('HSET', versions(tenant), fingerprint, cmsgpack.pack({version[1], others}))
+call('HSET', versions(tenant), fingerprint, cmsgpack.pack({version[1], others, version[3]}))
+look_at_version(tenant, fingerprint)
 return {changed()}
 
 --- note_questions

@@ -22,6 +22,8 @@ from nightfill.contexts.context import (
     FillState,
     Fingerprint,
     Form,
+    MessagesSource,
+    Outline,
     Source,
     Tenant,
     TextSource,
@@ -34,7 +36,7 @@ from nightfill.state.redis.record import Record
 from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from nightfill.state.seal import TextSeal
 
@@ -61,6 +63,8 @@ class _FillRecord(msgspec.Struct, array_like=True):
     fill_seconds: float
     reason: str
     digest: str
+    total_tokens: int = -1
+    """Below 0 for one that was written before there was the column."""
 
 
 class RedisBook:
@@ -112,9 +116,10 @@ class RedisBook:
             False if options is None else msgspec.json.encode(options).decode(),
             fingerprint,
             content_bytes(content),
+            is_watched(source),
         )
         packed = (await self._change("put", *words, blobs=(self._sealed(tenant, fingerprint, content),)))[1]
-        return self._context(_record(packed))
+        return self.context(packed)
 
     async def replace(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> Context | None:
         """See `SourceBook`."""
@@ -131,7 +136,7 @@ class RedisBook:
             words = (*where, record.current, record.source, fingerprint, content_bytes(content))
             reply = await self._change("replace", *words, blobs=(sealed,))
             if reply[0]:
-                return self._context(_record(reply[1]))
+                return self.context(reply[1])
         return None
 
     async def put_distilled(self, context: Context, *, content: Content, fingerprint: Fingerprint) -> bool:
@@ -143,14 +148,14 @@ class RedisBook:
     async def get(self, tenant: Tenant, name: ContextName) -> Context | None:
         """See `ContextBook`."""
         packed = await self._server.call("HGET", f"{ROOT}:contexts:{tenant}", name)
-        return None if packed is None else self._context(_record(packed))
+        return None if packed is None else self.context(packed)
 
     async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
         """See `ContextBook`. Read in steps; each context is of one instant."""
         found: dict[tuple[str, str], Context] = {}
         for whose in await self._tenants(tenant):
             async for name, packed in self._server.scan("HSCAN", f"{ROOT}:contexts:{whose}"):
-                found[name.decode(), whose] = self._context(_record(packed))
+                found[name.decode(), whose] = self.context(packed)
         return [found[key] for key in sorted(found)]
 
     async def delete(self, tenant: Tenant, name: ContextName) -> bool:
@@ -189,11 +194,81 @@ class RedisBook:
                         found[fill.key] = fill
         return list(found.values())
 
+    async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
+        """See `ContextBook`. What changes its place meanwhile may come twice."""
+        for whose in await self.tenants():
+            some: list[Outline] = []
+            async for field, packed in self._server.scan("HSCAN", f"{ROOT}:fills:{whose}"):
+                outline = await self.outline(whose, field, packed)
+                if outline is not None:
+                    some.append(outline)
+                if len(some) >= _AT_ONCE:
+                    yield some
+                    some = []
+            yield some
+
+    async def outline(self, tenant: Tenant, field: bytes, packed: bytes) -> Outline | None:
+        """From a record of `book.lua`; None when it is from before its tokens were counted, and they cannot be
+        opened.
+        """
+        key = FillKey.parse(f"{tenant}/{field.decode()}")
+        record = msgspec.msgpack.decode(packed, type=_FillRecord)
+        total = record.total_tokens
+        if total < 0:
+            tokens = await self._tokens(key, record.digest)
+            if tokens is None:
+                return None
+            total = len(tokens)
+        return Outline(
+            key=key,
+            state=record.state,
+            total_tokens=total,
+            stored_tokens=record.stored_tokens,
+            filled_at_s=record.filled_at_s,
+            fill_seconds=record.fill_seconds,
+            reason=record.reason,
+        )
+
+    async def is_empty(self) -> bool:
+        """See `ContextBook`."""
+        return not await self._server.call("EXISTS", f"{ROOT}:tenants")
+
+    async def tenants(self) -> list[Tenant]:
+        """See `ContextBook`."""
+        return sorted(Tenant(name.decode()) for name in await self._server.call("SMEMBERS", f"{ROOT}:tenants"))
+
+    async def watched(self) -> list[Context]:
+        """See `SourceBook`."""
+        names = sorted(name.decode() for name in await self._server.call("SMEMBERS", f"{ROOT}:watched"))
+        by_tenant: dict[str, list[str]] = {}
+        for tenant, _, name in (one.partition("\0") for one in names):
+            by_tenant.setdefault(tenant, []).append(name)
+        found: list[Context] = []
+        for tenant, of in by_tenant.items():
+            for some in batches(of, _AT_ONCE):
+                rows = await self._server.call("HMGET", f"{ROOT}:contexts:{tenant}", *some)
+                found += [self.context(packed) for packed in rows if packed is not None]
+        return found
+
+    async def watch(self, contexts: Sequence[Context]) -> None:
+        """Have those of these whose source may change among the watched ones."""
+        names = [f"{one.tenant}\0{one.name}" for one in contexts if is_watched(one.source)]
+        if names:
+            await self._server.call("SADD", f"{ROOT}:watched", *names)
+
     async def put_fill(self, fill: Fill) -> bool:
         """See `ContextBook`. The token list travels only when it is not known to be there."""
         key, packed = fill.key, pack(fill.tokens)
         digest = hashlib.sha256(f"{key}\0".encode() + packed).hexdigest()
-        record = (fill.state, fill.stored_tokens, fill.filled_at_s, fill.fill_seconds, fill.reason, digest)
+        record = (
+            fill.state,
+            fill.stored_tokens,
+            fill.filled_at_s,
+            fill.fill_seconds,
+            fill.reason,
+            digest,
+            fill.total_tokens,
+        )
         words = (key.tenant, key.fingerprint, _field(key), record)
         # One that was never opened may be damaged: then nobody sees the fill until its tokens are written again.
         reply = await self._change("put_fill", *words) if digest in self._sound else [-1]
@@ -259,7 +334,7 @@ class RedisBook:
     async def _tenants(self, tenant: Tenant | None) -> list[str]:
         if tenant is not None:
             return [tenant]
-        return sorted(name.decode() for name in await self._server.call("SMEMBERS", f"{ROOT}:tenants"))
+        return [str(name) for name in await self.tenants()]
 
     def _sealed(self, tenant: Tenant, fingerprint: Fingerprint, content: Content) -> bytes:
         return self._texts.wrap(f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
@@ -302,6 +377,10 @@ class RedisBook:
             self._sound.clear()
         self._sound.add(digest)
 
+    def context(self, packed: bytes) -> Context:
+        """From a record of `book.lua`."""
+        return self._context(_record(packed))
+
     def _context(self, record: Record) -> Context:
         encoded = self._texts.opened(f"{record.tenant}/{record.name}", _bytes(record.source))
         try:
@@ -325,6 +404,11 @@ class RedisBook:
             options=options,
             distilled=Fingerprint(record.distilled) if record.distilled else None,
         )
+
+
+def is_watched(source: Source) -> bool:
+    """Whether it may change by itself."""
+    return not isinstance(source, TextSource | MessagesSource)
 
 
 def _bound(cache: OrderedDict[str, Any], most: int) -> None:

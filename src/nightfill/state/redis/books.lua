@@ -34,12 +34,13 @@ end
 local log, most, rows = unpack(args)
 local last = tonumber(call('GET', root .. ':appended:' .. log) or 0)
 for index, row in ipairs(rows) do
-  local number, at, tenant, context, broken, machine, user, served, hit, saved_tokens, saved_s = unpack(row)
+  local number, at, tenant, context, broken, machine, user, served, hit, saved_tokens, saved_s, tells = unpack(row)
   if number > last then
     last = number
     call('ZADD', root .. ':accesses', at, string.format('%016d', call('INCR', root .. ':access')) .. ARGV[2 + index])
     if context ~= '' then
       note_use(at, tenant, context, broken)
+      if tells then call('ZADD', root .. ':agenda', 'XX', 'LT', now - HEADSTART_S, tenant .. '\0' .. context) end
       if served then
         to_ledger(math.floor(at / DAY_S), tenant, context, machine, user, {0, 0, 0, 1, hit, saved_tokens, saved_s})
       end

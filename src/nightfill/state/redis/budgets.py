@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from nightfill.state.agenda import MOST_WOKEN
 from nightfill.state.budgets import BudgetLine, BudgetRules, Period, Scope
 from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
@@ -21,6 +22,7 @@ class RedisBudgetBook:
     def __init__(self, server: Server, *, rules: BudgetRules) -> None:
         self._server = server
         self._scripts = scripts("books")
+        self._set_limit = scripts("agenda")["set_limit"]
         self._rules = rules
 
     async def lines(self, scopes: Sequence[Scope] | None = None) -> list[BudgetLine]:
@@ -29,17 +31,15 @@ class RedisBudgetBook:
             scopes = await self._all()
         lines: list[BudgetLine] = []
         for some in batches(scopes, _AT_ONCE):
-            packed = await self._server.run(self._scripts["budget_lines"], [_key(scope) for scope in some])
+            packed = await self._server.run(self._scripts["budget_lines"], [key_of(scope) for scope in some])
             lines += lines_of(some, msgspec.msgpack.decode(packed), self._rules)
         return lines
 
     async def set_limit(self, scope: Scope, period: Period, tokens: int | None) -> None:
         """See `BudgetBook`."""
-        field = f"{period}\0{_key(scope)}"
-        if tokens is None:
-            await self._server.call("HDEL", f"{ROOT}:limits", field)
-        else:
-            await self._server.call("HSET", f"{ROOT}:limits", field, tokens)
+        budget = key_of(scope)
+        limit = False if tokens is None else tokens
+        await self._server.run(self._set_limit, f"{period}\0{budget}", limit, budget, MOST_WOKEN)
 
     async def _all(self) -> list[Scope]:
         """Those with a limit of their own, something spent or something set aside."""
@@ -68,7 +68,8 @@ def lines_of(scopes: Sequence[Scope], rows: Any, rules: BudgetRules) -> list[Bud
     ]
 
 
-def _key(scope: Scope) -> str:
+def key_of(scope: Scope) -> str:
+    """The name of a budget in the scripts."""
     if scope.tenant is None:
         return "a"
     return f"t{scope.tenant}" if scope.user is None else f"u{scope.tenant}\0{scope.user}"

@@ -9,6 +9,7 @@ local time = ARGV[1] == '' and call('TIME')
 local now = time and tonumber(time[1]) + tonumber(time[2]) / 1e6 or tonumber(ARGV[1])
 
 local DAY_S = 86400
+local HEADSTART_S = 1.5e9  -- as `state.agenda` has it
 
 -- How a stored answer begins: whether it served, serial, when it was made, time to live, bytes of head and of question.
 local PREFIX, PREFIX_BYTES = '>BdddI4I4', 33
@@ -117,5 +118,34 @@ local function forget_answers(set)
     call('SADD', root .. ':answers:left', set)
   else
     call('SREM', root .. ':answers:left', set)
+  end
+end
+
+-- The agenda. Under the root:
+--   :agenda            TENANT NUL NAME of contexts, by when they are to be looked at
+--   :waits             TENANT NUL NAME -> the budget that has no room for it
+--   :waiting:BUDGET    TENANT NUL NAME, by -priority
+
+-- Due at once, before all that only has its time.
+local function look_now(tenant, name)
+  call('ZADD', root .. ':agenda', 'LT', now - HEADSTART_S, tenant .. '\0' .. name)
+end
+
+local function look_at_version(tenant, fingerprint)
+  local packed = call('HGET', root .. ':versions:' .. tenant, fingerprint)
+  for _, name in ipairs(packed and cmsgpack.unpack(packed)[3] or {}) do look_now(tenant, name) end
+end
+
+local function look_no_more(member)
+  local budget = call('HGET', root .. ':waits', member)
+  if budget then call('ZREM', root .. ':waiting:' .. budget, member) end
+  call('HDEL', root .. ':waits', member)
+  call('ZREM', root .. ':agenda', member)
+end
+
+-- The first of those that wait for this budget.
+local function wake(budget, most)
+  for _, member in ipairs(call('ZRANGE', root .. ':waiting:' .. budget, 0, most - 1)) do
+    call('ZADD', root .. ':agenda', 'XX', 'LT', now - HEADSTART_S, member)
   end
 end

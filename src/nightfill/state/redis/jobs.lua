@@ -23,6 +23,7 @@ local USER, NEEDS, RESERVED = 20, 21, 22
 local KEPT, CHARGED_TOKENS, CHARGED_S, MACHINE, LEASED_BY, ENDED_BY, PLACE, ASKED_TOKENS = 23, 24, 25, 26, 27, 28, 29, 30
 
 local MAX_LOST = 20
+local WOKEN = 8  -- as `state.agenda` has it
 local SWEPT = 100  -- late or expired jobs brought back in one step
 local LOOKED = 1000  -- jobs, or tenants, passed by in one step because they are not what is wanted
 local SIZES = {8192, 32768, 131072}  -- longest of each class but the last; what does not fit is mostly not looked at
@@ -179,8 +180,14 @@ end
 local function finish(job, state)
   leave(job)
   if job[WORKER] ~= '' then unhold(job) end
-  reserve(job, -job[RESERVED])
+  if job[RESERVED] > 0 then
+    reserve(job, -job[RESERVED])
+    for _, scope in ipairs(scopes(job)) do wake(scope, WOKEN) end
+  end
   become(job, state)
+  if job[KIND] == 'fill' and state ~= 'done' then
+    look_at_version(job[TENANT], string.sub(job[TARGET], #job[TENANT] + 2, #job[TENANT] + 65))
+  end
 end
 
 -- Queued without a lease; to be leased at once, or after so long.

@@ -101,7 +101,7 @@ class RedisJobs:
         reply = await self._run("enqueue", *words, ASKED, self._rules.max_unfinished, _KINDS, self._defaults(scopes))
         if reply[0] == b"spent":
             self._refuse(scopes, reply[1], reserve_tokens)
-        return self._job(reply)
+        return job_of(reply[1])
 
     async def lease(
         self,
@@ -152,7 +152,7 @@ class RedisJobs:
         reply = await self._run(
             "renew", *_held(lease), lease_s, done_tokens, total_tokens, kept_tokens, told, lease=lease
         )
-        return _lease(self._job(reply))
+        return _lease(job_of(reply[1]))
 
     async def complete(self, lease: Lease, *, outcome: str = "", note: str = "", work: Work = NO_WORK) -> None:
         """See `JobQueue`."""
@@ -211,7 +211,7 @@ class RedisJobs:
     async def get(self, job_id: JobId) -> Job | None:
         """See `JobQueue`."""
         packed = await self._server.call("HGET", f"{ROOT}:jobs", job_id)
-        return None if packed is None else _job(packed)
+        return None if packed is None else job_of(packed)
 
     async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
         """See `JobQueue`. Which they are is read at once, what they are in steps; who changed its state is left out."""
@@ -220,7 +220,7 @@ class RedisJobs:
         found: list[Job] = []
         for some in batches(ids, _AT_ONCE):
             rows = await self._server.call("HMGET", f"{ROOT}:jobs", *some)
-            found += [job for packed in rows if packed is not None and (job := _job(packed)).state in wanted]
+            found += [job for packed in rows if packed is not None and (job := job_of(packed)).state in wanted]
         return found
 
     async def prune(self, *, older_than_s: float) -> int:
@@ -244,7 +244,7 @@ class RedisJobs:
         if reply[0] == b"weights":
             await self._server.run(self._scripts["weigh"], self._weights_digest, self._weights)
             reply = await self._server.run(self._scripts["lease"], *words)
-        return None if reply[0] == b"none" else _lease(self._job(reply))
+        return None if reply[0] == b"none" else _lease(job_of(reply[1]))
 
     async def _give_back(self, claim: asyncio.Task[Lease | None]) -> None:
         try:
@@ -266,9 +266,6 @@ class RedisJobs:
         if reply[0] == b"full":
             raise QueueFull(f"{self._rules.max_unfinished} jobs are waiting already", retry_after_s=60)
         return reply
-
-    def _job(self, reply: Any) -> Job:
-        return _job(reply[1])
 
     def _nonce(self) -> str:
         return f"{self._me}-{next(self._calls)}"
@@ -293,7 +290,8 @@ def _lease(job: Job) -> Lease:
     return Lease(job=job, worker=job.worker, fence=job.attempts, expires_at_s=job.lease_expires_at_s)
 
 
-def _job(packed: bytes) -> Job:
+def job_of(packed: bytes) -> Job:
+    """From a record of `jobs.lua`."""
     record = _decoder.decode(packed)
     return Job(
         id=JobId(record.id),

@@ -41,18 +41,35 @@ class Script:
     digest: str
 
 
+_LENT: Final = {"book": (("jobs", "cancel_target"),)}
+"""Programs that those of another file call as functions, by that file."""
+
+
 @functools.cache
 def scripts(name: str) -> Mapping[str, Script]:
     """The programs of `name`.lua; see common.lua."""
-    folder = resources.files("nightfill.state.redis")
-    common, text = ((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("common", name))
-    shared, *programs = text.split("\n--- ")
+    common = _text("common")
+    shared, *programs = _text(name).split("\n--- ")
+    for other, title in _LENT.get(name, ()):
+        shared = shared.replace("\nlocal function ", f"\n{_as_function(other, title)}\nlocal function ", 1)
     made = {}
     for program in programs:
         title, body = program.split("\n", 1)
         source = _with_needed((common, shared), body)
         made[title] = Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
     return made
+
+
+def _text(name: str) -> str:
+    return (resources.files("nightfill.state.redis") / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _as_function(name: str, title: str) -> str:
+    """A program of `name`.lua as a function; all that it needs but the common ones is within, under its own names."""
+    shared, *programs = _text(name).split("\n--- ")
+    (body,) = (text for head, _, text in (program.partition("\n") for program in programs) if head == title)
+    inner = _with_needed((shared,), body).replace("\n", "\n  ")
+    return f"local function {title}(...)\n  local args = {{...}}\n  {inner}\nend\n"
 
 
 def _with_needed(shared: Sequence[str], program: str) -> str:

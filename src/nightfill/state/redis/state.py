@@ -8,6 +8,7 @@ from nightfill.kv.resp import parse_url
 from nightfill.state.answers import AnswerBounds
 from nightfill.state.jobs import QueueRules
 from nightfill.state.redis.access import RedisAccessLog
+from nightfill.state.redis.agenda import RedisAgenda
 from nightfill.state.redis.answers import RedisAnswerBook, RedisQuestionLog
 from nightfill.state.redis.book import RedisBook
 from nightfill.state.redis.budgets import RedisBudgetBook
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nightfill.state.access import AccessLog
+    from nightfill.state.agenda import Agenda
     from nightfill.state.answers import AnswerBook, QuestionLog
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
@@ -42,6 +44,7 @@ class RedisState:
 
     jobs: JobQueue
     book: SourceBook
+    agenda: Agenda
     access: AccessLog
     budgets: BudgetBook
     ledger: LedgerBook
@@ -55,6 +58,7 @@ class RedisState:
         self._jobs = RedisJobs(server, rules=rules)
         self._book = RedisBook(server, seal=seal)
         self.jobs, self.book = self._jobs, self._book
+        self.agenda = RedisAgenda(server, self._book)
         self.access = RedisAccessLog(server)
         self.budgets = RedisBudgetBook(server, rules=rules.budgets)
         self.ledger = RedisLedgerBook(server)
