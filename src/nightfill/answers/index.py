@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from nightfill.answers.embed import Vectors
     from nightfill.answers.rows import Slots
     from nightfill.state.answers import AnswerNote
+    from nightfill.state.seal import RenewableSeal
 
 _LOG: Final = logging.getLogger(__name__)
 SMALL: Final = 2048
 """Rows that are compared for one look-up."""
 _PROPOSED: Final = 32
 _ROWS: Final = "rows.near"
-_GRAPHS: Final = "*.graph"
+_LEFT_OVER: Final = (".graph", ".draft")
 _PARTS: Final = 64
 _AT_ONCE: Final = 1 << 16
 _NONE: Final = np.zeros(0, np.int32)
@@ -91,12 +92,16 @@ class NearIndex:
         capacity: int = 1_000_000,
         small: int = SMALL,
         dimensions: int = DIMENSIONS,
+        seal: RenewableSeal | None = None,
     ) -> None:
         """Bring back what was saved; begin empty when it is damaged or of another embedding than `identity`.
 
+        With a `seal`, what lies on disk is sealed, and the graphs are in memory. What lies there without it, with
+        another one or under an old key is not used.
+
         Takes seconds for a million rows. Raises StateUnavailable when the folder cannot be made.
         """
-        self._identity, self._dimensions, self._small = identity, dimensions, small
+        self._identity, self._dimensions, self._small, self._seal = identity, dimensions, small, seal
         self._writing = threading.Lock()
         self._graphs: dict[AnswerScope, Graph] = {}
         self._serial = 0
@@ -107,7 +112,8 @@ class NearIndex:
         for graph in graphs:
             try:
                 scope = AnswerScope(bytes.fromhex(graph.scope))
-                self._graphs[scope] = Graph(self._folder / graph.name, serial=graph.serial, sha256=graph.sha256)
+                path = self._folder / graph.name
+                self._graphs[scope] = Graph(path, serial=graph.serial, sha256=graph.sha256, seal=seal)
             except StateUnavailable as exc:
                 self._changed = True
                 _LOG.warning("%s; it is made anew from the rows", exc)
@@ -234,19 +240,25 @@ class NearIndex:
                     graphs=graphs,
                 )
 
-            self._rows.save(self._folder / _ROWS, head)
+            self._rows.save(self._folder / _ROWS, head, self._seal)
             self._changed = self._removed = False
             kept = {graph.name for graph in graphs}
             with contextlib.suppress(OSError):
-                for path in self._folder.glob(_GRAPHS):
-                    if path.name not in kept:
+                for path in self._folder.iterdir():
+                    if path.suffix in _LEFT_OVER and path.name not in kept:
                         path.unlink(missing_ok=True)
 
     def _load(self, capacity: int) -> tuple[Rows, tuple[GraphFile, ...]]:
         path = self._folder / _ROWS
         if path.exists():
             try:
-                rows, head = Rows.load(path, capacity=capacity, identity=self._identity, dimensions=self._dimensions)
+                rows, head = Rows.load(
+                    path,
+                    capacity=capacity,
+                    identity=self._identity,
+                    dimensions=self._dimensions,
+                    seal=self._seal,
+                )
             except StateUnavailable as exc:
                 _LOG.warning("%s; it is made anew from the book", exc)
             else:
@@ -316,6 +328,7 @@ class NearIndex:
             slots=added,
             vectors=rows.vectors,
             serial=serial,
+            seal=self._seal,
         )
         self._graphs = {**self._graphs, scope: graph}
         self._changed = True

@@ -13,13 +13,13 @@ damaged since. A vector lies as 384 bytes and a scale: its cosines are off by so
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import numpy as np
 
-from nightfill.errors import StateUnavailable
+from nightfill.answers.files import Reader, write_whole
+from nightfill.errors import NightfillError, StateUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from nightfill.answers.embed import Vectors
     from nightfill.state.answers import AnswerNote
+    from nightfill.state.seal import RenewableSeal
 
     Slots = NDArray[np.int32]
     """Numbers of rows."""
@@ -130,43 +131,45 @@ class Rows:
             cosines[some] *= self._vectors.take(slots[some], axis=0).astype(np.float32) @ vector
         return cosines
 
-    def save(self, path: Path, head: Callable[[int], Head]) -> None:
+    def save(self, path: Path, head: Callable[[int], Head], seal: RenewableSeal | None = None) -> None:
         """Write all to `path`. `head` makes the head from the number of rows. Raises StateUnavailable."""
-        draft = path.with_suffix(".draft")
         encoded = msgspec.json.encode(head(self.used))
         parts: list[bytes | memoryview] = [_MAGIC, len(encoded).to_bytes(4, "little"), encoded]
         parts += self._arrays(self.used)
         digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
         try:
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                for part in parts:
-                    digest.update(part)
-                    file.write(part)
-                file.write(digest.digest())
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
+            write_whole(path, [*parts, digest.digest()], seal)
         except OSError as exc:
             raise StateUnavailable(f"index of answers {path}: {exc}") from exc
 
     @classmethod
-    def load(cls, path: Path, *, capacity: int, identity: str, dimensions: int) -> tuple[Rows, Head]:
-        """What was saved. Raises StateUnavailable when it is damaged, or of another embedding or a larger capacity."""
-        digest = hashlib.sha256()
+    def load(
+        cls, path: Path, *, capacity: int, identity: str, dimensions: int, seal: RenewableSeal | None = None
+    ) -> tuple[Rows, Head]:
+        """What was saved. Raises StateUnavailable when it is damaged, sealed with another key than the current one, or
+        of another embedding or a larger capacity.
+        """
         try:
             with path.open("rb") as file:
-                head = _read_head(file, digest)
-                if (head.identity, head.dimensions) != (identity, dimensions) or head.rows > capacity:
-                    raise StateUnavailable(f"index of answers {path}: of another embedding or another size")
-                rows = cls(capacity, dimensions)
-                for part in rows._arrays(head.rows):
-                    if file.readinto(part) != len(part):
-                        raise StateUnavailable(f"index of answers {path}: it ends early")
-                    digest.update(part)
-                if file.read(_DIGEST + 1) != digest.digest():
-                    raise StateUnavailable(f"index of answers {path}: damaged")
-        except (OSError, ValueError, msgspec.MsgspecError) as exc:
+                return cls._read(Reader(file, seal), capacity=capacity, identity=identity, dimensions=dimensions)
+        except (OSError, ValueError, NightfillError, msgspec.MsgspecError) as exc:
             raise StateUnavailable(f"index of answers {path}: {exc}") from exc
+
+    @classmethod
+    def _read(cls, reader: Reader, *, capacity: int, identity: str, dimensions: int) -> tuple[Rows, Head]:
+        digest = hashlib.sha256()
+        head = _read_head(reader, digest)
+        if (head.identity, head.dimensions) != (identity, dimensions) or head.rows > capacity:
+            raise ValueError("of another embedding or another size")
+        rows = cls(capacity, dimensions)
+        for part in rows._arrays(head.rows):
+            if reader.read_into(part) != len(part):
+                raise ValueError("it ends early")
+            digest.update(part)
+        if reader.read(_DIGEST + 1) != digest.digest():
+            raise ValueError("damaged")
         rows.used = head.rows
         rows.free = np.flatnonzero(~rows.taken()).tolist()
         return rows, head
@@ -181,12 +184,12 @@ def as_words(digests: Sequence[bytes]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 4)
 
 
-def _read_head(file: Any, digest: Any) -> Head:
-    begin = file.read(len(_MAGIC) + 4)
+def _read_head(reader: Reader, digest: Any) -> Head:
+    begin = reader.read(len(_MAGIC) + 4)
     size = int.from_bytes(begin[len(_MAGIC) :], "little")
     if not begin.startswith(_MAGIC) or size > _MOST_HEAD:
         raise ValueError("not an index of ours")
-    encoded = file.read(size)
+    encoded = reader.read(size)
     digest.update(begin)
     digest.update(encoded)
     return msgspec.json.decode(encoded, type=Head)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from nightfill.answers.neighbours import NearSearch, Parts
 from nightfill.answers.question import Questions
 from nightfill.cli.upkeep import running
+from nightfill.cli.workspace import text_seal
 from nightfill.errors import StateError
 from nightfill.gateway.stored import AnswerRoom
 from nightfill.kv import derived_secret
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nightfill.cli.rooms import Rooms
     from nightfill.config import AnswerSettings, Settings
     from nightfill.state.answers import AnswerBook
+    from nightfill.state.seal import RenewableSeal
 
 _LOG: Final = logging.getLogger(__name__)
 _PRUNE_EVERY_S: Final = 600.0
@@ -48,7 +50,7 @@ async def answer_room(rooms: Rooms) -> AsyncIterator[AnswerRoom]:
     needed = bool(_NEAR & {settings.mode, *settings.tenants.values()})
     search = NearSearch(
         rooms.state.answers,
-        lambda: _parts(settings, rooms.data_dir / INDEX_FOLDER),
+        lambda: _parts(settings, rooms.data_dir / INDEX_FOLDER, text_seal(rooms.settings.kv)),
         floor=settings.min_similarity,
         deadline_s=settings.near_timeout_s,
         needed=needed,
@@ -76,7 +78,7 @@ async def _pruned(book: AnswerBook) -> None:
         await asyncio.sleep(_PRUNE_EVERY_S)
 
 
-def _parts(settings: AnswerSettings, folder: Path) -> Parts:
+def _parts(settings: AnswerSettings, folder: Path, seal: RenewableSeal | None) -> Parts:
     from nightfill.answers.embed import load_embedder
 
     embedder = load_embedder(settings.embedding)
@@ -84,5 +86,5 @@ def _parts(settings: AnswerSettings, folder: Path) -> Parts:
     from nightfill.answers.guard import agree
     from nightfill.answers.index import NearIndex
 
-    index = NearIndex(folder, identity=embedder.identity, capacity=settings.max_answers)
+    index = NearIndex(folder, identity=embedder.identity, capacity=settings.max_answers, seal=seal)
     return Parts(embedder, index, agree)

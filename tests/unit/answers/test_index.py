@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from fakes.seal import XorSeal
 from nightfill.answers.index import NearIndex
 from nightfill.errors import StateUnavailable
 from nightfill.state.answers import AnswerKey, AnswerNote, AnswerScope
@@ -301,6 +302,40 @@ def test_a_row_that_is_taken_by_another_scope_during_a_look_up_is_not_told(
     monkeypatch.setattr(index._rows, "cosines", meanwhile)
     assert {near.key for near in index.nearest(S, made[1], 3)} == {key(0), key(2)}
     assert best(index, made[3], OTHER) == key(50)
+
+
+def test_with_a_key_nothing_lies_there_in_plain_and_only_that_key_opens_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def started(folder: Path, seal: XorSeal | None) -> NearIndex:
+        return NearIndex(folder, identity="e", capacity=5000, small=64, dimensions=DIMENSIONS, seal=seal)
+
+    def lies() -> bytes:
+        return b"".join(path.read_bytes() for path in (tmp_path / "0").iterdir())
+
+    made = vectors(300)
+    index = started(tmp_path, XorSeal(7))
+    index.add(notes(range(200)), made[:200])
+    index.add(notes(range(200, 300)), made[200:])
+    index.save()
+    index.close()
+    assert len(graphs(tmp_path)) == 1
+    assert bytes(key(5)) not in lies()
+    assert b"usearch" not in lies()
+    again = started(tmp_path, XorSeal(7))
+    assert sum(best(again, made[n]) == key(n) for n in range(300)) >= 297
+    again.close()
+    assert caplog.records == []
+    for other in (XorSeal(8), XorSeal(9, old=7), None):
+        refused = started(tmp_path, other)
+        assert refused.serial == 0
+        refused.close()
+    assert [record.message.count("made anew from the book") for record in caplog.records] == [1, 1, 1]
+    renewed = started(tmp_path, XorSeal(9, old=7))
+    renewed.add(notes(range(300)), made)
+    renewed.save()
+    renewed.close()
+    assert started(tmp_path, XorSeal(9)).serial == 300
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
