@@ -10,6 +10,7 @@ from nightfill.errors import NotFound
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nightfill.config import Settings
     from nightfill.contexts import Context, ContextName, Tenant
     from nightfill.state.access import Usage
     from nightfill.state.state import State
@@ -25,6 +26,15 @@ async def known(state: State, tenant: Tenant, name: ContextName) -> Context:
         )
         raise NotFound(f"no context {name!r} of tenant {tenant!r}; {there}", param="context")
     return found
+
+
+def settle_s(settings: Settings) -> float:
+    """After so many seconds, gateways of all hosts that are well have seen what was changed of contexts."""
+    if not settings.state:
+        return 0.0
+    from nightfill.state.redis.book import LOOK_EVERY_S
+
+    return 2 * LOOK_EVERY_S
 
 
 async def usages(state: State, contexts: Sequence[Context]) -> list[Usage]:

@@ -229,6 +229,7 @@ async def _add(
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
+    from nightfill.cli.books import settle_s
     from nightfill.cli.given import take
     from nightfill.contexts import fingerprint_of
     from nightfill.contexts.bundle import show_bytes
@@ -248,6 +249,7 @@ async def _add(
             user=user,
             options=_merged(before.options, chosen) if before is not None else chosen,
         )
+        await asyncio.sleep(settle_s(workspace.settings))
         same = before is not None and before.current == stored.current
         did = "added" if before is None else ("unchanged" if same else "changed")
         asked, fills = await _filled(state, stored, again=False, timeout_s=timeout_s)

@@ -58,6 +58,7 @@ def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -
 async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
     from nightfill.cli.answer_room import answer_room
+    from nightfill.cli.books import settle_s
     from nightfill.cli.deletion import forget_fill, settling
     from nightfill.cli.discovered import discovery_of
     from nightfill.cli.engine_room import (
@@ -138,6 +139,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     machines={one.name: one.machine for one in wanted},
                     route=settings.route,
                     histories=settings.history,
+                    settle_s=settle_s(settings),
                     answers=await stack.enter_async_context(answer_room(rooms)),
                     discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
                 )

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "/v1/nightfill/"
 _READ_S: Final = 120.0
+_CHANGING: Final = frozenset({"PUT", "DELETE"})
 _FINISHED_SHOWN: Final = 100
 
 
@@ -97,6 +98,7 @@ class Admin:
     """Answers below `PREFIX`. Used by one event loop.
 
     forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
+    settle_s: so long a change is confirmed later, as gateways of other hosts may not have seen it before.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class Admin:
         autoscale: Autoscale | None = None,
         discovery: Discovery | None = None,
         standings: Callable[[], Mapping[str, Standing]] | None = None,
+        settle_s: float = 0.0,
     ) -> None:
+        self._settle_s = settle_s
         self._book = book
         self._queue = queue
         self._limits = limits
@@ -160,6 +164,8 @@ class Admin:
             raise WrongMethod(f"{exchange.method} is not allowed on {exchange.path}", allowed=tuple(sorted(handlers)))
         async with admission.body(exchange) as body:
             status, value = await handler(tenant, body)
+            if exchange.method in _CHANGING:
+                await asyncio.sleep(self._settle_s)
             await exchange.respond_json(status, value)
 
     def _handlers(self, path: Sequence[str], query: bytes) -> dict[str, Handler]:

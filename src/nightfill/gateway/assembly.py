@@ -59,6 +59,7 @@ async def serving(
     histories: HistorySettings | None = None,
     discovery: Discovery | None = None,
     answers: AnswerRoom | None = None,
+    settle_s: float = 0.0,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
@@ -68,6 +69,7 @@ async def serving(
     engine, by the engine's name. autoscale: how many workers are wished for. route: how engines are chosen.
     histories: which chats are filled for their next turn. discovery: looks for contexts in what was answered.
     answers: what stored answers are kept in.
+    settle_s: what other hosts need to see a change of a context.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
@@ -103,6 +105,7 @@ async def serving(
         accounts=accounts,
         autoscale=autoscale,
         discovery=discovery,
+        settle_s=settle_s,
     )
     metrics.watch(fleet.samples)
     if discovery is not None:
