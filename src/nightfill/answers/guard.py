@@ -9,11 +9,12 @@ agree. What is not understood is refused.
 from __future__ import annotations
 
 import enum
+import re
 from typing import TYPE_CHECKING, Final
 
 from nightfill.answers.guard_personal import personal
 from nightfill.answers.guard_reading import Sort, read
-from nightfill.answers.guard_words import OPTIONAL, WEAK, alike
+from nightfill.answers.guard_words import OPTIONAL, WEAK, alike, forms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,12 @@ COMPOUND_ATOMS: Final = 3
 
 THINGS: Final = {"", "what", "what-is"}
 """Kinds that ask about a thing; a thing named alone is such a question too."""
+CHOICES: Final = {"which", "what", "what-is"}
+"""Kinds between which only the order of words decides."""
 MEANS: Final = {"by", "with"}
-ADVERBS: Final = {"online", "abroad", "daily", "together", "immediately"}
+ADVERB: Final = re.compile(
+    r"\w{3}(al|t|te|nt|us|ful|ss|ng|ed|ve|ab|ib|ck|ow|fe|si|ri)ly$|^(online|abroad|daily|together)$"
+)
 LOOSE: Final = {Sort.WORD, Sort.NAME}
 """Atoms that a synonym may stand for, and a weak preposition may come before."""
 
@@ -84,8 +89,10 @@ def frames_differ(one: Reading, other: Reading) -> Refusal | None:
         return Refusal.QUESTION
     if len(one.negations) != len(other.negations):
         return Refusal.NEGATION
-    if not all(not a or not b or alike(a, b) for a, b in zip(one.negations, other.negations, strict=True)):
-        return Refusal.NEGATION
+    nested = one.nested or other.nested
+    for mine, yours in zip(one.negations, other.negations, strict=True):
+        if mine != yours and not (alike(mine, yours) if mine and yours else not nested):
+            return Refusal.NEGATION
     if one.modals != other.modals or (one.tense != other.tense and not scheduled(one, other)):
         return Refusal.TENSE
     if one.persons != other.persons and not persons_fit(one.persons, other.persons):
@@ -104,14 +111,17 @@ def scheduled(one: Reading, other: Reading) -> bool:
 def kinds_alike(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether the same is asked, sentence by sentence: "how big" is "how large"."""
     return len(one) == len(other) and all(
-        a == b or {a, b} <= THINGS or (a.startswith("how ") and b.startswith("how ") and alike(a[4:], b[4:]))
+        a == b
+        or {a, b} <= THINGS
+        or {a, b} <= CHOICES
+        or (a.startswith("how ") and b.startswith("how ") and alike(a[4:], b[4:]))
         for a, b in zip(one, other, strict=True)
     )
 
 
 def persons_fit(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether persons of one question may be silent in the other."""
-    return (not one or not other) and not {*one, *other} - {"self", "you"}
+    return (not one or not other) and not {*one, *other} - {"self", "self-object", "you", "you-object"}
 
 
 def paired(one: Sequence[Atom], other: Sequence[Atom]) -> list[tuple[int, int]] | Refusal:
@@ -145,6 +155,8 @@ def mates(one: Atom, other: Atom, *, equal: bool) -> bool:
 def roles_differ(one: Sequence[Atom], other: Sequence[Atom], pairs: Sequence[tuple[int, int]]) -> Refusal | None:
     """Whether the same pieces do something else: other prepositions, or another order of who does what to whom."""
     for i, j in pairs:
+        if voices_differ(one[i], other[j]):
+            return Refusal.ROLE
         both = {one[i].role, other[j].role}
         loose = both <= MEANS or (both - {""} <= WEAK and both & {"", "of"})
         if len(both) > 1 and not (loose and one[i].sort in LOOSE):
@@ -161,6 +173,13 @@ def roles_differ(one: Sequence[Atom], other: Sequence[Atom], pairs: Sequence[tup
     return None
 
 
+def voices_differ(one: Atom, other: Atom) -> bool:
+    """Whether something does in one question what it undergoes in the other: who fired, who was fired."""
+    voices = {one.passive, other.passive}
+    same_verb = not forms(one.text).isdisjoint(forms(other.text))
+    return voices == {True, False} or (same_verb and voices == {True, None})
+
+
 def moved(first: tuple[Atom, Atom], second: tuple[Atom, Atom]) -> bool:
     """Whether two pieces changed places as whole phrases, each with its preposition ("to Rome by train")."""
     return first[0].run == first[1].run != second[0].run == second[1].run
@@ -168,7 +187,7 @@ def moved(first: tuple[Atom, Atom], second: tuple[Atom, Atom]) -> bool:
 
 def adverb(atom: Atom) -> bool:
     """Whether it stands anywhere in a sentence: "permanently delete", "delete permanently"."""
-    return atom.sort == Sort.WORD and not atom.run and (atom.text.endswith("ly") or atom.text in ADVERBS)
+    return atom.sort == Sort.WORD and not atom.run and ADVERB.search(atom.text) is not None
 
 
 def joined(one: Sequence[Atom], other: Sequence[Atom], there: tuple[int, int, int, int]) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nightfill.answers.guard_frames import coda, echoes, framed, phrased, spelt
 from nightfill.answers.guard_literals import (
@@ -28,12 +28,16 @@ from nightfill.answers.guard_words import (
     LINKS,
     NEGATIONS,
     OWNERS,
+    PARTICIPLES,
     PASTS,
     PERSONS,
     PREPOSITIONS,
     QUANTITIES,
     WHOLE,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 class Sort(enum.StrEnum):
@@ -60,6 +64,8 @@ class Atom:
     """The same, of the phrase that it stands in."""
     joined: bool = False
     """Comes right after `and` or `or`."""
+    passive: bool | None = None
+    """Of a word that may be a participle: whether something undergoes it. None of other words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,8 @@ class Reading:
     modals: frozenset[str]
     persons: tuple[str, ...]
     owners: frozenset[str]
+    nested: bool
+    """A clause stands within another one."""
     words: int
 
 
@@ -98,10 +106,13 @@ def read(text: str) -> Reading:
         modals=modals_of(draft.verbs),
         persons=tuple(draft.persons),
         owners=frozenset(draft.owners),
+        nested=draft.nested,
         words=len(line.split()),
     )
 
 
+_CASED: Final = frozenset(("kb", "mb", "gb", "tb", "kbps", "mbps", "gbps", "mw", "ma", "mv", "pa"))
+"""Units that are others in other letters: Mb is no MB."""
 _WORD: Final = re.compile(r"[a-z]+(?:['-][a-z]+)*'?", re.IGNORECASE)
 _WORDS_JOINED: Final = re.compile(r"[A-Za-z]{2,}(?:[/&+][A-Za-z]{2,})+|[A-Za-z]+-\d+")
 
@@ -138,7 +149,7 @@ class _Source:
         if core in {"&", "+"}:
             return ["and" if core == "&" else "plus"]
         if _WORD.fullmatch(core):
-            if core in {"IT", "WHO"}:
+            if core in {"IT", "WHO"} or (core.lower() in _CASED and core not in {core.lower(), core.upper()}):
                 return self.held(core, Sort.NAME).split()
             if core != core.lower():
                 self.names.add(core.lower())
@@ -154,7 +165,10 @@ class _Source:
 
 def bared(chunk: str) -> str:
     """`chunk` without the punctuation around it; that of code (`foo()`, `.env`, `C++`) stays."""
-    core = chunk.strip("?!,;:…")
+    if not chunk.strip("?!,;:….¿¡") or not any(map(str.isalnum, chunk)):  # an end of a sentence, or an operator
+        return chunk.strip("?!,;:….¿¡") and chunk
+    core = chunk.lstrip("¿¡").rstrip("?!,;:…")
+    core = core[1:] if re.match(r"[,;:…]\w", core) else core
     core = core.replace(".", "") if re.fullmatch(r"(?:[A-Za-z]\.)+", core) else core.rstrip(".")
     wrapped = core.startswith(tuple("([{<\"'*_")) and core.endswith(tuple(")]}>\"'*_"))
     return core.strip("()[]{}\"'*") if wrapped or core.count("(") != core.count(")") else core
@@ -172,6 +186,7 @@ _IMPLIED: Final = {
     for kind, words in (
         ("what-is", ("mean", "stand")),
         ("how much", ("cost", "costs", "price", "prices")),
+        ("how long", ("take", "takes")),
         ("where", ("located", "situated")),
         ("why", ("happen", "occur")),
         ("what-for", ("used",)),
@@ -204,6 +219,10 @@ class _Draft:
     joined: bool = False
     waiting: int = 0
     """Negations whose word is still to come."""
+    passive: bool = False
+    """What a participle would be here."""
+    before: str = ""
+    nested: bool = False
 
     def sentence(self, sentence: str) -> None:
         """Take in one sentence."""
@@ -223,15 +242,26 @@ class _Draft:
         if self.kind not in _TIMELESS:
             self.verbs += [*(() if self.kind in _TENSELESS else frame.split()), *words, "."]
         self.role, self.run, self.joined, self.waiting = "", "", False, 0
+        self.passive = frame.rstrip().endswith(_BE)
         for at, word in enumerate(words):
             following = words[at + 1] if at + 1 < len(words) else ""
+            self.listen(word)
             if word in NEGATIONS:
-                inverted = bool(self.kind) and at == 1 and words[0] in AUXILIARIES  # "why does not the printer work"
+                # "why does not the printer work", but not "are not all swans white"
+                inverted = bool(self.kind) and at == 1 and words[0] in AUXILIARIES and following not in QUANTITIES
                 self.negations += [""] * inverted
                 self.waiting += not inverted
             elif not self.mark(word, following):
                 self.take(word)
+            self.before = word
         self.negations += [""] * self.waiting
+
+    def listen(self, word: str) -> None:
+        """Notice what `word` makes of a participle after it."""
+        if word in _CLAUSES:
+            self.passive, self.nested = False, True
+        elif word in AUXILIARIES:
+            self.passive = word in _UNDERGONE
 
     def mark(self, word: str, following: str) -> bool:
         """Take in a word that is no atom: a sign, a person, a preposition. False for any other."""
@@ -240,9 +270,10 @@ class _Draft:
         elif word == "and":
             self.joined, self.role = True, self.atoms[-1].role if self.atoms else ""
         elif word == "'s":
-            self.atoms[-1:] = [Atom(atom.text, atom.sort, "of", "of", atom.joined) for atom in self.atoms[-1:]]
+            self.atoms[-1:] = [replace(atom, role="of", run="of") for atom in self.atoms[-1:]]
         elif word in PERSONS and not (word == "her" and following and following not in FUNCTION):
-            self.persons += [PERSONS[word]] * (PERSONS[word] not in self.persons[-1:])
+            person = PERSONS[word] + ("-object" if word == "you" and self.atoms else "")
+            self.persons += [person] * (person not in self.persons[-1:])
         elif word in OWNERS:
             self.owners.add(OWNERS[word])
         elif word in PREPOSITIONS and following and following not in PREPOSITIONS:
@@ -266,7 +297,9 @@ class _Draft:
         elif word in self.source.names:
             sort = Sort.NAME
         self.negations += [word] * self.waiting
-        self.atoms.append(Atom(word, sort, self.role, self.run, self.joined))
+        undergone = sort in {Sort.WORD, Sort.NAME} and is_past(word, PARTICIPLES) and self.before not in _DETERMINERS
+        passive = self.passive if undergone else None
+        self.atoms.append(Atom(word, sort, self.role, self.run, self.joined, passive))
         self.role, self.joined, self.waiting = "", word == "or", 0
         if word in LINKS:
             self.run = ""
@@ -277,11 +310,15 @@ FUTURE: Final = frozenset(("will", "shall", "gonna"))
 PRESENT: Final = frozenset(("is", "are", "am", "do", "does", "has", "have"))
 MODALS: Final = {
     "can": "can", "could": "can", "may": "can", "might": "can", "possible": "can", "should": "should",
-    "ought": "should", "must": "must",
+    "ought": "should", "must": "must", "would": "would",
 }  # fmt: skip
-AUXILIARIES: Final = (
-    PAST | FUTURE | PRESENT | MODALS.keys() | {"would", "be", "been", "being", "get", "got", "gets", "to"}
-)
+AUXILIARIES: Final = PAST | FUTURE | PRESENT | MODALS.keys() | {"be", "been", "being", "get", "got", "gets", "to"}
+_BE: Final = (" is", " are", " was", " were", " be")
+_UNDERGONE: Final = {"is", "are", "am", "was", "were", "be", "been", "being", "get", "got", "gets", "getting"}
+_DETERMINERS: Final = {"a", "an", "the", *OWNERS}
+"""A participle after them only describes: the lost property."""
+_CLAUSES: Final = LINKS | {"who", "whom", "whose", "which", "that", "what", "why", "how"}
+"""They begin a clause within another one."""
 _OBLIGED: Final = {("have", "to"), ("has", "to"), ("had", "to"), ("need", "to"), ("needs", "to"), ("required", "to")}
 _ABLE: Final = {("able", "to"), ("allowed", "to"), ("permitted", "to")}
 
@@ -303,9 +340,9 @@ def tense_of(words: list[str]) -> str:
     return "present"
 
 
-def is_past(word: str) -> bool:
+def is_past(word: str, irregular: Collection[str] = PASTS) -> bool:
     """Whether a verb may be in its past form."""
-    return word in PASTS or (word.endswith("ed") and len(word) > 3 and word not in WHOLE)
+    return word in irregular or (word.endswith("ed") and len(word) > 3 and word not in WHOLE)
 
 
 def modals_of(words: list[str]) -> frozenset[str]:

@@ -42,7 +42,7 @@ class MiniLm:
         self._identity = identity
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as exc:  # noqa: BLE001 - the library raises nothing more exact
+        except Exception as exc:  # the library raises nothing more exact
             raise BadSetting(f"{SETTING}: tokenizer.json is not one: {exc}", param=SETTING) from exc
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(MAX_TOKENS)
