@@ -13,7 +13,8 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from nightfill.answers.guard_personal import personal
-from nightfill.answers.guard_reading import Sort, read
+from nightfill.answers.guard_reading import read
+from nightfill.answers.guard_source import Sort
 from nightfill.answers.guard_words import OPTIONAL, WEAK, alike, forms
 
 if TYPE_CHECKING:

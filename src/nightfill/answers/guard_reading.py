@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 import functools
 import re
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from nightfill.answers.guard_frames import coda, echoes, framed, phrased, spelt
-from nightfill.answers.guard_literals import (
-    DATES,
-    NUMBER,
-    ORDINAL,
-    QUOTES,
-    TIMES,
-    date_of,
-    normal,
-    number_of,
-    numbers,
-    time_of,
-)
+from nightfill.answers.guard_frames import coda, echoes, framed
+from nightfill.answers.guard_source import Sort, Source
+from nightfill.answers.guard_tense import AUXILIARIES, is_past, modals_of, tense_of
 from nightfill.answers.guard_words import (
     FUNCTION,
     LIGHT,
@@ -29,27 +17,10 @@ from nightfill.answers.guard_words import (
     NEGATIONS,
     OWNERS,
     PARTICIPLES,
-    PASTS,
     PERSONS,
     PREPOSITIONS,
     QUANTITIES,
-    WHOLE,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-
-class Sort(enum.StrEnum):
-    """What an atom is."""
-
-    WORD = "word"
-    NAME = "name"
-    NUMBER = "number"
-    DATE = "date"
-    QUOTED = "quoted"
-    CODE = "code"
-    QUANTITY = "quantity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +64,8 @@ def read(text: str) -> Reading:
 
     Takes some 0.5 ms; the last few thousand are remembered, for a question is held against several candidates.
     """
-    source = _Source()
-    line = source.line(normal(text))
+    source = Source()
+    line = source.line(text)
     draft = _Draft(source)
     for sentence in re.split(r"(?:^| )\.(?= |$)| , (?=(?:[a-z]+ ){0,5}why(?: \.|$))", line):
         draft.sentence(" ".join(sentence.split()).strip(" ,"))
@@ -109,76 +80,6 @@ def read(text: str) -> Reading:
         nested=draft.nested,
         words=len(line.split()),
     )
-
-
-_CASED: Final = frozenset(("kb", "mb", "gb", "tb", "kbps", "mbps", "gbps", "mw", "ma", "mv", "pa"))
-"""Units that are others in other letters: Mb is no MB."""
-_WORD: Final = re.compile(r"[a-z]+(?:['-][a-z]+)*'?", re.IGNORECASE)
-_WORDS_JOINED: Final = re.compile(r"[A-Za-z]{2,}(?:[/&+][A-Za-z]{2,})+|[A-Za-z]+-\d+")
-
-
-class _Source:
-    """A text on its way to words in lower case; literals are held, and stand in the line as `‹0›`."""
-
-    def __init__(self) -> None:
-        self.literals: list[tuple[str, Sort]] = []
-        self.names: set[str] = set()
-        """Words with a capital where no sentence begins, and elsewhere: which is not told apart."""
-
-    def line(self, text: str) -> str:
-        """Words and signs with one space between."""
-        text = QUOTES.sub(lambda found: self.held(found[0].strip("`\"'«»").strip(), Sort.QUOTED), text)
-        for pattern in DATES:
-            text = pattern.sub(lambda found: self.held(date_of(found), Sort.DATE), text)
-        text = TIMES.sub(lambda found: self.held(time_of(found), Sort.DATE), text)
-        pieces = [piece for chunk in text.split() for piece in (*self.words(chunk), *ends(chunk))]
-        return phrased(" ".join(numbers(spelt(" ".join(pieces)).split())))
-
-    def held(self, content: str, sort: Sort) -> str:
-        """What stands for a literal."""
-        self.literals.append((content, sort))
-        return f" ‹{len(self.literals) - 1}› "
-
-    def words(self, chunk: str) -> list[str]:
-        """The words of what stands between two spaces."""
-        core = bared(chunk)
-        if not core or core.startswith("‹"):
-            return core.split()
-        if core in {"US", "USA"}:
-            return ["usa"]
-        if core in {"&", "+"}:
-            return ["and" if core == "&" else "plus"]
-        if _WORD.fullmatch(core):
-            if core in {"IT", "WHO"} or (core.lower() in _CASED and core not in {core.lower(), core.upper()}):
-                return self.held(core, Sort.NAME).split()
-            if core != core.lower():
-                self.names.add(core.lower())
-            return core.lower().replace("-", " ").split()
-        if (found := ORDINAL.fullmatch(core)) is not None:
-            return [f"{found[1]}th"]
-        if (found := NUMBER.fullmatch(core)) is not None:
-            return number_of(found)
-        if _WORDS_JOINED.fullmatch(core):
-            return re.sub(r"[/&+-]", " ", core.lower()).split()
-        return [","] if set(core) == {"-"} else self.held(core, Sort.CODE).split()
-
-
-def bared(chunk: str) -> str:
-    """`chunk` without the punctuation around it; that of code (`foo()`, `.env`, `C++`) stays."""
-    if not chunk.strip("?!,;:….¿¡") or not any(map(str.isalnum, chunk)):  # an end of a sentence, or an operator
-        return chunk.strip("?!,;:….¿¡") and chunk
-    core = chunk.lstrip("¿¡").rstrip("?!,;:…")
-    core = core[1:] if re.match(r"[,;:…]\w", core) else core
-    core = core.replace(".", "") if re.fullmatch(r"(?:[A-Za-z]\.)+", core) else core.rstrip(".")
-    wrapped = core.startswith(tuple("([{<\"'*_")) and core.endswith(tuple(")]}>\"'*_"))
-    return core.strip("()[]{}\"'*") if wrapped or core.count("(") != core.count(")") else core
-
-
-def ends(chunk: str) -> list[str]:
-    """The end of a sentence or of a part of one, if `chunk` is the last of it."""
-    if re.search(r"[.?!;]['\")]*$", chunk):
-        return ["."]
-    return [","] if chunk.endswith((",", ":")) else []
 
 
 _IMPLIED: Final = {
@@ -199,13 +100,19 @@ _TIMELESS: Final = {"how-to", "what-do"}
 _TENSELESS: Final = {"can", "must", "should", "why"}
 """Kinds whose frame tells nothing about the time of the rest."""
 _TELLING: Final = QUANTITIES | LINKS | frozenset(("atleast", "atmost", "morethan", "lessthan", "outof", "anymore"))
+_BE: Final = (" is", " are", " was", " were", " be")
+_UNDERGONE: Final = {"is", "are", "am", "was", "were", "be", "been", "being", "get", "got", "gets", "getting"}
+_DETERMINERS: Final = {"a", "an", "the", *OWNERS}
+"""A participle after them only describes: the lost property."""
+_CLAUSES: Final = LINKS | {"who", "whom", "whose", "which", "that", "what", "why", "how"}
+"""They begin a clause within another one."""
 
 
 @dataclass(slots=True)
 class _Draft:
     """A reading in the making."""
 
-    source: _Source
+    source: Source
     kinds: list[str] = field(default_factory=list)
     atoms: list[Atom] = field(default_factory=list)
     negations: list[str] = field(default_factory=list)
@@ -303,54 +210,3 @@ class _Draft:
         self.role, self.joined, self.waiting = "", word == "or", 0
         if word in LINKS:
             self.run = ""
-
-
-PAST: Final = frozenset(("did", "was", "were", "had"))
-FUTURE: Final = frozenset(("will", "shall", "gonna"))
-PRESENT: Final = frozenset(("is", "are", "am", "do", "does", "has", "have"))
-MODALS: Final = {
-    "can": "can", "could": "can", "may": "can", "might": "can", "possible": "can", "should": "should",
-    "ought": "should", "must": "must", "would": "would",
-}  # fmt: skip
-AUXILIARIES: Final = PAST | FUTURE | PRESENT | MODALS.keys() | {"be", "been", "being", "get", "got", "gets", "to"}
-_BE: Final = (" is", " are", " was", " were", " be")
-_UNDERGONE: Final = {"is", "are", "am", "was", "were", "be", "been", "being", "get", "got", "gets", "getting"}
-_DETERMINERS: Final = {"a", "an", "the", *OWNERS}
-"""A participle after them only describes: the lost property."""
-_CLAUSES: Final = LINKS | {"who", "whom", "whose", "which", "that", "what", "why", "how"}
-"""They begin a clause within another one."""
-_OBLIGED: Final = {("have", "to"), ("has", "to"), ("had", "to"), ("need", "to"), ("needs", "to"), ("required", "to")}
-_ABLE: Final = {("able", "to"), ("allowed", "to"), ("permitted", "to")}
-
-
-def tense_of(words: list[str]) -> str:
-    """`past`, `future` or `present`, by the first word that tells."""
-    for at, word in enumerate(words):
-        after = words[at + 1 : at + 6]
-        going = (word == "going" and after[:1] == ["to"]) or (word in PRESENT and after[:2] == ["going", "to"])
-        if word in FUTURE or going:
-            return "future"
-        perfect = word in {"has", "have"} and any(is_past(other) or other == "been" for other in after)
-        if word in PAST or perfect:
-            return "past"
-        if word in AUXILIARIES:
-            return "present"
-        if is_past(word):
-            return "past"
-    return "present"
-
-
-def is_past(word: str, irregular: Collection[str] = PASTS) -> bool:
-    """Whether a verb may be in its past form."""
-    return word in irregular or (word.endswith("ed") and len(word) > 3 and word not in WHOLE)
-
-
-def modals_of(words: list[str]) -> frozenset[str]:
-    """What is possible, advised or obligatory."""
-    found = {MODALS[word] for word in words if word in MODALS}
-    for pair in pairwise(words):
-        if pair in _OBLIGED:
-            found.add("must")
-        elif pair in _ABLE:
-            found.add("can")
-    return frozenset(found)
