@@ -20,6 +20,7 @@ from nightfill.contexts.context import (
     Fingerprint,
     Form,
     Messages,
+    Outline,
     Source,
     Tenant,
     Text,
@@ -27,11 +28,11 @@ from nightfill.contexts.context import (
 from nightfill.errors import BudgetSpent, StateUnavailable
 from nightfill.state.access import Access, Usage
 from nightfill.state.answers import Answer, AnswerCounts, AnswerKey, AnswerNote, Asked, Origin
-from nightfill.state.jobs import ASKED, NO_WORK, Job, JobId, JobKind, JobState, Lease, QueueDepth, Work, WorkerId
+from nightfill.state.jobs import ASKED, NO_WORK, Job, JobId, JobKind, JobState, Lease, QueueDepth, Trouble, Work, WorkerId
 from nightfill.state.load import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 
 def _bytes_of(content: Content) -> int:
@@ -152,6 +153,21 @@ class FakeBook:
     async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
         self._up()
         return [fill for fill in self._fills.values() if tenant in (None, fill.key.tenant)]
+
+    async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
+        self._up()
+        yield [
+            Outline(
+                key=fill.key,
+                state=fill.state,
+                total_tokens=fill.total_tokens,
+                stored_tokens=fill.stored_tokens,
+                filled_at_s=fill.filled_at_s,
+                fill_seconds=fill.fill_seconds,
+                reason=fill.reason,
+            )
+            for fill in self._fills.values()
+        ]
 
     async def put_fill(self, fill: Fill) -> bool:
         self._up(change=True)
@@ -488,6 +504,11 @@ class FakeQueue:
             leased=states.count(JobState.LEASED),
             tokens=sum(job.total_tokens - job.done_tokens for job in self._unfinished()),
         )
+
+    async def trouble(self) -> Trouble:
+        self._up()
+        failing = sum(job.failures > 0 for job in self._unfinished())
+        return Trouble(failing=failing, dead=sum(job.state is JobState.DEAD for job in self.rows.values()))
 
     async def holders(self) -> list[WorkerId]:
         raise NotImplementedError

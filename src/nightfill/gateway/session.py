@@ -35,7 +35,7 @@ def session_of(tenant: Tenant, headers: Mapping[bytes, bytes], members: Mapping[
     for member in SESSION_MEMBERS:
         try:
             text = msgspec.json.decode(members.get(member, b"null"), type=str | None)
-        except msgspec.ValidationError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue  # not a name; what it means is the engine's affair
         if text:
             return _digest(tenant, text.encode(errors="replace"))

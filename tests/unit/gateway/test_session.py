@@ -42,3 +42,9 @@ def test_tenants_with_the_same_word_have_other_sessions() -> None:
     ours, theirs = (session_of(tenant, {b"x-session-id": b"1"}, {}) for tenant in (DEFAULT_TENANT, Tenant("b")))
     assert ours != theirs
     assert session_of(Tenant("b"), {b"x-session-id": b"1"}, {}) == theirs
+
+
+@pytest.mark.parametrize("raw", [b'"\\ud800"', b"[" * 100_000])
+def test_what_cannot_be_read_is_passed_over(raw: bytes) -> None:
+    session = session_of(DEFAULT_TENANT, {}, {"prompt_cache_key": msgspec.Raw(raw), "user": msgspec.Raw(b'"u"')})
+    assert session == session_of(DEFAULT_TENANT, {}, members(user="u"))
