@@ -166,7 +166,7 @@ PROSE: Final = Weights(
         "asides": -0.37,
         "length": 0.27,
         "length2": -0.09,
-        "place": -0.61,
+        "place": -0.45,
     },
     size=0.85,
     least=60,
