@@ -28,7 +28,19 @@ from nightfill.contexts.context import (
 from nightfill.errors import BudgetSpent, StateUnavailable
 from nightfill.state.access import Access, Usage
 from nightfill.state.answers import Answer, AnswerCounts, AnswerKey, AnswerNote, Asked, Origin
-from nightfill.state.jobs import ASKED, NO_WORK, Job, JobId, JobKind, JobState, Lease, QueueDepth, Trouble, Work, WorkerId
+from nightfill.state.jobs import (
+    ASKED,
+    NO_WORK,
+    Job,
+    JobId,
+    JobKind,
+    JobState,
+    Lease,
+    QueueDepth,
+    Trouble,
+    Work,
+    WorkerId,
+)
 from nightfill.state.load import Load
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--tenant", help="Only this one's contexts.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only so many lines, the first ones.")
 @json_option
 @click.pass_obj
-def plan(options: Options, /, tenant: str | None, as_json: bool) -> None:
+def plan(options: Options, /, tenant: str | None, limit: int | None, as_json: bool) -> None:
     """Say in one line per context what would be filled next and why, or why it would not be.
 
     Changes nothing, and needs no running server.
@@ -29,7 +30,7 @@ def plan(options: Options, /, tenant: str | None, as_json: bool) -> None:
     from nightfill.cli.workspace import Workspace
     from nightfill.contexts import parse_tenant
 
-    lines = asyncio.run(_plan(Workspace.load(options), parse_tenant(tenant) if tenant else None))
+    lines = asyncio.run(_plan(Workspace.load(options), parse_tenant(tenant) if tenant else None))[:limit]
     if as_json:
         echo_json([plan_view(line) for line in lines])
     elif not lines:

@@ -132,7 +132,7 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
                     board=board,
                     metrics=metrics,
                     forget=lambda fill: forget_fill(rooms, fill),
-                    plan=lambda tenant: plan_shown(rooms, tenant),
+                    plan=lambda tenant, limit: plan_shown(rooms, tenant, limit),
                     accounts=Accounts(ledger=rooms.state.ledger, budgets=rooms.state.budgets, prices=settings.prices),
                     autoscale=Scaler(rooms.state, board, settings.sleep).now,
                     audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,

@@ -130,9 +130,9 @@ async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]
     return [line for line in lines if tenant in (None, line.tenant)]
 
 
-async def plan_shown(rooms: Rooms, tenant: Tenant) -> list[dict[str, Any]]:
-    """The plan as JSON."""
-    return [plan_view(line) for line in await plan_now(rooms, tenant)]
+async def plan_shown(rooms: Rooms, tenant: Tenant, limit: int | None = None) -> list[dict[str, Any]]:
+    """The plan as JSON, the first lines of it."""
+    return [plan_view(line) for line in (await plan_now(rooms, tenant))[:limit]]
 
 
 def deletion_samples(deletions: Deletions) -> Iterable[Sample]:

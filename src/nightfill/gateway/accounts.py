@@ -50,8 +50,7 @@ class Accounts:
 
     async def budgeted(self, tenant: Tenant) -> dict[str, Any]:
         """Answer `GET budgets`: the tenant's own, and those of its users. Raises StateUnavailable."""
-        others = {line.scope for line in await self.budgets.lines() if line.scope.tenant == tenant}
-        scopes = [Scope(tenant), *sorted(others - {Scope(tenant)}, key=lambda scope: scope.user or "")]
+        scopes = [Scope(tenant), *await self.budgets.users(tenant)]
         return {"object": "list", "data": [budget_view(line) for line in await self.budgets.lines(scopes)]}
 
     async def samples(self) -> list[Sample]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import parse_qs
@@ -64,7 +63,7 @@ if TYPE_CHECKING:
     from nightfill.state.jobs import Job, JobQueue
 
     Handler = Callable[[Tenant, bytes], Awaitable[tuple[int, object]]]
-    Planner = Callable[[Tenant], Awaitable[object]]
+    Planner = Callable[[Tenant, int | None], Awaitable[object]]
 
 PREFIX: Final = "/v1/nightfill/"
 _READ_S: Final = 120.0
@@ -129,12 +128,16 @@ class Admin:
         self._standings = standings
 
     async def job_counts(self) -> tuple[dict[str, int], int]:
-        """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before."""
-        states = (JobState.QUEUED, JobState.LEASED, JobState.DEAD)
-        jobs = await self._queue.jobs(states=states, limit=10_000)
-        counts = Counter(job.state for job in jobs)
-        failing = sum(job.failures > 0 for job in jobs if job.state is not JobState.DEAD)
-        return {state.value: counts[state] for state in states}, failing
+        """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before. However many
+        there are, it is asked for at each scrape.
+        """
+        depth, trouble = await self._queue.depth(), await self._queue.trouble()
+        counts = {
+            JobState.QUEUED: depth.due + depth.later,
+            JobState.LEASED: depth.leased,
+            JobState.DEAD: trouble.dead,
+        }
+        return {state.value: count for state, count in counts.items()}, trouble.failing
 
     async def audit_counts(self) -> dict[str, int]:
         """How often fills were compared with what engines compute, by outcome; of all tenants."""
@@ -180,7 +183,7 @@ class Admin:
             case ["engines"]:
                 return {"GET": lambda _tenant, _body: self._engines()}
             case ["plan"] if self._plan is not None:
-                return {"GET": self._planned}
+                return {"GET": functools.partial(self._planned, query)}
             case ["autoscale"] if self._autoscale is not None:
                 return {"GET": lambda _tenant, _body: self._scaled()}
             case ["ledger"] if self._accounts is not None:
@@ -353,9 +356,9 @@ class Admin:
         ]
         return 200, {"object": "list", "data": rows}
 
-    async def _planned(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
+    async def _planned(self, query: bytes, tenant: Tenant, _: bytes) -> tuple[int, object]:
         assert self._plan is not None
-        return 200, await self._plan(tenant)
+        return 200, await self._plan(tenant, _number(query, "limit"))
 
     async def _ledger(self, accounts: Accounts, query: bytes, tenant: Tenant, _: bytes) -> tuple[int, object]:
         return 200, await accounts.billed(tenant, query)
@@ -386,6 +389,16 @@ class Admin:
 def _flag(query: bytes, name: str) -> bool:
     """Whether `?name=1` was said."""
     return parse_qs(query.decode("latin-1")).get(name) == ["1"]
+
+
+def _number(query: bytes, name: str) -> int | None:
+    """The whole number above 0 that `?name=` says; None where it says nothing. Raises BadRequest."""
+    said = parse_qs(query.decode("latin-1")).get(name)
+    if said is None:
+        return None
+    if not said[-1].isascii() or not said[-1].isdigit() or int(said[-1][:9]) < 1:
+        raise BadRequest(f"{name} is a whole number above 0", param=name)
+    return int(said[-1][:9])
 
 
 def _unknown(name: ContextName) -> NotFound:

@@ -11,10 +11,10 @@ from nightfill.contexts.context import FillState
 from nightfill.sleep.value import scores_of, values
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from nightfill.contexts.context import Fill, FillKey, Outline
+    from nightfill.contexts.context import ContextName, Fill, FillKey, Outline, Tenant
     from nightfill.sleep.priority import Policy
     from nightfill.sleep.upkeep import Upkeep
     from nightfill.state.access import Usage
@@ -169,5 +169,5 @@ class Retention:
         _log.info("a fill of %d tokens has left the store, %d remain", seen.total_tokens, tokens)
 
 
-def _usages(found: Collection[Due]) -> dict[tuple[str, str], Usage]:
+def _usages(found: Iterable[Due]) -> dict[tuple[Tenant, ContextName], Usage]:
     return {(due.context.tenant, due.context.name): due.usage for due in found}

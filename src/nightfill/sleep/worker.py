@@ -214,10 +214,10 @@ class Worker:
             await self._planner.tick(known)
             for duty in self._duties:
                 await duty.plan(known)
-        for name, known in self._descriptions.items():
+        for name, description in list(self._descriptions.items()):
             if name in self._untold or self._steady() - self._noted_s[name] >= NOTE_EVERY_S:
                 self._untold.discard(name)
-                await self._note(name, known)
+                await self._note(name, description)
 
     async def _describe(self, name: str, stop: asyncio.Event) -> None:
         """Start the engine to learn what it computes; keys of fills need its signature."""

@@ -115,6 +115,9 @@ def refuse_beyond(lines: Iterable[BudgetLine], tokens: int) -> None:
 class BudgetBook(Protocol):
     """Limits, and what is spent of them; charged by the `JobQueue` of the same store. Raises StateUnavailable."""
 
+    async def users(self, tenant: str) -> list[Scope]:
+        """The budgets of a tenant's users that have a limit of their own, something spent, or something set aside."""
+
     async def lines(self, scopes: Sequence[Scope] | None = None) -> list[BudgetLine]:
         """Both periods of each scope; None: of all scopes that have a limit of their own, something spent, or something
         set aside.

@@ -119,6 +119,15 @@ class QueueDepth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """How many jobs do not go well."""
+
+    failing: int
+    """Unfinished ones that have failed since they last got on."""
+    dead: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """The right to work on one job until it expires. `fence` makes an old holder's writes fail."""
 
@@ -223,6 +232,9 @@ class JobQueue(Protocol):
 
     async def depth(self, *, kinds: Sequence[JobKind] | None = None) -> QueueDepth:
         """How much waits, in time that does not depend on how much it is."""
+
+    async def trouble(self) -> Trouble:
+        """How many do not go well, in time that does not depend on how many there are."""
 
     async def holders(self) -> list[WorkerId]:
         """Workers that hold leases, expired ones too."""

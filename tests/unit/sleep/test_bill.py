@@ -223,5 +223,8 @@ class Late:
     async def lines(self, scopes: Sequence[Scope] | None = None) -> list[BudgetLine]:
         return []
 
+    async def users(self, tenant: str) -> list[Scope]:
+        raise NotImplementedError
+
     async def set_limit(self, scope: Scope, period: Period, tokens: int | None) -> None:
         raise NotImplementedError

@@ -309,3 +309,15 @@ async def test_many_at_once_do_not_set_aside_more_than_there_is(store: Store) ->
 
     assert sum(await asyncio.gather(*(enqueue(n) for n in range(40)))) == 11
     await balanced(handles[0], now_s=store.clock.wall_s)
+
+
+async def test_the_budgets_of_a_tenants_users_are_found_by_the_tenant(store: Store) -> None:
+    state = store.open()
+    await state.budgets.set_limit(Scope("t", "limited"), Period.MONTH, 5)
+    await state.budgets.set_limit(Scope("t"), Period.DAY, 5)
+    await state.budgets.set_limit(Scope("other", "ann"), Period.DAY, 5)
+    await state.jobs.enqueue(
+        kind=JobKind.FILL, target="x", tenant="t", label="x", priority=1.0, user="busy", reserve_tokens=3
+    )
+    assert await state.budgets.users("t") == [Scope("t", "busy"), Scope("t", "limited")]
+    assert await state.budgets.users("nobody") == []

@@ -18,6 +18,7 @@ from nightfill.state.jobs import (
     Lease,
     QueueDepth,
     QueueRules,
+    Trouble,
     WorkerId,
 )
 
@@ -420,6 +421,24 @@ async def test_depth_counts_what_is_due_waits_or_is_under_way(jobs: JobQueue, cl
     assert await jobs.depth() == QueueDepth(due=4, later=0, leased=0, tokens=2870), "a lost lease is due, too"
     await jobs.renew(held, lease_s=30, done_tokens=1200, total_tokens=1200)
     assert await jobs.depth() == QueueDepth(due=3, later=0, leased=1, tokens=2070)
+
+
+async def test_what_does_not_go_well_is_counted(jobs: JobQueue) -> None:
+    assert await jobs.trouble() == Trouble(failing=0, dead=0)
+    for n in range(3):
+        await enqueue(jobs, f"t/{n}", 9 - n)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=100)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=0)
+    assert await jobs.trouble() == Trouble(failing=2, dead=0)
+    again = await leased(jobs)
+    assert await jobs.trouble() == Trouble(failing=2, dead=0)
+    await jobs.fail(again, error="x", retry_in_s=None)
+    assert await jobs.trouble() == Trouble(failing=1, dead=1)
+    await jobs.retry(again.job.id)
+    assert await jobs.trouble() == Trouble(failing=1, dead=0)
+    await jobs.fail(await leased(jobs), error="x", retry_in_s=None)
+    assert await jobs.cancel_target(kind=JobKind.FILL, target_prefix="t/") == 2
+    assert await jobs.trouble() == Trouble(failing=0, dead=0)
 
 
 async def test_a_full_queue_refuses_new_jobs_alone(store: Store) -> None:

@@ -25,6 +25,10 @@ class RedisBudgetBook:
         self._set_limit = scripts("agenda")["set_limit"]
         self._rules = rules
 
+    async def users(self, tenant: str) -> list[Scope]:
+        """See `BudgetBook`. Looks at the names of all budgets, but at nothing else of them."""
+        return [scope for scope in await self._all() if scope.tenant == tenant and scope.user is not None]
+
     async def lines(self, scopes: Sequence[Scope] | None = None) -> list[BudgetLine]:
         """See `BudgetBook`. Each scope's lines are of one instant."""
         if scopes is None:

@@ -3,6 +3,7 @@
 --   :jobs              hash: id -> record (below)
 --   :state:KIND:STATE  sorted set of ids by -priority, but for those that are leased
 --   :open:KIND         TARGET NUL ID, one score: finds a target, and targets by prefix, of what is not done or cancelled
+--   :failing           ids of what failed and is tried again
 --   :ended             ids of what is done or cancelled, by when
 --   :queue:SIZE:CLASS NUL TENANT   what may be leased now, by -priority; CLASS is KIND NUL NEEDS
 --   :turns:CLASS       tenants with such queues, by the start tag of their next lease
@@ -31,6 +32,7 @@ local SILENCED = MAX_LOST .. ' workers in a row fell silent while working on it'
 
 local JOBS = root .. ':jobs'
 local before = {}  -- record -> tokens still to be computed when it was read
+local failed = {}  -- record -> whether it counted as failing then
 
 local function of_state(job) return root .. ':state:' .. job[KIND] .. ':' .. job[STATE] end
 local function size(tokens)
@@ -49,11 +51,13 @@ local function padded(id) return string.format('%015d', id) end
 local function unfinished(job) return job[STATE] == 'queued' or job[STATE] == 'leased' end
 local function left(job) return unfinished(job) and math.max(job[TOTAL] - job[DONE], 0) or 0 end
 
+local function fails(job) return unfinished(job) and job[FAILURES] > 0 end
+
 local function load(id)
   local packed = call('HGET', JOBS, id)
   if not packed then return nil end
   local job = cmsgpack.unpack(packed)
-  before[job] = left(job)
+  before[job], failed[job] = left(job), fails(job)
   return job
 end
 
@@ -62,6 +66,10 @@ local function save(job, updated)
   local more = left(job) - (before[job] or 0)
   if more ~= 0 then call('HINCRBY', root .. ':tokens', job[KIND], more) end
   before[job] = left(job)
+  if fails(job) ~= (failed[job] or false) then
+    failed[job] = fails(job)
+    call(failed[job] and 'SADD' or 'SREM', root .. ':failing', job[ID])
+  end
   local packed = cmsgpack.pack(job)
   call('HSET', JOBS, job[ID], packed)
   return packed
@@ -494,6 +502,11 @@ for _, kind in ipairs(args[1]) do
   tokens = tokens + tonumber(call('HGET', root .. ':tokens', kind) or 0)
 end
 return {due, later, leased, tokens}
+
+--- trouble
+local dead = 0
+for _, kind in ipairs(args[1]) do dead = dead + call('ZCARD', root .. ':state:' .. kind .. ':dead') end
+return {call('SCARD', root .. ':failing'), dead}
 
 --- ids
 -- By descending priority, then by age.

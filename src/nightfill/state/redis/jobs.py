@@ -22,6 +22,7 @@ from nightfill.state.jobs import (
     Lease,
     QueueDepth,
     QueueRules,
+    Trouble,
     Work,
     WorkerId,
 )
@@ -199,6 +200,11 @@ class RedisJobs:
         wanted = _KINDS if kinds is None else tuple(kinds)
         due, later, leased, tokens = await self._server.run(self._scripts["depth"], wanted)
         return QueueDepth(due=due, later=later, leased=leased, tokens=tokens)
+
+    async def trouble(self) -> Trouble:
+        """See `JobQueue`."""
+        failing, dead = await self._server.run(self._scripts["trouble"], _KINDS)
+        return Trouble(failing=failing, dead=dead)
 
     async def holders(self) -> list[WorkerId]:
         """See `JobQueue`."""

@@ -50,7 +50,7 @@ class SqliteAgenda:
 
             now_s = self._clock()
             names = "SELECT tenant, name FROM contexts WHERE look_s <= ? ORDER BY look_s LIMIT ?"
-            found = [_found(read, *row, now_s) for row in read(names, now_s, limit)]
+            found = [_found(read, row["tenant"], row["name"], now_s) for row in read(names, now_s, limit)]
             connection.executemany(
                 "UPDATE contexts SET look_s = ? WHERE tenant = ? AND name = ?",
                 [(now_s + CLAIM_S, one.context["tenant"], one.context["name"]) for one in found if one is not None],
@@ -107,7 +107,7 @@ class SqliteAgenda:
 
     def _read(self, rows: Sequence[Any]) -> list[Due]:
         now_s = self._clock()
-        found = (_found(self._db.read, *row, now_s) for row in rows)
+        found = (_found(self._db.read, row["tenant"], row["name"], now_s) for row in rows)
         return [self._due(one, now_s) for one in found if one is not None]
 
     def _due(self, found: _Found, now_s: float) -> Due:
@@ -138,7 +138,8 @@ def _found(read: Read, tenant: str, name: str, now_s: float) -> _Found | None:
     if not rows:
         return None
     current, distilled = rows[0]["current"], rows[0]["distilled"]
-    fills, jobs = [], []
+    fills: list[Any] = []
+    jobs: list[Any] = []
     for version in (current, distilled):
         if version is not None:
             fills += read(_FILLS, tenant, version)

@@ -322,7 +322,8 @@ class SqliteBook:
         key = fill.key
         if _one(connection, f"SELECT {_NAMED}", key.tenant, key.fingerprint)[0] == 0:
             return False
-        before = _one(connection, f"SELECT state FROM fills AS f WHERE {_ONE_FILL}", *_columns(key))
+        sql = f"SELECT state FROM fills AS f WHERE {_ONE_FILL}"  # noqa: S608 - a constant
+        before = _one(connection, sql, *_columns(key))
         if fill.state not in (FillState.FILLING, before and before["state"]):
             look_now(connection, key.tenant, key.fingerprint, self._clock())
         row = connection.execute(

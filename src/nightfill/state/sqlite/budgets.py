@@ -23,6 +23,19 @@ class SqliteBudgetBook:
         self._rules = rules
         self._clock = clock
 
+    async def users(self, tenant: str) -> list[Scope]:
+        """See `BudgetBook`."""
+        rows = self._db.read(
+            """SELECT level, tenant, user FROM budget_limits WHERE level = 2 AND tenant = ?1
+            UNION SELECT level, tenant, user FROM budget_reserved WHERE level = 2 AND tenant = ?1 AND tokens > 0
+            UNION SELECT level, tenant, user FROM budget_spent
+                WHERE level = 2 AND tenant = ?1 AND day >= ?2 AND tokens > 0
+            ORDER BY user""",
+            tenant,
+            Period.MONTH.days(self._clock()).start,
+        )
+        return [_scope(row) for row in rows]
+
     async def lines(self, scopes: Sequence[Scope] | None = None) -> list[BudgetLine]:
         """See `BudgetBook`."""
         now_s = self._clock()

@@ -23,6 +23,7 @@ from nightfill.state.jobs import (
     Lease,
     QueueDepth,
     QueueRules,
+    Trouble,
     Work,
     WorkerId,
 )
@@ -271,6 +272,11 @@ class SqliteJobs:
                 leased += row["leased"]
                 tokens += row["tokens"]
         return QueueDepth(due=due, later=later, leased=leased, tokens=tokens)
+
+    async def trouble(self) -> Trouble:
+        """See `JobQueue`."""
+        ((failing, dead),) = self._db.read("SELECT total(failing), total(dead) FROM job_troubles")
+        return Trouble(failing=int(failing), dead=int(dead))
 
     async def holders(self) -> list[WorkerId]:
         """See `JobQueue`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from nightfill.errors import StateUnavailable
 from nightfill.state.sqlite.due import AGENDA
-from nightfill.state.sqlite.sums import FLEET
+from nightfill.state.sqlite.sums import FLEET, TROUBLES
 
 if TYPE_CHECKING:
     import sqlite3
@@ -197,6 +197,7 @@ STEPS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX questions_by_context ON questions (tenant, context, id)",
         "ALTER TABLE accesses ADD COLUMN looked TEXT NOT NULL DEFAULT ''",
         *AGENDA,
+        *TROUBLES,
     ),
 )
 

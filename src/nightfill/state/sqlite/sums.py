@@ -210,3 +210,27 @@ FLEET: Final[tuple[str, ...]] = (
     END""",  # noqa: S608 - constants
 )
 """The fourth step of the schema."""
+
+_DEAD: Final = "({0}.state = 'dead')"
+_FAILING: Final = f"({{0}}.failures > 0 AND {{0}}.state IN {UNFINISHED})"
+
+TROUBLES: Final[tuple[str, ...]] = (
+    """CREATE TABLE job_troubles (
+        kind TEXT PRIMARY KEY,
+        failing INTEGER NOT NULL,
+        dead INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID""",
+    f"""INSERT INTO job_troubles SELECT kind, sum{_FAILING.format("jobs")}, sum{_DEAD.format("jobs")}
+        FROM jobs WHERE NOT ended GROUP BY kind""",  # noqa: S608 - constants
+    f"""CREATE TRIGGER jobs_in_trouble AFTER UPDATE OF state, failures ON jobs
+        WHEN {_FAILING.format("old")} <> {_FAILING.format("new")}
+            OR {_DEAD.format("old")} <> {_DEAD.format("new")} BEGIN
+        INSERT INTO job_troubles VALUES (new.kind, {_FAILING.format("new")} - {_FAILING.format("old")},
+                {_DEAD.format("new")} - {_DEAD.format("old")})
+            ON CONFLICT (kind) DO UPDATE SET failing = failing + excluded.failing, dead = dead + excluded.dead;
+    END""",  # noqa: S608 - constants
+    f"""CREATE TRIGGER jobs_forgotten AFTER DELETE ON jobs WHEN {_DEAD.format("old")} BEGIN
+        UPDATE job_troubles SET dead = dead - 1 WHERE kind = old.kind;
+    END""",  # noqa: S608 - constants
+)
+"""Of the fifth step of the schema."""
