@@ -48,7 +48,7 @@ from nightfill.answers.guard import agree
 from nightfill.bench import commit, this_machine
 from nightfill.config import AnswerSettings, ForeseeSettings
 from nightfill.sleep.predict import normal, quotas
-from nightfill.sleep.predict_sources import foresee
+from nightfill.sleep.predict_sources import chosen, gathered
 from nightfill.state.answers import Asked, Origin
 
 if TYPE_CHECKING:
@@ -103,19 +103,17 @@ class Tally:
 
 
 class Remembering:
-    """An embedder that computes each text once."""
+    """Embeddings, each computed once."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._known: dict[str, Vectors] = {}
-        self.identity = embedder.identity
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        import numpy as np
-
-        new = list(dict.fromkeys(text for text in texts if text not in self._known))
-        self._known |= dict(zip(new, self._embedder.embed(new), strict=True)) if new else {}
-        return np.stack([self._known[text] for text in texts])
+    def vectors(self, texts: Sequence[str]) -> dict[str, Vectors]:
+        """Of these and all before them."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known |= dict(zip(new, self._embedder.embed(new), strict=True))
+        return self._known
 
 
 def main() -> None:
@@ -193,7 +191,7 @@ def document_of(row: dict[str, Any]) -> Document:
 
 
 def replay(
-    documents: Sequence[Document], rng: random.Random, log_share: float, per_context: int, embedder: Embedder
+    documents: Sequence[Document], rng: random.Random, log_share: float, per_context: int, embedder: Remembering
 ) -> Tally:
     """One order of every document's questions."""
     orders = [rng.sample(one.questions, len(one.questions)) for one in documents]
@@ -205,17 +203,20 @@ def replay(
             general[normal(one.text)] &= one.general
     tally = Tally()
     for at, document in enumerate(documents):
-        candidates = foresee(
+        limits = quotas({}, per_context)
+        wide = gathered(
             document.text,
             asked=[Asked(text=one.text, at_s=0.0) for one in logs[at]],
             others=[[Asked(text=one.text, at_s=0.0) for one in log] for i, log in enumerate(logs) if i != at],
             written="",
             structure=True,
-            limits=quotas({}, per_context),
+            limits=limits,
             most=per_context,
-            embedder=embedder,
+            vectors=embedder.vectors([one.text for one in logs[at]]),
             now_s=0.0,
         )
+        vectors = embedder.vectors([one.text for one in wide])
+        candidates = chosen(wide, limits=limits, most=per_context, vectors=vectors)
         asked = {normal(one.text): one for one in logs[at]}
         ask(document, orders[at][cuts[at] :], candidates, asked, general, embedder, tally)
     return tally
@@ -227,7 +228,7 @@ def ask(
     candidates: Sequence[Candidate],
     asked: dict[str, Human],
     general: dict[str, bool],
-    embedder: Embedder,
+    embedder: Remembering,
     tally: Tally,
 ) -> None:
     sources = [source_of(one, asked) for one in candidates]
@@ -236,11 +237,12 @@ def ask(
     if not candidates or not queries:
         return
     exact = {one.text: at for at, one in enumerate(candidates)}
-    nearness = embedder.embed([one.text for one in queries]) @ embedder.embed([one.text for one in candidates]).T
+    vectors = embedder.vectors([*exact, *(one.text for one in queries)])
     used = set()
-    for query, row in zip(queries, nearness, strict=True):
+    for query in queries:
         at = exact.get(query.text)
         if at is None:
+            row = [float(vectors[query.text] @ vectors[one.text]) for one in candidates]
             nearest = sorted(range(len(candidates)), key=lambda i: -row[i])[:NEAREST]
             near = (i for i in nearest if row[i] >= FLOOR)
             at = next((i for i in near if agree(query.text, candidates[i].text) is None), None)

@@ -93,7 +93,7 @@ async def _foreseen(workspace: Workspace, tenant: Tenant, name: ContextName, *, 
         sees = foresight_of(state, workspace.settings)
         engine, why_not = await _engine(state, sees, context)
         content = await state.book.content(tenant, context.current)
-        found = [] if engine is None or content is None else await sees.foreseen(context, content, engine)
+        found = await sees.foreseen(context, content, engine) if engine is not None and content is not None else None
         job = None
         if asks:
             if engine is None or why_not:
@@ -109,7 +109,7 @@ async def _foreseen(workspace: Workspace, tenant: Tenant, name: ContextName, *, 
                     "expected": one.candidate.expected,
                     "prepared": one.prepared,
                 }
-                for one in found
+                for one in found or ()
             ],
             "counts": _counts(await state.answers.counts(tenant, name)),
             "job": job.id if job is not None else None,

@@ -52,7 +52,9 @@ class Answering:
         known = await desk.engine.describe()
         if known.signature != found.target.key.signature:
             return Gone("the engine computes another model or version now")
-        foreseen = await foresight.foreseen(found.context, found.content, known)
+        foreseen = await foresight.foreseen(found.context, found.content, known, gate=desk.gate)
+        if foreseen is None:
+            return Stopped()
         missing = [one for one in foreseen if not one.prepared and one.question.key not in self._unfit]
         stored = 0
         for one in missing[:BATCH]:

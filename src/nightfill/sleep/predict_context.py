@@ -14,19 +14,20 @@ from nightfill.errors import BadSetting
 from nightfill.sleep.fill import Gone
 from nightfill.sleep.predict import quotas
 from nightfill.sleep.predict_model import prompt
-from nightfill.sleep.predict_sources import foresee
+from nightfill.sleep.predict_sources import chosen, gathered
 from nightfill.state.answers import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nightfill.answers.embed import Embedder
+    from nightfill.answers.embed import Embedder, Vectors
     from nightfill.answers.question import Question
     from nightfill.answers.reply import Kept
     from nightfill.config import AnswerSettings, ForeseeSettings
     from nightfill.contexts import Content, Context, Fill, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.answer_request import Requests
+    from nightfill.sleep.gatekeeper import Gatekeeper
     from nightfill.sleep.predict import Candidate
     from nightfill.state.agenda import Agenda
     from nightfill.state.answers import AnswerBook, Asked, Origin, QuestionLog
@@ -41,6 +42,10 @@ ASKED_OF_EACH: Final = 100
 LIST_EVERY_S: Final = 600.0
 """How often the newest of them are looked for: a tenant may have a million contexts."""
 _MOST_TENANTS: Final = 256
+EMBEDDED_AT_ONCE: Final = 16
+"""Between two looks at the gate: some hundredths of a second of one core."""
+_MOST_VECTORS: Final = 4096
+"""Kept from one job to the next; 1.5 KB each."""
 LIST_TOKENS: Final = 40
 """Of each question that a model writes."""
 
@@ -129,6 +134,7 @@ class Foresight:
         self.settings = settings
         self._load = load
         self._embedder: Embedder | None = None
+        self._vectors: dict[str, Vectors] = {}
         self._newest: dict[Tenant, tuple[float, list[ContextName]]] = {}
         """When, and which, by tenant."""
         self._clock = clock
@@ -193,41 +199,77 @@ class Foresight:
             ttl_s=float(self.answers.ttl_s),
         )
 
-    async def foreseen(self, context: Context, content: Content, engine: Description) -> list[Foreseen]:
-        """The questions that answers are to be prepared for, likeliest first. They are found anew each time, and lie
-        nowhere but where they came from. Raises StateUnavailable.
+    async def foreseen(
+        self, context: Context, content: Content, engine: Description, *, gate: Gatekeeper | None = None
+    ) -> list[Foreseen] | None:
+        """The questions that answers are to be prepared for, likeliest first; None when the worker is to stop.
+
+        They are found anew each time, and lie nowhere but where they came from. Raises StateUnavailable.
         """
-        state, sources = self.state, self.settings.sources
+        state, sources, most = self.state, self.settings.sources, self.settings.per_context
         asked: Sequence[Asked] = ()
         others: list[Sequence[Asked]] = []
         if "log" in sources:
-            asked = await state.questions.recent(context.tenant, context.name, limit=self.answers.questions_per_context)
+            limit = self.answers.questions_per_context
+            asked = await state.questions.recent(context.tenant, context.name, limit=limit)
             others = await self._others(context)
         listed = self.list_question(context, engine)
         reply = await state.answers.get(listed.key) if listed is not None else None
         written = "\n".join(words_of(reply.body)) if reply is not None else ""
         limits = await self.limits(context)
-        candidates = await asyncio.to_thread(
-            lambda: foresee(
-                _text(content),
-                asked=asked,
-                others=others,
-                written=written,
-                structure="structure" in sources,
-                limits=limits,
-                most=self.settings.per_context,
-                # Where only equal requests are served, each way to ask is worth an answer of its own.
-                embedder=self._embedding() if self._mode(context) != "exact" else None,
-                now_s=self._clock(),
-            )
+        # Where only equal requests are served, each way to ask is worth an answer of its own.
+        vectors = await self._loaded() if self._mode(context) != "exact" else None
+        if not await self._embedded([one.text for one in asked], vectors, gate):
+            return None
+        wide = await asyncio.to_thread(
+            gathered,
+            _text(content),
+            asked=asked,
+            others=others,
+            written=written,
+            structure="structure" in sources,
+            limits=limits,
+            most=most,
+            vectors=vectors,
+            now_s=self._clock(),
         )
+        if not await self._embedded([one.text for one in wide], vectors, gate):
+            return None
         found = []
-        for candidate in candidates:
+        for candidate in await asyncio.to_thread(chosen, wide, limits=limits, most=most, vectors=vectors):
             question = self.requests.question(context, candidate.text, engine)
             if question is not None:
                 prepared = await state.answers.get(question.key) is not None
                 found.append(Foreseen(candidate=candidate, question=question, prepared=prepared))
         return found
+
+    async def _loaded(self) -> dict[str, Vectors] | None:
+        """Where embeddings go; None where there is nothing to make them with."""
+        if self._load is not None and self._embedder is None:
+            try:
+                self._embedder = await asyncio.to_thread(self._load)
+            except BadSetting as exc:
+                self._load = None
+                _log.warning("questions are told apart by their words alone: %s", exc)
+        while len(self._vectors) > _MOST_VECTORS:
+            del self._vectors[next(iter(self._vectors))]
+        return self._vectors if self._embedder is not None else None
+
+    async def _embedded(
+        self, texts: Sequence[str], vectors: dict[str, Vectors] | None, gate: Gatekeeper | None
+    ) -> bool:
+        """Embed what is new, some at a time, behind the gate. False when the worker is to stop."""
+        if gate is not None and not await gate.opens():
+            return False
+        if vectors is None or self._embedder is None:
+            return True
+        new = [text for text in dict.fromkeys(texts) if text not in vectors]
+        for start in range(0, len(new), EMBEDDED_AT_ONCE):
+            if gate is not None and not await gate.opens():
+                return False
+            some = new[start : start + EMBEDDED_AT_ONCE]
+            vectors.update(zip(some, await asyncio.to_thread(self._embedder.embed, some), strict=True))
+        return True
 
     async def _others(self, context: Context) -> list[Sequence[Asked]]:
         at_s, names = self._newest.get(context.tenant, (float("-inf"), []))
@@ -243,15 +285,6 @@ class Foresight:
             for name in names
             if name != context.name
         ]
-
-    def _embedding(self) -> Embedder | None:
-        if self._load is not None and self._embedder is None:
-            try:
-                self._embedder = self._load()
-            except BadSetting as exc:
-                self._load = None
-                _log.warning("questions are told apart by their words alone: %s", exc)
-        return self._embedder
 
 
 def _text(content: Content) -> str:

@@ -106,7 +106,9 @@ class Predicting:
             return Gone("the engine computes another model or version now")
         if desk.engine is not None and not await self._listed(held, desk, known, found):
             return Stopped()
-        foreseen = await foresight.foreseen(found.context, found.content, known)
+        foreseen = await foresight.foreseen(found.context, found.content, known, gate=desk.gate)
+        if foreseen is None:
+            return Stopped()
         missing = [one for one in foreseen if not one.prepared]
         note = f"{len(foreseen)} questions foreseen, {len(missing)} to be answered"
         if missing:

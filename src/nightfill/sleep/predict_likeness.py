@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 from nightfill.sleep.predict import normal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from nightfill.answers.embed import Embedder
+    from nightfill.answers.embed import Vectors
 
 ALIKE: Final = 0.8
 """Cosine from which the guard is asked whether one answer serves both questions: it takes a tenth of a millisecond, and
@@ -18,12 +18,12 @@ passes few pairs below.
 
 
 class Likeness:
-    """Of a list of texts. Embeds each once, in the calling thread: milliseconds for each."""
+    """Of a list of texts, whose embeddings `vectors` has; None where only the same words are alike."""
 
-    def __init__(self, texts: Sequence[str], embedder: Embedder | None) -> None:
+    def __init__(self, texts: Sequence[str], vectors: Mapping[str, Vectors] | None) -> None:
         self._texts = texts
         self._words = [normal(text) for text in texts]
-        self._vectors = embedder.embed(texts) if embedder is not None and texts else None
+        self._vectors = vectors
 
     def alike(self, one: int, other: int) -> float:
         """Of two places, 1 for the same words; 0 where an answer to one may not serve the other."""
@@ -31,7 +31,7 @@ class Likeness:
             return 1.0
         if self._vectors is None:
             return 0.0
-        cosine = float(self._vectors[one] @ self._vectors[other])
+        cosine = float(self._vectors[self._texts[one]] @ self._vectors[self._texts[other]])
         if cosine < ALIKE:
             return 0.0
         from nightfill.answers.guard import agree  # reads its lists of words; needed by few

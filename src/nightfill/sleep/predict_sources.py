@@ -1,4 +1,4 @@
-"""Foreseeing from all sources at once. Pure, but for the embedding, which takes its time: call it in a thread."""
+"""Foreseeing from all sources at once. Pure; both steps take up to a second, so call them in a thread."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nightfill.sleep.predict_structure import from_structure
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nightfill.answers.embed import Embedder
+    from nightfill.answers.embed import Vectors
     from nightfill.sleep.predict import Candidate
     from nightfill.state.answers import Asked, Origin
 
 
-def foresee(
+def gathered(
     text: str,
     *,
     asked: Sequence[Asked],
@@ -27,26 +27,36 @@ def foresee(
     structure: bool,
     limits: Mapping[Origin, int],
     most: int,
-    embedder: Embedder | None,
+    vectors: Mapping[str, Vectors] | None,
     now_s: float,
 ) -> list[Candidate]:
-    """The `most` questions about `text` with the most expected uses, at most `limits` of each source.
+    """Questions about `text` that may come, more than are wanted, the likeliest first: from what was `asked` of it and
+    of `others` of its tenant, from what a model has `written`, and with `structure` from the text itself.
 
-    `asked` of it, of `others` of its tenant, and `written` by a model; with `structure`, its own. Of those that one
-    answer may serve, one is taken; without an `embedder` these are the ones in the same words.
+    `vectors` are the embeddings of what was asked; None where only the same words count as one question.
     """
-    log = Likeness([one.text for one in asked], embedder)
+    log = Likeness([one.text for one in asked], vectors)
     sources = [
         from_log(asked, log.alike, now_s=now_s),
         recurring(others, text),
         from_structure(text) if structure else [],
         from_model(written, text),
     ]
-    # Only what may be taken is worth an embedding.
-    wide = ranked(sources, {origin: 2 * limit for origin, limit in limits.items()}, 2 * most)
-    likeness, place = Likeness([one.text for one in wide], embedder), {one: at for at, one in enumerate(wide)}
+    # Only what may be chosen is worth an embedding.
+    return ranked(sources, {origin: 2 * limit for origin, limit in limits.items()}, 2 * most)
 
-    def alike(one: Candidate, other: Candidate) -> bool:
-        return likeness.alike(place[one], place[other]) > 0
 
-    return ranked([wide], limits, most, alike=alike)
+def chosen(
+    candidates: Sequence[Candidate],
+    *,
+    limits: Mapping[Origin, int],
+    most: int,
+    vectors: Mapping[str, Vectors] | None,
+) -> list[Candidate]:
+    """The `most` with the most expected uses, at most `limits` of each source; one of those that one answer serves.
+
+    `vectors` are the embeddings of all.
+    """
+    likeness = Likeness([one.text for one in candidates], vectors)
+    place = {one: at for at, one in enumerate(candidates)}
+    return ranked([candidates], limits, most, alike=lambda a, b: likeness.alike(place[a], place[b]) > 0)

@@ -184,6 +184,7 @@ async def test_what_other_contexts_of_the_tenant_were_asked_is_foreseen(tmp_path
         content = await h.state.book.content(T, context.current)
         assert content is not None
         found = await sees.foreseen(context, content, await FakeFillEngine().describe())
+        assert found is not None
         assert [one.candidate.text for one in found] == ["Summarize the whole meeting."]
 
 

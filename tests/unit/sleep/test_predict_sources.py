@@ -7,29 +7,36 @@ from typing import TYPE_CHECKING
 from fakes.embedder import WordEmbedder
 from nightfill.sleep.predict import quotas
 from nightfill.sleep.predict_likeness import Likeness
-from nightfill.sleep.predict_sources import foresee
+from nightfill.sleep.predict_sources import chosen, gathered
 from nightfill.state.answers import Asked, Origin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nightfill.answers.embed import Vectors
     from nightfill.sleep.predict import Candidate
 
 TEXT = "# Draining the tank\n\nDrain the tank by its tap. A tap is a valve.\n"
 
 
 def found(*, asked: Sequence[str] = (), written: str = "", most: int = 50, structure: bool = True) -> list[Candidate]:
-    return foresee(
+    log = [Asked(text=text, at_s=0.0) for text in asked]
+    wide = gathered(
         TEXT,
-        asked=[Asked(text=text, at_s=0.0) for text in asked],
+        asked=log,
         others=[],
         written=written,
         structure=structure,
         limits=quotas({}, most),
         most=most,
-        embedder=WordEmbedder(),
+        vectors=vectors_of(asked),
         now_s=0.0,
     )
+    return chosen(wide, limits=quotas({}, most), most=most, vectors=vectors_of([one.text for one in wide]))
+
+
+def vectors_of(texts: Sequence[str]) -> dict[str, Vectors]:
+    return dict(zip(texts, WordEmbedder().embed(texts), strict=True))
 
 
 def test_each_source_has_its_part_and_the_log_comes_first() -> None:
@@ -63,7 +70,7 @@ def test_a_bound_keeps_the_likeliest() -> None:
 
 def test_questions_that_need_answers_of_their_own_are_not_alike_however_near_they_are() -> None:
     texts = ["Does tap 3 open at night?", "Does tap 4 open at night?", "does tap 3 open at night", "Is it so?"]
-    likeness = Likeness(texts, WordEmbedder())
+    likeness = Likeness(texts, vectors_of(texts))
     assert likeness.alike(0, 2) == 1.0
     assert likeness.alike(0, 1) == 0.0
     assert likeness.alike(0, 3) == 0.0
