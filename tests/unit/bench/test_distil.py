@@ -14,24 +14,11 @@ from nightfill.cli.root import root
 if TYPE_CHECKING:
     from pathlib import Path
 
-THINGS = [
-    "liver",
-    "kidney",
-    "heart",
-    "lung",
-    "stomach",
-    "brain",
-    "muscle",
-    "nerve",
-    "artery",
-    "bone",
-    "skin",
-    "retina",
-    "spleen",
-    "tendon",
-    "thyroid",
-]
-FACTS = [f"{thing.title()} drugs were found to reduce {thing} mortality by {n}%." for n, thing in enumerate(THINGS, 10)]
+THINGS = (
+    "liver", "kidney", "heart", "lung", "stomach", "brain", "muscle", "nerve", "artery", "bone", "skin", "retina",
+    "spleen", "tendon", "thyroid",
+)  # fmt: skip
+FACTS = [f"{thing} drugs were found to reduce mortality by {n}%." for n, thing in enumerate(THINGS, 10)]
 FILLER = [f"Some other words stand here in line {n} and nothing at all comes of them." for n in range(100)]
 
 

@@ -246,3 +246,22 @@ def test_a_description_survives_being_noted() -> None:
 def test_a_note_of_another_shape_is_no_description(change: dict[str, str | int | bool]) -> None:
     assert description_of({**note_of(DESCRIPTION), **change}) is None
     assert description_of({}) is None
+
+
+def test_a_distilled_version_is_filled_beside_the_full_one_and_its_jobs_stay() -> None:
+    distilled = replace(context(), distilled=Fingerprint("d" * 64), content_bytes=6000)
+    lines = plan([distilled], [], {}, [], DESCRIPTION, now_s=NOW_S)
+    assert [(line.key and line.key.fingerprint[:1], line.verdict, line.why[:10]) for line in lines] == [
+        ("f", Verdict.FILL, "never fill"),
+        ("d", Verdict.FILL, "distilled:"),
+    ]
+    assert [line.missing_tokens for line in lines] == [2000, 1000], "it is at most half as long"
+    wanted = job(JobState.QUEUED, target=str(replace(KEY, fingerprint=Fingerprint("d" * 64))))
+    assert obsolete([wanted], [distilled], {KEY.signature}) == []
+    assert obsolete([wanted], [context()], {KEY.signature}) == [wanted]
+
+
+def test_slots_that_are_kept_warm_by_replay_are_for_full_texts() -> None:
+    distilled = replace(context(), distilled=Fingerprint("d" * 64))
+    lines = plan([distilled], [], {}, [], replace(DESCRIPTION, reuse=Reuse.NONE), now_s=NOW_S)
+    assert [line.key and line.key.fingerprint[:1] for line in lines] == ["f"]
