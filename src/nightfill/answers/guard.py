@@ -12,7 +12,6 @@ import enum
 import re
 from typing import TYPE_CHECKING, Final
 
-from nightfill.answers.guard_personal import personal
 from nightfill.answers.guard_reading import read
 from nightfill.answers.guard_source import Sort
 from nightfill.answers.guard_words import OPTIONAL, WEAK, alike, forms
@@ -71,9 +70,9 @@ def agree(asked: str, stored: str) -> Refusal | None:
     """
     if max(len(asked), len(stored)) > MAX_CHARACTERS:
         return Refusal.LENGTH
-    if personal(asked) or personal(stored):
-        return Refusal.PERSONAL
     one, other = read(asked), read(stored)
+    if one.personal or other.personal:
+        return Refusal.PERSONAL
     if max(one.words, other.words) > MAX_WORDS:
         return Refusal.LENGTH
     if not one.atoms or not other.atoms:

@@ -75,8 +75,9 @@ _PRONOMINAL: Final = frozenset(
 
 def normal(text: str) -> str:
     """One kind of quotation mark, apostrophe, dash and space; a text all in capitals in lower case."""
-    text = unicodedata.normalize("NFKC", text)
-    text = re.sub("[“”„‟″‹›]", '"', re.sub("[‘’‚‛′]", "'", re.sub("[‐-―−]", "-", text)))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        text = re.sub("[“”„‟″‹›]", '"', re.sub("[‘’‚‛′]", "'", re.sub("[‐-―−]", "-", text)))
     text = re.sub(r"(?<=\w)[`´](?=\w)", "'", text)
     text = re.sub(r"(?<=[?!,;])(?=[A-Za-z])", " ", re.sub(r"\s+", " ", text)).strip()
     return text.lower() if text.isupper() and len(text) > 12 else text

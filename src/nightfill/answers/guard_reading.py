@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nightfill.answers.guard_frames import coda, echoes, framed
+from nightfill.answers.guard_personal import personal
 from nightfill.answers.guard_source import Sort, Source
 from nightfill.answers.guard_tense import AUXILIARIES, is_past, modals_of, tense_of
 from nightfill.answers.guard_words import (
@@ -55,6 +56,7 @@ class Reading:
     owners: frozenset[str]
     nested: bool
     """A clause stands within another one."""
+    personal: bool
     words: int
 
 
@@ -78,6 +80,7 @@ def read(text: str) -> Reading:
         persons=tuple(draft.persons),
         owners=frozenset(draft.owners),
         nested=draft.nested,
+        personal=personal(text),
         words=len(line.split()),
     )
 
