@@ -9,14 +9,17 @@ import msgspec
 import pytest
 
 from fakes.background import T, house
+from fakes.embedder import WordEmbedder
 from fakes.fill_engine import SIGNATURE, FakeFillEngine
 from fakes.virtual_time import now_s, until, virtual
 from nightfill.answers.question import Questions
 from nightfill.answers.reply import words_of
 from nightfill.config import AnswerSettings, Duration, ForeseeSettings
 from nightfill.contexts.context import ContextName, ContextOptions, Fill, FillState
+from nightfill.errors import BadSetting
 from nightfill.sleep.answer_job import BATCH, Answering
 from nightfill.sleep.answer_request import Requests
+from nightfill.sleep.gatekeeper import Gatekeeper
 from nightfill.sleep.predict_context import Foresight, Target
 from nightfill.sleep.predict_job import Predicting, queue_prediction, target_of
 from nightfill.state.answers import Asked, Origin
@@ -24,9 +27,11 @@ from nightfill.state.budgets import Period, scopes_of
 from nightfill.state.jobs import JobKind, JobState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fakes.background import House
+    from nightfill.answers.embed import Embedder
     from nightfill.state.jobs import Job
 
 WANTED = ContextOptions(answers="near", foresee=True)
@@ -34,10 +39,17 @@ TEXT = "word " * 100
 REPO = ContextName("repo")
 
 
-def foresight(h: House, *, sources: str = "log", per_context: int = 50, every_s: float = 1.0) -> Foresight:
+def foresight(
+    h: House,
+    *,
+    sources: str = "log",
+    per_context: int = 50,
+    every_s: float = 1.0,
+    load: Callable[[], Embedder] | None = None,
+) -> Foresight:
     settings = ForeseeSettings(sources=tuple(sources.split()), per_context=per_context, every_s=Duration(every_s))  # type: ignore[arg-type]
     requests = Requests(Questions(max_temperature=0.3), settings)
-    return Foresight(h.state, requests, answers=AnswerSettings(), settings=settings, clock=h.wall)
+    return Foresight(h.state, requests, answers=AnswerSettings(), settings=settings, load=load, clock=h.wall)
 
 
 def foreseeing(h: House, **options: object) -> Foresight:
@@ -189,6 +201,53 @@ async def test_what_other_contexts_of_the_tenant_were_asked_is_foreseen(tmp_path
 
 
 @virtual
+async def test_questions_are_embedded_a_few_at_a_time_while_no_live_request_is_in_flight(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        embedder = WordEmbedder()
+        sees = foresight(h, load=lambda: embedder)
+        context = await h.put(TEXT, options=WANTED)
+        await ask(h, *(f"what is the meaning of part {number}" for number in range(40)))
+        content = await h.state.book.content(T, context.current)
+        assert content is not None
+        engine, stop = await FakeFillEngine().describe(), asyncio.Event()
+        gate = Gatekeeper(h.board, h.settings, stop=stop, clock=now_s)
+        h.board.enter()
+        looking = asyncio.create_task(sees.foreseen(context, content, engine, gate=gate))
+        await asyncio.sleep(5)
+        assert embedder.calls == []
+        h.board.leave()
+        found = await looking
+        assert found is not None
+        assert len(found) == 40
+        assert [len(call) for call in embedder.calls] == [16, 16, 8], "those that are chosen are known by then"
+        h.board.enter()
+        looking = asyncio.create_task(sees.foreseen(context, content, engine, gate=gate))
+        await asyncio.sleep(1)
+        stop.set()
+        assert await looking is None
+
+
+@virtual
+async def test_without_the_embedding_the_same_words_are_one_question(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> Embedder:
+        raise BadSetting("near answers need onnxruntime", param="answers.mode")
+
+    async with house(tmp_path) as h:
+        sees = foresight(h, load=missing)
+        context = await h.put(TEXT, options=WANTED)
+        await ask(h, "What is it?", "what is it", "What is that?")
+        content = await h.state.book.content(T, context.current)
+        assert content is not None
+        for _ in range(2):
+            found = await sees.foreseen(context, content, await FakeFillEngine().describe())
+            assert found is not None
+            assert len(found) == 2
+        assert caplog.text.count("onnxruntime") == 1, "told once"
+
+
+@virtual
 async def test_a_long_list_is_answered_in_batches(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         foreseeing(h)
@@ -263,6 +322,8 @@ async def test_a_worker_that_is_stopped_loses_nothing_and_the_next_goes_on(tmp_p
             await prepared(h, 4)
             await settled(h)
         assert await stored(h) == 4, "none was made twice"
+        lines = await h.state.ledger.lines(since_day=0, until_day=10**6, tenant=T)
+        assert h.log.computed - 10 <= sum(line.background_tokens for line in lines) <= h.log.computed + 10
 
 
 @virtual
