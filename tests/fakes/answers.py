@@ -49,6 +49,9 @@ class FakeIndex:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def holds(self, scope: AnswerScope) -> bool:
+        return any(its == scope for its, _ in self._rows.values())
+
     def nearest(self, scope: AnswerScope, vector: Vectors, k: int = 8) -> list[Similar]:
         self.looking.set()
         if self.gate is not None:

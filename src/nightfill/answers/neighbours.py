@@ -54,6 +54,9 @@ class Index(Protocol):
     def serial(self) -> int:
         """The newest that was added."""
 
+    def holds(self, scope: AnswerScope) -> bool:
+        """Whether there may be anything of the scope. Takes microseconds; from any thread."""
+
     def nearest(self, scope: AnswerScope, vector: Vectors, k: int = 8) -> Sequence[Neighbour]:
         """The nearest of the scope, the nearest first."""
 
@@ -129,6 +132,8 @@ class NearSearch:
             return (), *((Result.BARRED, "not-installed") if self._failure else (Result.BUSY, "loading"))
         assert question.text is not None
         text, scope = question.text, question.scope
+        if not parts.index.holds(scope):  # as of each further turn of a chat: nothing is worth embedding it for
+            return (), Result.MISS, ""
         found = await self._sought(lambda: parts.index.nearest(scope, self._embedded(parts, text), _NEAREST))
         if isinstance(found, Result):
             return (), found, ""

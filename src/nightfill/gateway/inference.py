@@ -24,7 +24,7 @@ from nightfill.gateway.proof import Layer, Verdict, judge
 from nightfill.gateway.relay import Limits, Relay, Trip
 from nightfill.gateway.saving import Rates
 from nightfill.gateway.session import SESSION_HEADERS, session_of
-from nightfill.gateway.stored import context_head
+from nightfill.gateway.tried import context_head
 from nightfill.state.access import Access
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from nightfill.gateway.history import History
     from nightfill.gateway.journal import Journal
     from nightfill.gateway.layers import Layers, Plan
-    from nightfill.gateway.stored import StoredAnswers, Tried
+    from nightfill.gateway.stored import StoredAnswers
+    from nightfill.gateway.tried import Tried
     from nightfill.observe.metrics import Metrics
     from nightfill.state.book import ContextBook
     from nightfill.state.load import LoadBoard

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
 from nightfill.answers.cache import AnswerCache
 from nightfill.answers.keeper import Deposit, Keeper
-from nightfill.answers.look import Found, Kind, Look, Result, report
+from nightfill.answers.look import Look, Result, report
 from nightfill.answers.question import COMPLETION, Bar, Ground, Question
 from nightfill.answers.reply import Kept, Recording, Unfit
 from nightfill.answers.shadow import outcome, shadow_word
@@ -19,6 +19,7 @@ from nightfill.contexts import Form
 from nightfill.errors import ClientLeft, NotStored
 from nightfill.gateway import replay
 from nightfill.gateway.proof import Layer
+from nightfill.gateway.tried import Tried, context_head
 from nightfill.state.access import Access
 from nightfill.state.answers import Asked
 
@@ -31,15 +32,13 @@ if TYPE_CHECKING:
     from nightfill.contexts import Tenant
     from nightfill.engines.engine import Description
     from nightfill.gateway.ask import Ask
-    from nightfill.gateway.cache_control import Wishes
-    from nightfill.gateway.exchange import Exchange, Header
+    from nightfill.gateway.exchange import Exchange
     from nightfill.gateway.layers import Plan
     from nightfill.gateway.relay import Trip
     from nightfill.gateway.saving import Rates
     from nightfill.observe.metrics import Metrics
     from nightfill.state.answers import AnswerBook, QuestionLog
 
-_NAME: Final = "nightfill"
 _SEND_S: Final = 60.0
 """For a client to take a stored reply."""
 
@@ -52,63 +51,6 @@ class _Usage(msgspec.Struct, frozen=True):
 class _Counted(msgspec.Struct, frozen=True):
     choices: list[msgspec.Raw]
     usage: _Usage = _Usage()
-
-
-@dataclass(slots=True, kw_only=True)
-class Tried:
-    """One request on its way through this layer."""
-
-    mode: str
-    """`shadow`, `exact` or `near`."""
-    wishes: Wishes
-    ground: Ground
-    engine: Description
-    """Whose answer was looked for."""
-    question: Question | None = None
-    bar: Bar | None = None
-    """Why there is no question."""
-    looks: list[Look] = field(default_factory=list)
-    found: Found | None = None
-
-    @property
-    def shown(self) -> bytes:
-        """As peers call it."""
-        if self.found is not None:
-            return b"HIT" if self.found.kind is Kind.EXACT else b"SEMANTIC-HIT"
-        return b"MISS" if self.looks else b"BYPASS"
-
-    @property
-    def _detail(self) -> str:
-        if self.bar is not None:
-            return self.bar
-        if not self.looks:
-            return "shadow" if self.mode == "shadow" else "request"
-        return self.looks[-1].detail or self.looks[-1].result
-
-    def head(self) -> list[Header]:
-        """What the reply's headers say of it."""
-        head = [(b"x-nightfill-cache", self.shown), (b"cache-status", self._status().encode())]
-        if self.found is not None:
-            head.append((b"age", b"%d" % self.found.age_s))
-            if self.found.similarity is not None:
-                head.append((b"x-nightfill-cache-similarity", b"%.4f" % self.found.similarity))
-        return head
-
-    def _status(self) -> str:
-        """RFC 9211."""
-        found = self.found
-        if found is not None:
-            left_s = max(0, int(found.answer.ttl_s - found.age_s))
-            return f"{_NAME}; hit; ttl={left_s}; detail={'exact' if found.similarity is None else 'semantic'}"
-        forward = "miss" if self.looks else ("bypass" if self.bar is not None or self.mode == "shadow" else "request")
-        return f"{_NAME}; fwd={forward}" + (f"; detail={self._detail}" if self._detail != Result.MISS else "")
-
-    def timing(self) -> bytes:
-        """Entries of `server-timing`, each with a comma before it."""
-        return b"".join(
-            b', %s;dur=%.3f;desc="%s"' % (look.kind.encode(), 1000 * look.seconds, look.result.encode())
-            for look in self.looks
-        )
 
 
 class StoredAnswers:
@@ -367,13 +309,3 @@ def _salt(ask: Ask) -> str:
     if ask.cache_salt is None and not ask.wishes.namespace:
         return ""
     return msgspec.json.encode([ask.cache_salt, ask.wishes.namespace]).decode()
-
-
-def context_head(plan: Plan) -> list[Header]:
-    """Which version of which context is in front."""
-    if plan.context is None or plan.fingerprint is None:
-        return []
-    return [
-        (b"x-nightfill-context", f"{plan.context}@{plan.fingerprint[:12]}".encode()),
-        (b"x-nightfill-mode", b"distilled" if plan.distilled else b"full"),
-    ]

@@ -75,6 +75,16 @@ def test_the_nearest_come_first_with_their_cosines(tmp_path: Path) -> None:
     assert found[0].similarity <= 1.0
 
 
+def test_a_scope_is_known_to_hold_something_at_once_and_after_a_restart(tmp_path: Path) -> None:
+    index, other = opened(tmp_path), AnswerScope(b"x" * 32)
+    assert not index.holds(S)
+    index.add(notes(range(3)), vectors(3))
+    assert (index.holds(S), index.holds(other)) == (True, False)
+    index.save()
+    again = opened(tmp_path)
+    assert (again.holds(S), again.holds(other)) == (True, False)
+
+
 def test_an_unknown_scope_has_nothing_near(tmp_path: Path) -> None:
     index, made = opened(tmp_path), vectors(4)
     assert index.nearest(S, made[0], 3) == []

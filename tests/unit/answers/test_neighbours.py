@@ -157,6 +157,19 @@ async def test_an_answer_that_is_older_than_the_request_allows_does_not_serve(pl
     assert look.result in (Result.STALE, Result.MISS)
 
 
+async def test_of_a_scope_without_answers_no_question_is_embedded(place: Place) -> None:
+    await put(place.state.answers, 1, "where is the harbour")
+    async with place.search(needed=True) as search:
+        await search.ready()
+        await place.indexed(1)
+        before = len(place.embedder.calls)
+        asked = question("where is the harbour", scope=AnswerScope(b"t" * 32))
+        assert await search.near(asked) == ((), Result.MISS, "")
+        assert len(place.embedder.calls) == before
+        await search.near(question("where is the harbour"))
+        assert len(place.embedder.calls) == before + 1
+
+
 async def test_nothing_is_loaded_before_somebody_asks_and_who_asks_first_does_not_wait(place: Place) -> None:
     async with place.search() as search:
         assert place.loads == 0
@@ -170,6 +183,8 @@ async def test_a_look_up_that_takes_too_long_is_given_up_and_a_line_that_is_too_
     place.index.gate = threading.Event()
     async with place.search(needed=True, deadline_s=0.05) as search:
         await search.ready()
+        await put(place.state.answers, 1, "how deep is it")
+        await place.indexed(1)
         results = await asyncio.gather(*(search.near(question("where")) for _ in range(12)))
         assert [result for _, result, _ in results] == [Result.LATE] * 8 + [Result.BUSY] * 4
         assert (await search.near(question("where")))[1] in (Result.BUSY, Result.LATE)  # the thread is still at it
@@ -186,6 +201,8 @@ async def test_the_loop_goes_on_while_a_look_up_is_under_way(place: Place) -> No
     place.index.gate = threading.Event()
     async with place.search(needed=True) as search:
         await search.ready()
+        await put(place.state.answers, 1, "how deep is it")
+        await place.indexed(1)
         looking = asyncio.create_task(search.near(question("where")))
         await asyncio.to_thread(place.index.looking.wait, 5)
         assert not looking.done()
