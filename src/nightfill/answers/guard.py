@@ -36,7 +36,7 @@ CHOICES: Final = {"which", "what", "what-is"}
 """Kinds between which only the order of words decides."""
 MEANS: Final = {"by", "with"}
 ADVERB: Final = re.compile(
-    r"\w{3}(al|t|te|nt|us|ful|ss|ng|ed|ve|ab|ib|ck|ow|fe|si|ri)ly$|^(online|abroad|daily|together)$"
+    r"\w{3}(al|t|te|nt|us|ful|ss|ng|ed|ve|ab|ib|ck|ow|fe|si|ri)ly$|^(online|abroad|daily|together|now|today|tonight|tomorrow|yesterday)$"
 )
 LOOSE: Final = {Sort.WORD, Sort.NAME}
 """Atoms that a synonym may stand for, and a weak preposition may come before."""
@@ -187,7 +187,7 @@ def moved(first: tuple[Atom, Atom], second: tuple[Atom, Atom]) -> bool:
 
 def adverb(atom: Atom) -> bool:
     """Whether it stands anywhere in a sentence: "permanently delete", "delete permanently"."""
-    return atom.sort == Sort.WORD and not atom.run and ADVERB.search(atom.text) is not None
+    return atom.sort in {Sort.WORD, Sort.QUANTITY} and not atom.run and ADVERB.search(atom.text) is not None
 
 
 def joined(one: Sequence[Atom], other: Sequence[Atom], there: tuple[int, int, int, int]) -> bool:

@@ -100,7 +100,7 @@ _IMPLIED: Final = {
 """Words that the kind of question says already."""
 _TIMELESS: Final = {"how-to", "what-do"}
 """Kinds whose answer is the same in each tense: how something is done, what to do when it happens."""
-_TENSELESS: Final = {"can", "must", "should", "why"}
+_TENSELESS: Final = {"can", "must", "should", "why", "yes-no"}
 """Kinds whose frame tells nothing about the time of the rest."""
 _TELLING: Final = QUANTITIES | LINKS | frozenset(("atleast", "atmost", "morethan", "lessthan", "outof", "anymore"))
 _BE: Final = (" is", " are", " was", " were", " be")
