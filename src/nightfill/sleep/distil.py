@@ -89,7 +89,8 @@ class DistilDuty:
         self._settings = settings
         self._load = embed
         self._embed: Embed | None = None
-        self._by_model = by_model
+        self.by_model = by_model
+        """An engine writes; otherwise sentences are chosen, and no engine is needed."""
         self._clock = clock
         self._default_ttl_s = default_ttl_s
         self._policy = policy
@@ -120,7 +121,7 @@ class DistilDuty:
 
     async def _enqueue(self, target: str, context: Context, descriptions: Sequence[Description]) -> bool:
         needs, tokens = "", 0
-        if self._by_model:
+        if self.by_model:
             writer = next((one for one in descriptions if self._settings.engine in ("", one.engine)), None)
             if writer is None:
                 return False
