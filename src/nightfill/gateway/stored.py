@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from nightfill.observe.metrics import Metrics
     from nightfill.state.answers import AnswerBook, QuestionLog
 
+_NOT_STORED: Final = "no stored answer serves this request, and only-if-cached asks for no other"
 _SEND_S: Final = 60.0
 """For a client to take a stored reply."""
 
@@ -98,7 +99,7 @@ class StoredAnswers:
         mode = self.mode(tenant, plan)
         tried = None if mode == "off" else await self._tried(mode, tenant, ask, plan, engine)
         if ask.wishes.only_stored and (tried is None or tried.found is None):
-            raise NotStored("no stored answer serves this request, and only-if-cached asks for no other")
+            raise NotStored(_NOT_STORED)
         return tried
 
     async def _tried(self, mode: str, tenant: Tenant, ask: Ask, plan: Plan, engine: Description) -> Tried:
@@ -138,7 +139,10 @@ class StoredAnswers:
             self._keeper.asked(ground.tenant, ground.context, Asked(text=question.text, at_s=time.time()))
 
     async def serve(self, exchange: Exchange, ask: Ask, plan: Plan, tried: Tried, arrived_s: float) -> bool:
-        """Give the answer that was found. False, and nothing is sent, when there is none, or none that can be read."""
+        """Give the answer that was found. False, and nothing is sent, when there is none, or none that can be read.
+
+        Raises ClientLeft, and NotStored when only a stored answer would do.
+        """
         found = tried.found
         if found is None:
             return False
@@ -150,6 +154,8 @@ class StoredAnswers:
             # Not what we stored; as good as none.
             tried.found = None
             tried.looks[-1] = replace(tried.looks[-1], result=Result.FAILED)
+            if ask.wishes.only_stored:
+                raise NotStored(_NOT_STORED) from None
             return False
         overhead_ms = 1000 * (time.monotonic() - exchange.started_s)
         head = [

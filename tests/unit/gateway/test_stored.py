@@ -360,6 +360,7 @@ async def test_what_is_stored_and_cannot_be_read_is_as_good_as_not_there(place: 
             await place.state.answers.put(replace(answer, body=body))
             for stream in (False, True):
                 assert (await place.ask(client, {"stream": stream}, cache_control="no-store")).status == 200
+                assert (await place.ask(client, {"stream": stream}, cache_control="only-if-cached")).status == 504
         assert place.asked == 9
 
 
