@@ -23,6 +23,9 @@ Whether what is served is right is judged by the people who made the data, as st
 - `structure`, other words: right if the place that the question was made from has the beginning of a gold answer
   (COVID-QA) or half of the evidence (QMSum); of a place that is the whole text, only if the question is general.
 
+`false_hit_rate` is by these rules. `false_hit_rate_beyond_form` leaves aside those judged wrong that differ from what
+was prepared in articles, plurals and is/are alone: the same question, which people have answered in two places.
+
 The last line is one JSON object: `served_share` and `false_hit_rate` (of those served), in all, by file and by source,
 means over the rounds, each with its lowest and highest round in `spread`; `same_words_share` of the questions asked;
 by source the answers `prepared`, and the `used_share` of these. What is judged wrong is printed.
@@ -33,6 +36,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import random
+import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -93,6 +97,8 @@ class Tally:
     asked: int = 0
     served: Counter[str] = field(default_factory=Counter)
     wrong: Counter[str] = field(default_factory=Counter)
+    beyond_form: int = 0
+    """Wrong, and not only in articles and plurals."""
     same_words: int = 0
     asked_again: int = 0
     """In the same words as before, of the same document."""
@@ -258,6 +264,7 @@ def ask(
             tally.elsewhere += not right(document, query, candidate, source, asked, general)
         if not same and not right(document, query, candidate, source, asked, general):
             tally.wrong[source] += 1
+            tally.beyond_form += form(query.text) != form(candidate.text)
             print(f"wrong by {source}: {query.text!r} was given the answer to {candidate.text!r}")
     tally.used.update(sources[at] for at in used)
 
@@ -302,10 +309,17 @@ def places(evidence: Sequence[Span]) -> set[int]:
     return {line for first, last in evidence for line in range(first, last)}
 
 
+def form(text: str) -> list[str]:
+    """Its words without articles, endings of plurals, and the number of `be`."""
+    words = ("is" if word == "are" else word for word in normal(text).split() if word not in ("a", "an", "the"))
+    return [re.sub(r"(?:ies|y|s)$", "", word) if len(word) > 3 else word for word in words]
+
+
 def sum_of(tallies: Sequence[Tally]) -> Tally:
     whole = Tally()
     for one in tallies:
         whole.asked += one.asked
+        whole.beyond_form += one.beyond_form
         whole.same_words += one.same_words
         whole.asked_again += one.asked_again
         whole.elsewhere += one.elsewhere
@@ -344,6 +358,8 @@ def figures(tallies: Sequence[Tally]) -> dict[str, Any]:
         "asked": tallies[0].asked,
         "served_share": fmean(served for served, _ in pairs),
         "false_hit_rate": fmean(wrong for _, wrong in pairs),
+        "false_hit_rate_beyond_form": sum(tally.beyond_form for tally in tallies)
+        / max(sum(tally.served.total() for tally in tallies), 1),
         "same_words_share": fmean(tally.same_words / max(tally.asked, 1) for tally in tallies),
         "same_words_elsewhere_share": sum(tally.elsewhere for tally in tallies)
         / max(sum(tally.asked_again for tally in tallies), 1),
