@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _STATE_S: Final = 0.25
 """For the store to answer; then the request goes on without it."""
+_AWAY_S: Final = 1.0
+"""So long a store that failed is not asked."""
 
 
 class _Usage(msgspec.Struct):
@@ -67,11 +69,18 @@ class AnswerCache:
     """Looks answers up, and fails open. Used by one event loop."""
 
     def __init__(
-        self, book: AnswerBook, *, neighbours: Neighbours | None = None, clock: Callable[[], float] = time.time
+        self,
+        book: AnswerBook,
+        *,
+        neighbours: Neighbours | None = None,
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock` gives Unix seconds, as the book's does."""
         self._book = book
         self._neighbours = neighbours
-        self._clock = clock
+        self._clock, self._steady = clock, steady
+        self._away_until_s = float("-inf")
 
     async def exact(self, question: Question, *, max_age_s: float | None, began_s: float) -> tuple[Found | None, Look]:
         """The answer to an equal request. `began_s`: `time.perf_counter` when the look-up began, the making of the
@@ -126,10 +135,14 @@ class AnswerCache:
     async def _got(
         self, key: AnswerKey, max_age_s: float | None, *, similarity: float | None = None
     ) -> tuple[Found | None, Result]:
+        if self._steady() < self._away_until_s:
+            return None, Result.FAILED
         try:
             async with asyncio.timeout(_STATE_S):
                 answer = await self._book.get(key)
         except (StateError, TimeoutError):
+            # Each request would wait as long, and none of them has a use of it.
+            self._away_until_s = self._steady() + _AWAY_S
             return None, Result.FAILED
         if answer is None:
             return None, Result.MISS
