@@ -13,7 +13,7 @@ import msgspec
 from nightfill.contexts.distil_model import SECTION_TOKENS, prompt, sections_of, taken
 from nightfill.contexts.distil_segments import segments_of
 from nightfill.engines.engine import Call
-from nightfill.errors import EngineRefused, NightfillError
+from nightfill.errors import BadSetting, EngineRefused, NightfillError
 from nightfill.kv.key import salt_of
 from nightfill.sleep.answer_request import tell
 from nightfill.state.answers import Answer, AnswerKey, AnswerScope, Origin
@@ -39,6 +39,8 @@ _REDUCED: Final = 1.25
 """Times the length that was asked for; what is longer after all sections is written anew once more."""
 _BYTES_PER_WORD: Final = 6
 _MOST_REPLY_BYTES: Final = 1 << 20
+_NEVER: Final = (400, 413, 422)
+"""A request that is too long for the engine, or not to its taste: asking again would not help."""
 CHAT: Final = "/v1/chat/completions"
 
 
@@ -111,10 +113,13 @@ class Writer:
         return twice if len(twice) < len(once) else once
 
     async def _extracted(self, text: str, ratio: float) -> str:
-        # They need numpy, which a worker without this duty may lack.
-        from nightfill.contexts.distil import distilled
-        from nightfill.contexts.distil_score import needs_vectors
-
+        try:
+            from nightfill.contexts.distil import distilled
+            from nightfill.contexts.distil_score import needs_vectors
+        except ImportError as exc:  # a worker whose engines write may be installed without it
+            raise BadSetting(
+                "choosing sentences needs numpy: install nightfill with its extra `answers`", param="distil.method"
+            ) from exc
         segments = await asyncio.to_thread(segments_of, text)
         vectors = []
         for low in range(0, len(segments) if needs_vectors(segments) else 0, EMBED_SEGMENTS):
@@ -154,9 +159,9 @@ class Writer:
             try:
                 told, frozen_s = await self._desk.gate.run(engine, tell(engine, call, max_bytes=_MOST_REPLY_BYTES))
             except EngineRefused as exc:
-                if not 400 <= exc.status < 500:
+                if exc.status not in _NEVER:
                     raise
-                return ""  # too long for it, or not to its taste: asking again would not help
+                return ""
             took_s = max(0.0, self._clock() - began_s - frozen_s)
             self._held.computed(told.computed if told is not None else 0, took_s)
             if told is not None:

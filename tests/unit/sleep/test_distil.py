@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
 from fakes.background import T, house
@@ -31,6 +32,8 @@ from nightfill.state.jobs import JobKind, JobState
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    import pytest
 
     from fakes.background import House
     from nightfill.state.jobs import Job
@@ -289,3 +292,19 @@ async def test_without_budget_it_waits_until_there_is_some(tmp_path: Path) -> No
             assert await distil_jobs(h) == []
             await h.state.budgets.set_limit(scope, Period.DAY, 1_000_000)
             await distilled(h)
+
+
+@virtual
+async def test_without_what_chooses_sentences_the_job_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nightfill.contexts.distil", None)
+    async with house(tmp_path) as h:
+        distilling(h, by_model=True)
+        h.make_engine = lambda house: small(house, lambda _: "nonsense")
+        await h.put(TEXT, options=DISTIL)
+        async with h.working():
+            await asyncio.sleep(20)
+        (job,) = await distil_jobs(h)
+        assert job.state is JobState.DEAD
+        assert "extra `answers`" in job.error
