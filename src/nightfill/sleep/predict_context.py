@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nightfill.answers.reply import words_of
 from nightfill.contexts import ContextName, FillKey, FillState, Form, Messages
-from nightfill.errors import BadSetting
 from nightfill.sleep.fill import Gone
 from nightfill.sleep.predict import quotas
 from nightfill.sleep.predict_model import prompt
 from nightfill.sleep.predict_sources import chosen, gathered
+from nightfill.sleep.predict_vectors import Embeddings
 from nightfill.state.answers import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nightfill.answers.embed import Embedder, Vectors
+    from nightfill.answers.embed import Embedder
     from nightfill.answers.question import Question
     from nightfill.answers.reply import Kept
     from nightfill.config import AnswerSettings, ForeseeSettings
@@ -34,18 +33,12 @@ if TYPE_CHECKING:
     from nightfill.state.book import SourceBook
     from nightfill.state.jobs import Job, JobQueue
 
-_log = logging.getLogger(__name__)
-
 MOST_CONTEXTS: Final = 200
 """Of the tenant's other contexts, whose logs are read for what recurs."""
 ASKED_OF_EACH: Final = 100
 LIST_EVERY_S: Final = 600.0
 """How often the newest of them are looked for: a tenant may have a million contexts."""
 _MOST_TENANTS: Final = 256
-EMBEDDED_AT_ONCE: Final = 16
-"""Between two looks at the gate: some hundredths of a second of one core."""
-_MOST_VECTORS: Final = 4096
-"""Kept from one job to the next; 1.5 KB each."""
 LIST_TOKENS: Final = 40
 """Of each question that a model writes."""
 
@@ -132,9 +125,7 @@ class Foresight:
         self.requests = requests
         self.answers = answers
         self.settings = settings
-        self._load = load
-        self._embedder: Embedder | None = None
-        self._vectors: dict[str, Vectors] = {}
+        self._embeddings = Embeddings(load)
         self._newest: dict[Tenant, tuple[float, list[ContextName]]] = {}
         """When, and which, by tenant."""
         self._clock = clock
@@ -218,8 +209,11 @@ class Foresight:
         written = "\n".join(words_of(reply.body)) if reply is not None else ""
         limits = await self.limits(context)
         # Where only equal requests are served, each way to ask is worth an answer of its own.
-        vectors = await self._loaded() if self._mode(context) != "exact" else None
-        if not await self._embedded([one.text for one in asked], vectors, gate):
+        near = self._mode(context) != "exact" and await self._embeddings.there()
+        if gate is not None and not await gate.opens():
+            return None
+        vectors = await self._embeddings.of([one.text for one in asked], gate) if near else None
+        if near and vectors is None:
             return None
         wide = await asyncio.to_thread(
             gathered,
@@ -233,7 +227,8 @@ class Foresight:
             vectors=vectors,
             now_s=self._clock(),
         )
-        if not await self._embedded([one.text for one in wide], vectors, gate):
+        vectors = await self._embeddings.of([one.text for one in wide], gate) if near else None
+        if near and vectors is None:
             return None
         found = []
         for candidate in await asyncio.to_thread(chosen, wide, limits=limits, most=most, vectors=vectors):
@@ -242,34 +237,6 @@ class Foresight:
                 prepared = await state.answers.get(question.key) is not None
                 found.append(Foreseen(candidate=candidate, question=question, prepared=prepared))
         return found
-
-    async def _loaded(self) -> dict[str, Vectors] | None:
-        """Where embeddings go; None where there is nothing to make them with."""
-        if self._load is not None and self._embedder is None:
-            try:
-                self._embedder = await asyncio.to_thread(self._load)
-            except BadSetting as exc:
-                self._load = None
-                _log.warning("questions are told apart by their words alone: %s", exc)
-        while len(self._vectors) > _MOST_VECTORS:
-            del self._vectors[next(iter(self._vectors))]
-        return self._vectors if self._embedder is not None else None
-
-    async def _embedded(
-        self, texts: Sequence[str], vectors: dict[str, Vectors] | None, gate: Gatekeeper | None
-    ) -> bool:
-        """Embed what is new, some at a time, behind the gate. False when the worker is to stop."""
-        if gate is not None and not await gate.opens():
-            return False
-        if vectors is None or self._embedder is None:
-            return True
-        new = [text for text in dict.fromkeys(texts) if text not in vectors]
-        for start in range(0, len(new), EMBEDDED_AT_ONCE):
-            if gate is not None and not await gate.opens():
-                return False
-            some = new[start : start + EMBEDDED_AT_ONCE]
-            vectors.update(zip(some, await asyncio.to_thread(self._embedder.embed, some), strict=True))
-        return True
 
     async def _others(self, context: Context) -> list[Sequence[Asked]]:
         at_s, names = self._newest.get(context.tenant, (float("-inf"), []))
