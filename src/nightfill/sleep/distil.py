@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from nightfill.contexts.context import Messages, Text
+from nightfill.contexts.context import ContextName, Messages, Tenant, Text
 from nightfill.contexts.fingerprint import content_bytes, fingerprint_of
 from nightfill.errors import BudgetSpent
 from nightfill.sleep.distil_writer import Stop, Writer
@@ -15,7 +15,7 @@ from nightfill.sleep.duty import Done
 from nightfill.sleep.fill import Gone, Stopped
 from nightfill.sleep.priority import case_of, value
 from nightfill.sleep.retry import Failure, FailureKind
-from nightfill.state.jobs import JobKind, JobState
+from nightfill.state.jobs import JobKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nightfill.sleep.duty import Desk
     from nightfill.sleep.lease import HeldLease
     from nightfill.sleep.priority import Policy
-    from nightfill.state.access import AccessLog
+    from nightfill.state.agenda import Agenda, Due
     from nightfill.state.answers import AnswerBook
     from nightfill.state.book import ContextBook
     from nightfill.state.jobs import JobQueue
@@ -38,7 +38,10 @@ _log = logging.getLogger(__name__)
 WHOLE_BYTES: Final = 1000
 """Messages of a context up to this size stay as they are: instructions, not matter."""
 _BYTES_PER_TOKEN: Final = 4
-_MOST_JOBS: Final = 20_000
+STEP: Final = 500
+"""Contexts that are looked at in one go."""
+EVERY_S: Final = 10.0
+"""How often a walk through all contexts begins, when something has changed."""
 _NOT_SHORTER: Final = 0.8
 """A version that is longer than so much of the text is of no use."""
 
@@ -55,8 +58,8 @@ class Books(Protocol):
         """What is long-lived."""
 
     @property
-    def access(self) -> AccessLog:
-        """How it was used."""
+    def agenda(self) -> Agenda:
+        """All of it, in steps."""
 
     @property
     def answers(self) -> AnswerBook:
@@ -94,33 +97,29 @@ class DistilDuty:
         self._clock = clock
         self._default_ttl_s = default_ttl_s
         self._policy = policy
+        self._place = ""
+        """In the walk through all contexts; empty between two of them."""
+        self._walked_s = float("-inf")
         self._seen: int | None = None
+        """How the book stood when that began."""
+        self._spent = False
 
     async def plan(self, descriptions: Sequence[Description]) -> None:
         """See `Duty`."""
         changes = self._state.book.changes()
-        if changes == self._seen:
-            return
-        contexts = {
-            target_of(context): context
-            for context in await self._state.book.contexts()
-            if wanted(context, self._settings) and context.distilled is None
-        }
-        jobs = await self._state.jobs.jobs(states=(JobState.QUEUED, JobState.LEASED), limit=_MOST_JOBS)
-        queued = {job.target: job for job in jobs if job.kind is JobKind.DISTIL}
-        for target, job in queued.items():
-            if target not in contexts:
-                await self._state.jobs.cancel(job.id)
-                _log.info("job %d (%s): cancelled, its version is gone", job.id, job.label)
-        spent = False
-        for target, context in contexts.items():
-            if target not in queued:
-                spent |= not await self._enqueue(target, context, descriptions)
-        # What a budget has no room for is looked at again at each tick.
-        self._seen = None if spent else changes
+        if not self._place:
+            if changes == self._seen or self._clock() - self._walked_s < EVERY_S:
+                return
+            self._walked_s, self._seen, self._spent = self._clock(), changes, False
+        found, self._place = await self._state.agenda.after(self._place, limit=STEP)
+        for due in found:
+            if wanted(due.context, self._settings) and due.context.distilled is None:
+                self._spent |= not await self._enqueue(due, descriptions)
+        if self._spent and not self._place:
+            self._seen = None  # what a budget has no room for is looked at again
 
-    async def _enqueue(self, target: str, context: Context, descriptions: Sequence[Description]) -> bool:
-        needs, tokens = "", 0
+    async def _enqueue(self, due: Due, descriptions: Sequence[Description]) -> bool:
+        context, needs, tokens = due.context, "", 0
         if self.by_model:
             writer = next((one for one in descriptions if self._settings.engine in ("", one.engine)), None)
             if writer is None:
@@ -128,13 +127,11 @@ class DistilDuty:
             needs = writer.signature
             # It reads all of it, and writes a part; instructions included.
             tokens = int(context.content_bytes / _BYTES_PER_TOKEN * (1.2 + 1 / self._settings.ratio))
-        now_s = self._clock()
-        usage = await self._state.access.usage(context.tenant, context.name, now_s=now_s)
-        case = case_of(context, usage, now_s=now_s, default_ttl_s=self._default_ttl_s)
+        case = case_of(context, due.usage, now_s=self._clock(), default_ttl_s=self._default_ttl_s)
         try:
             await self._state.jobs.enqueue(
                 kind=JobKind.DISTIL,
-                target=target,
+                target=target_of(context),
                 tenant=context.tenant,
                 label=context.name,
                 priority=self._policy(case).score,
@@ -177,8 +174,9 @@ class DistilDuty:
 
     async def _context(self, target: str) -> Context | None:
         """The context of a job, while it still has the version that the job is for."""
-        contexts = await self._state.book.contexts()
-        return next((one for one in contexts if target_of(one) == target), None)
+        tenant, _, name = target.split("/")
+        context = await self._state.book.get(Tenant(tenant), ContextName(name))
+        return context if context is not None and target_of(context) == target else None
 
     async def _made(self, content: Content, writer: Writer) -> Content:
         if isinstance(content, Text):

@@ -46,7 +46,7 @@ class ContextBook(Protocol):
         """Create the context, or make `content` its current version. From the return on, no reader sees the old one.
 
         Versions that no context has any more go, with their text, the book's fills of them (the worker's sweep then
-        drops the KV, which no fill names any more), and the jobs to fill them, which are cancelled. The same
+        drops the KV, which no fill names any more), and the jobs to fill or distil them, which are cancelled. The same
         fingerprint again only updates the options and `checked_at_s`.
         """
 

@@ -223,6 +223,14 @@ async def test_a_leased_job_of_a_version_that_is_replaced_is_lost_and_gives_its_
     assert (day.reserved, await state.jobs.holders()) == (0, [])
 
 
+async def test_a_job_that_distils_a_version_is_cancelled_with_it(state: State) -> None:
+    context = await put(state, "repo")
+    target = f"{T}/{context.current}/{context.name}"
+    job = await state.jobs.enqueue(kind=JobKind.DISTIL, target=target, tenant=T, label="repo", priority=1.0)
+    await put(state, "repo", "new")
+    assert await of(state, job) is JobState.CANCELLED
+
+
 async def of(state: State, job: Job) -> JobState:
     found = await state.jobs.get(job.id)
     assert found is not None

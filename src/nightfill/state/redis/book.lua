@@ -72,7 +72,7 @@ local function leave(context, fingerprint)
   end
   call('UNLINK', content(tenant, fingerprint))
   call('HDEL', versions(tenant), fingerprint)
-  cancel_target('fill', tenant .. '/' .. fingerprint .. '/')
+  for _, kind in ipairs({'fill', 'distil'}) do cancel_target(kind, tenant .. '/' .. fingerprint .. '/') end
 end
 
 local function make_current(context, fingerprint, bytes, sealed)

@@ -477,7 +477,8 @@ def _drop_unnamed(
             (tenant, fingerprint),
         ).rowcount
         if dropped:
-            cancel_target(connection, JobKind.FILL, f"{tenant}/{fingerprint}/", now_s)
+            for kind in (JobKind.FILL, JobKind.DISTIL):
+                cancel_target(connection, kind, f"{tenant}/{fingerprint}/", now_s)
 
 
 def _note_change(connection: sqlite3.Connection) -> None:
