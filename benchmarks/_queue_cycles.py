@@ -133,9 +133,10 @@ _JOBS: Final = f"""{_NUMBERS} INSERT INTO jobs (kind, target, tenant, label, pri
         printf('u%d', i % {USERS}), printf('%064x', i % {SIGNATURES}), 4096, 4096 FROM n"""  # noqa: S608
 _VERSIONS: Final = f"""{_NUMBERS} INSERT INTO versions
     SELECT printf('t%d', i % {TENANTS}), printf('%064x', i), x'', 0, :now_s FROM n"""  # noqa: S608
-_CONTEXTS: Final = f"""{_NUMBERS} INSERT INTO contexts SELECT printf('t%d', i % {TENANTS}), printf('context-%d', i),
-    CAST(printf('%32s{{"type":"text"}}', '') AS BLOB), 'chat', 0, NULL, printf('%064x', i), :now_s, :now_s, :now_s,
-    printf('u%d', i % {USERS}) FROM n"""  # noqa: S608
+_CONTEXTS: Final = f"""{_NUMBERS} INSERT INTO contexts (tenant, name, source, forms, pinned, ttl_s, current,
+        created_at_s, updated_at_s, checked_at_s, user)
+    SELECT printf('t%d', i % {TENANTS}), printf('context-%d', i), CAST(printf('%32s{{"type":"text"}}', '') AS BLOB),
+        'chat', 0, NULL, printf('%064x', i), :now_s, :now_s, :now_s, printf('u%d', i % {USERS}) FROM n"""  # noqa: S608
 
 
 def _bytes(connection: sqlite3.Connection) -> int:
