@@ -1,7 +1,8 @@
 """What stored answers cost those requests that they do not serve: a stub upstream, two gateways that differ in nothing
 but `answers.mode`, and an open-loop load from another process.
 
-*exact*: each request is a new question, so that each look-up misses; `off` against `exact`, and what the second adds.
+*exact*: each request is a new question, so that each look-up misses; `off` against `exact`, without storing the replies
+(`no-store`) and with it, and what that adds.
 *near*: requests that have nothing to do with stored answers (they skip them) meet others on the same gateway that ask
 new questions all the time; `exact` against `near`, where each of these is embedded, looked up among stored ones and
 judged by the guard, and what that does to the p99 of the first.
@@ -133,8 +134,9 @@ async def run_gateway(upstream_port: int, mode: str) -> None:
 # --- the load
 
 
-async def run_load(port: int, *, rps: float, near_rps: float, seconds: float, first: int) -> None:
+async def run_load(port: int, *, rps: float, near_rps: float, seconds: float, first: int, stores: bool) -> None:
     """Open loop. Without `near_rps` each request is a new question; with it so many are, and the others skip answers.
+    Replies to the questions may be stored if `stores`.
 
     Prints the latencies of the questions, or of the others, as JSON.
     """
@@ -158,7 +160,7 @@ async def run_load(port: int, *, rps: float, near_rps: float, seconds: float, fi
         plan += [((index + 0.37) / near_rps, next(numbers)) for index in range(int(near_rps * seconds))]
     async with asyncio.TaskGroup() as tasks:
         for after_s, number in sorted(plan, key=lambda row: row[0]):
-            sent = OTHER if number is None else request(question(number))
+            sent = OTHER if number is None else request(question(number), cache={"no-store": not stores})
             due = begin + after_s
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
@@ -187,9 +189,12 @@ class Load:
     def __init__(self) -> None:
         self.asked = 0
 
-    def __call__(self, port: str, *, rps: float, near_rps: float, seconds: float) -> list[float]:
+    def __call__(
+        self, port: str, *, rps: float, near_rps: float = 0, seconds: float, stores: bool = True
+    ) -> list[float]:
         first, self.asked = self.asked, self.asked + int(seconds * (near_rps or rps)) + 1
-        arguments = ("--role", "load", port, str(rps), str(near_rps), str(seconds), str(first))
+        given = (rps, near_rps, seconds, first, int(stores))
+        arguments = ("--role", "load", port, *map(str, given))
         done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
         return list(json.loads(done.stdout))
 
@@ -208,23 +213,23 @@ def main() -> None:
     stubs = child("--role", "stub")
     gateways: dict[str, subprocess.Popen[str]] = {}
     load = Load()
-    p50: dict[str, list[float]] = {"off": [], "exact": []}
+    p50: dict[str, list[float]] = {"off": [], "exact": [], "stored": []}
     p99: dict[str, list[float]] = {"exact": [], "near": []}
-    cpu: dict[str, list[float]] = {"off": [], "exact": [], "with exact": [], "with near": []}
+    cpu: dict[str, list[float]] = {"off": [], "exact": [], "stored": [], "with exact": [], "with near": []}
     try:
         upstream = port_of(stubs)
         for mode in ("off", "exact", "near"):
             gateways[mode] = child("--role", "gateway", upstream, mode)
         ports = {mode: port_of(gateway) for mode, gateway in gateways.items()}
         for mode in ("exact", "near"):
-            load(ports[mode], rps=50, near_rps=0, seconds=STORED / 50)
+            load(ports[mode], rps=50, seconds=STORED / 50)
         for number in range(options.rounds):
             turn = 1 if number % 2 else -1
-            for mode in ("off", "exact")[::turn]:
+            for way, mode in (("off", "off"), ("exact", "exact"), ("stored", "exact"))[::turn]:
                 before = cpu_s(gateways[mode].pid)
-                taken = load(ports[mode], rps=options.rps, near_rps=0, seconds=options.seconds)
-                cpu[mode].append((cpu_s(gateways[mode].pid) - before) / len(taken))
-                p50[mode].append(percentile(taken, 0.5))
+                taken = load(ports[mode], rps=options.rps, seconds=options.seconds, stores=way == "stored")
+                cpu[way].append((cpu_s(gateways[mode].pid) - before) / len(taken))
+                p50[way].append(percentile(taken, 0.5))
             for mode in ("exact", "near")[::turn]:
                 before = cpu_s(gateways[mode].pid)
                 taken = load(ports[mode], rps=options.rps, near_rps=options.near_rps, seconds=options.seconds)
@@ -235,16 +240,19 @@ def main() -> None:
         for process in (*gateways.values(), stubs):
             process.terminate()
             process.wait(30)
-    added = [exact - off for exact, off in zip(p50["exact"], p50["off"], strict=True)]
-    added_cpu = [exact - off for exact, off in zip(cpu["exact"], cpu["off"], strict=True)]
-    near_cpu = [near - exact for near, exact in zip(cpu["with near"], cpu["with exact"], strict=True)]
+
+    def added(figures: dict[str, list[float]], way: str, to: str) -> dict[str, float]:
+        return spread([more - less for more, less in zip(figures[way], figures[to], strict=True)])
+
     ratio = [near / exact for near, exact in zip(p99["near"], p99["exact"], strict=True)]
     print(
         json.dumps(
             {
-                "exact_added_p50_s": spread(added),
-                "exact_added_cpu_s": spread(added_cpu),
-                "near_added_cpu_s": spread(near_cpu),
+                "exact_added_p50_s": added(p50, "exact", "off"),
+                "exact_added_cpu_s": added(cpu, "exact", "off"),
+                "storing_added_p50_s": added(p50, "stored", "exact"),
+                "storing_added_cpu_s": added(cpu, "stored", "exact"),
+                "near_added_cpu_s": added(cpu, "with near", "with exact"),
                 "off_p50_s": spread(p50["off"]),
                 "near_p99_ratio": spread(ratio),
                 "near_p99_s": spread(p99["near"]),
@@ -268,9 +276,16 @@ def role(arguments: list[str]) -> None:
             uvloop.run(serve_bare(stub))
         case ["gateway", port, mode]:
             uvloop.run(run_gateway(int(port), mode))
-        case ["load", port, rps, near_rps, seconds, first]:
+        case ["load", port, rps, near_rps, seconds, first, stores]:
             uvloop.run(
-                run_load(int(port), rps=float(rps), near_rps=float(near_rps), seconds=float(seconds), first=int(first))
+                run_load(
+                    int(port),
+                    rps=float(rps),
+                    near_rps=float(near_rps),
+                    seconds=float(seconds),
+                    first=int(first),
+                    stores=bool(int(stores)),
+                )
             )
         case _:
             sys.exit(f"unknown role: {shlex.join(arguments)}")
