@@ -79,3 +79,17 @@ def test_a_long_context_is_served_distilled_from_its_fill_until_it_changes(new_s
     assert again["distilled"] not in (None, context["distilled"])
     assert ask(serve, "distilled").headers["x-nightfill-context"] == f"manual@{again['distilled'][:12]}"
     assert serve.metric("nightfill_broken_promises_total") == 0
+
+
+def test_an_engine_is_asked_to_write_and_what_it_says_is_not_taken_when_it_is_noise(
+    new_serve: Callable[..., Serve],
+) -> None:
+    serve = new_serve("serve", settings={"distil": {"min_tokens": 300, "ratio": 4, "method": "model"}}).start()
+    text = manual(3)
+    serve.put("manual", text, options={"distil": True})
+    eventually(lambda: serve.context("manual")["distilled"] is not None, within_s=120, what="a distilled version")
+    job = next(one for one in json.loads(serve.cli("jobs", "ls", "--all", "--json").stdout) if one["kind"] == "distil")
+    assert (job["state"], job["note"].split(";")[0]) == ("done", "by sentences of its own")
+    answer = ask(serve, "distilled")
+    assert answer.headers["x-nightfill-mode"] == "distilled"
+    assert prompt_tokens(answer) < len(text) / 4

@@ -39,8 +39,8 @@ class Kept:
     """Of the spans that a question needs: answers are kept whole or lost; turns are kept when half of them is."""
     text: float
     """Of those spans' characters."""
-    words: float
-    """Of the longer words that people's own answers share with the text; 0 where the file has no such answers."""
+    words: float | None
+    """Of the longer words that people's own answers share with the text; None where the file has no such answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,18 +181,18 @@ def _retention(ratio: float, sums: Sequence[_Sums]) -> Retention:
     return Retention(
         ratio=ratio,
         method="extractive",
-        ours=_kept(rows[0]),
-        first=_kept(rows[1]),
-        random=_kept(rows[2:].mean(axis=0)),
+        ours=_kept(rows[0], answers),
+        first=_kept(rows[1], answers),
+        random=_kept(rows[2:].mean(axis=0), answers),
         random_deviation=stdev(by_seed.tolist()) if len(by_seed) > 1 else 0.0,
         interval=(float(low), float(high)),
         bytes_kept=fmean(one.bytes_kept for one in sums),
     )
 
 
-def _kept(row: NDArray[np.float64]) -> Kept:
+def _kept(row: NDArray[np.float64], answers: int) -> Kept:
     spans, text, words = row.tolist()
-    return Kept(spans=spans, text=text, words=words)
+    return Kept(spans=spans, text=text, words=words if answers else None)
 
 
 def distil_json(found: Retention) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def _show(file: QaFile, found: list[Retention], chart: Path | None) -> None:
                 f"{one.first.spans:.1%}",
                 f"{one.ratio_to_random:.2f} ({low:.2f} to {high:.2f})",
                 f"{one.ours.text:.1%} / {one.random.text:.1%} / {one.first.text:.1%}",
-                f"{one.ours.words:.1%} / {one.random.words:.1%} / {one.first.words:.1%}" if one.ours.words else "-",
+                " / ".join(
+                    "-" if kept.words is None else f"{kept.words:.1%}" for kept in (one.ours, one.random, one.first)
+                ),
             ]
         )
     echo_table(["LENGTH", "KEPT", "RANDOM", "FIRST", "TO RANDOM (95 %)", "OF THEIR TEXT", "OF ANSWERS' WORDS"], rows)
