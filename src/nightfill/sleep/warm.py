@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import logging
 import time
 from typing import TYPE_CHECKING, Final, Protocol
@@ -20,6 +21,7 @@ from nightfill.errors import EngineError, NightfillError, QueueFull, StateError
 from nightfill.kv.key import salt_of
 from nightfill.sleep.gatekeeper import Gatekeeper
 from nightfill.sleep.plan import too_long
+from nightfill.sleep.priority import DEFAULT_TTL_S, case_of, value
 from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.stopping import pause
 from nightfill.sleep.warmth import to_keep_warm
@@ -28,13 +30,20 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from nightfill.config import SleepSettings
+    from nightfill.contexts.context import ContextName, Tenant
     from nightfill.engines.engine import Description, Slice
     from nightfill.sleep.planner import State
+    from nightfill.state.agenda import Due
     from nightfill.state.load import LoadBoard
 
 _log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 0.2
+RANK_EVERY_S: Final = 1.0
+STEP: Final = 250
+"""Contexts that are ranked in one go."""
+MOST: Final = 100
+"""Of the best contexts, known at a time: more than any engine has slots, for some may not fit into one."""
 FAILED_WAIT_S: Final = 2.0
 LOST: Final = "its slot was taken, or the engine restarted; computed again when idle"
 OUTRANKED: Final = "other contexts are more valuable, and each takes a slot"
@@ -79,6 +88,12 @@ class Warmer:
         self._sleep = sleep
         self._tokens: dict[FillKey, tuple[int, ...]] = {}
         self._impossible: set[FillKey] = set()
+        self._best: dict[tuple[Tenant, ContextName], Due] = {}
+        """Of the last whole walk through all contexts."""
+        self._so_far: dict[tuple[Tenant, ContextName], Due] = {}
+        """Of the walk under way."""
+        self._place = ""
+        self._ranked_s = float("-inf")
         self._noted: dict[FillKey, bool] = {}
         self._spent_s: dict[FillKey, float] = {}
         self._sizer = SliceSizer(
@@ -119,10 +134,17 @@ class Warmer:
 
     async def _wanted(self, description: Description, gate: Gatekeeper) -> list[FillKey]:
         """Those to keep warm that the engine can hold, with their tokens known."""
-        contexts = await self._state.book.contexts()
-        now_s = self._clock()
-        usages = {(c.tenant, c.name): await self._state.access.usage(c.tenant, c.name, now_s=now_s) for c in contexts}
-        keys = to_keep_warm(contexts, usages, description, impossible=self._impossible, now_s=now_s)
+        if self._steady() - self._ranked_s >= RANK_EVERY_S:
+            self._ranked_s = self._steady()
+            await self._rank()
+        found = {**self._best, **self._so_far}
+        keys = to_keep_warm(
+            [due.context for due in found.values()],
+            {name: due.usage for name, due in found.items()},
+            description,
+            impossible=self._impossible,
+            now_s=self._clock(),
+        )
         for key in set(self._tokens) - set(keys):
             del self._tokens[key]
             if self._noted.pop(key, None) is not None:
@@ -147,6 +169,20 @@ class Warmer:
                 self._tokens[key] = tokens
             wanted.append(key)
         return wanted
+
+    async def _rank(self) -> None:
+        """A step of a walk through all contexts, of which the best are kept."""
+        more, self._place = await self._state.agenda.after(self._place, limit=STEP)
+        found = [*self._so_far.values(), *more]
+        now_s = self._clock()
+
+        def score(due: Due) -> float:
+            return value(case_of(due.context, due.usage, now_s=now_s, default_ttl_s=DEFAULT_TTL_S)).score
+
+        best = heapq.nlargest(MOST, found, key=score)
+        self._so_far = {(due.context.tenant, due.context.name): due for due in best}
+        if not self._place:
+            self._best, self._so_far = self._so_far, {}
 
     async def _replay(self, key: FillKey, prefix: Prefix, reached: int, gate: Gatekeeper) -> bool:
         """Compute the prefix in slices behind the gate. False when it was cut short."""
