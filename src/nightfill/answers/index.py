@@ -285,14 +285,13 @@ class NearIndex:
         scopes, keys = rows.scopes[: rows.used, 0].copy(), rows.keys[: rows.used, 0].copy()
         serials = rows.serials[: rows.used]
         by_key = np.lexsort((serials, keys)).astype(np.int32)
+        by_key = by_key[rows.taken().take(by_key)]
         keys = keys.take(by_key)
-        alike = np.flatnonzero((keys[:-1] == keys[1:]) & (keys[:-1] != 0))
+        alike = np.flatnonzero(keys[:-1] == keys[1:])
         older = by_key[alike][(rows.keys[by_key[alike]] == rows.keys[by_key[alike + 1]]).all(axis=1)]
         rows.forget(older)
-        scopes[older] = 0
         slots = np.lexsort((serials, scopes)).astype(np.int32)
-        # Free rows come first: their scopes are zeros.
-        slots = slots[np.searchsorted(scopes.take(slots), 1) :]
+        slots = slots[rows.taken().take(slots)]
         return _Order(scopes.take(slots), serials.take(slots), slots)
 
     def _large(self) -> list[AnswerScope]:

@@ -121,6 +121,16 @@ def test_a_large_scope_is_found_through_its_graph_and_what_came_since(tmp_path: 
     assert sum(best(index, made[n]) == key(n) for n in range(1000)) >= 990
 
 
+def test_a_digest_that_begins_with_zeros_is_one_like_others(tmp_path: Path) -> None:
+    index, made = opened(tmp_path), vectors(300)
+    scope = AnswerScope(bytes(8) + S[8:])
+    index.add(notes(range(300), scope=scope), made)
+    index.remove([key(n) for n in range(10)])
+    index.save()
+    assert sum(best(index, made[n], scope) == key(n) for n in range(10, 300)) >= 287
+    assert len(opened(tmp_path)) == 290
+
+
 def test_many_small_scopes_need_no_graph(tmp_path: Path) -> None:
     index, made = opened(tmp_path), vectors(1000)
     scopes = [AnswerScope(digest(f"scope {n}")) for n in range(50)]
