@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 _CONTEXT: Final = """SELECT c.*, v.content_bytes FROM contexts c
     JOIN versions v ON v.tenant = c.tenant AND v.fingerprint = c.current WHERE c.tenant = ? AND c.name = ?"""
 _FILLS: Final = "SELECT * FROM fills WHERE tenant = ? AND fingerprint = ? ORDER BY id"
-_SHARED: Final = """SELECT EXISTS (SELECT 1 FROM contexts
-    WHERE tenant = ?1 AND name <> ?2 AND (current IN (?3, ?4) OR distilled IN (?3, ?4)))"""
+# Two questions, each with its index: one with OR would look at all contexts of the tenant.
+_SHARED: Final = """SELECT EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND name <> ?2 AND current IN (?3, ?4))
+    OR EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND name <> ?2 AND distilled IN (?3, ?4))"""
+_HAVING: Final = """SELECT tenant, name FROM contexts WHERE tenant = ?1 AND current = ?2
+    UNION SELECT tenant, name FROM contexts WHERE tenant = ?1 AND distilled = ?2"""
 _JOBS: Final = "SELECT * FROM jobs WHERE kind = 'fill' AND NOT ended AND target >= ?1 || '/' AND target < ?1 || '0'"
 
 
@@ -73,13 +76,7 @@ class SqliteAgenda:
 
     async def having(self, tenant: Tenant, version: Fingerprint) -> list[Due]:
         """See `Agenda`."""
-        return self._read(
-            self._db.read(
-                "SELECT tenant, name FROM contexts WHERE tenant = ?1 AND (current = ?2 OR distilled = ?2)",
-                tenant,
-                version,
-            )
-        )
+        return self._read(self._db.read(_HAVING, tenant, version))
 
     async def looked(self, looks: Sequence[Looked]) -> None:
         """See `Agenda`."""

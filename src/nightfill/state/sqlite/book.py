@@ -53,7 +53,9 @@ _AT_ONCE: Final = 500
 _CONTEXTS: Final = """SELECT c.*, v.content_bytes FROM contexts c
     JOIN versions v ON v.tenant = c.tenant AND v.fingerprint = c.current"""
 _FILLS: Final = "SELECT f.*, t.digest FROM fills f JOIN token_lists t ON t.fill = f.id"
-_NAMED: Final = "EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND (current = ?2 OR distilled = ?2))"
+# Two questions, each with its index: one with OR would look at all contexts of the tenant.
+_NAMED: Final = """(EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND current = ?2)
+    OR EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND distilled = ?2))"""
 _ONE_FILL: Final = "f.tenant = ? AND f.fingerprint = ? AND f.form = ? AND f.signature = ?"
 
 

@@ -31,7 +31,9 @@ AGENDA: Final[tuple[str, ...]] = (
     f"""CREATE TRIGGER jobs_not_done AFTER UPDATE OF state ON jobs
         WHEN new.kind = 'fill' AND new.state IN ('dead', 'cancelled') AND old.state <> new.state BEGIN
         UPDATE contexts SET look_s = min(look_s, new.updated_at_s - {HEADSTART_S})
-            WHERE tenant = new.tenant AND (current = {_OF_JOB} OR distilled = {_OF_JOB});
+            WHERE tenant = new.tenant AND current = {_OF_JOB};
+        UPDATE contexts SET look_s = min(look_s, new.updated_at_s - {HEADSTART_S})
+            WHERE tenant = new.tenant AND distilled = {_OF_JOB};
     END""",  # noqa: S608 - constants
     f"""CREATE TRIGGER jobs_give_back AFTER UPDATE OF reserved_tokens ON jobs
         WHEN new.reserved_tokens = 0 AND old.reserved_tokens > 0 BEGIN
@@ -44,10 +46,11 @@ AGENDA: Final[tuple[str, ...]] = (
 
 def look_now(connection: sqlite3.Connection, tenant: str, version: str, now_s: float) -> None:
     """The contexts that have this version are due at once."""
-    connection.execute(
-        """UPDATE contexts SET look_s = min(look_s, ?3) WHERE tenant = ?1 AND (current = ?2 OR distilled = ?2)""",
-        (tenant, version, now_s - HEADSTART_S),
-    )
+    for column in ("current", "distilled"):  # each has its index
+        connection.execute(
+            f"UPDATE contexts SET look_s = min(look_s, ?) WHERE tenant = ? AND {column} = ?",  # noqa: S608 - a constant
+            (now_s - HEADSTART_S, tenant, version),
+        )
 
 
 def waits_for(scope: Scope) -> str:
