@@ -65,8 +65,8 @@ class Refusal(enum.StrEnum):
 def agree(asked: str, stored: str) -> Refusal | None:
     """None when the answer to `stored` may serve `asked`; otherwise the first reason against it.
 
-    A pure function of two texts, symmetric; some 0.1 ms. It expects candidates that an index found near: two questions
-    of other languages or of few words pass when they are nearly equal, and no embedding is asked here.
+    A pure function of two texts, the same either way round; some 0.6 ms, and half of that for a question read before.
+    Safe to call from several threads. It expects candidates that an index found near, and asks no embedding.
     """
     if max(len(asked), len(stored)) > MAX_CHARACTERS:
         return Refusal.LENGTH
