@@ -83,6 +83,7 @@ end
 local field, tokens, budget, most = unpack(args)
 if tokens then
   call('HSET', root .. ':limits', field, tokens)
+  note_payer(budget)
 else
   call('HDEL', root .. ':limits', field)
 end

@@ -26,8 +26,10 @@ class RedisBudgetBook:
         self._rules = rules
 
     async def users(self, tenant: str) -> list[Scope]:
-        """See `BudgetBook`. Looks at the names of all budgets, but at nothing else of them."""
-        return [scope for scope in await self._all() if scope.tenant == tenant and scope.user is not None]
+        """See `BudgetBook`."""
+        users = sorted(name.decode() for name in await self._server.call("SMEMBERS", f"{ROOT}:payers:{tenant}"))
+        lines = await self.lines([Scope(tenant, user) for user in users])
+        return list(dict.fromkeys(line.scope for line in lines if line.own or line.spent or line.reserved))
 
     async def lines(self, scopes: Sequence[Scope] | None = None) -> list[BudgetLine]:
         """See `BudgetBook`. Each scope's lines are of one instant."""

@@ -62,6 +62,12 @@ local function budget_lines(scopes)
   return lines
 end
 
+-- :payers:TENANT has the users of a tenant that ever had a budget of their own, or something of it.
+local function note_payer(scope)
+  local tenant, user = string.match(scope, '^u(%Z*)%z(.*)$')
+  if tenant then call('SADD', root .. ':payers:' .. tenant, user) end
+end
+
 -- Add to the sums of a UTC day, in the order of `LedgerLine`. :ledger has the days, :ledger:DAY a line for each key.
 local function to_ledger(day, tenant, context, machine, user, sums)
   local key, field = root .. ':ledger:' .. day, table.concat({tenant, context, machine, user}, '\0')

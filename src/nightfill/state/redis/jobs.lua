@@ -143,7 +143,9 @@ end
 local function reserve(job, tokens)
   if tokens == 0 then return end
   for _, scope in ipairs(scopes(job)) do
-    if call('HINCRBY', root .. ':reserved', scope, tokens) == 0 then call('HDEL', root .. ':reserved', scope) end
+    local sum = call('HINCRBY', root .. ':reserved', scope, tokens)
+    if sum == 0 then call('HDEL', root .. ':reserved', scope) end
+    if sum == tokens then note_payer(scope) end
   end
   job[RESERVED] = job[RESERVED] + tokens
 end
@@ -173,6 +175,7 @@ local function charge(job, work, fills, keep)
     for _, period in ipairs(periods()) do
       for _, scope in ipairs(scopes(job)) do
         if call('HINCRBY', period[2], scope, tokens) == tokens then
+          note_payer(scope)
           call('EXPIRE', period[2], math.ceil(period[3] - now) + DAY_S)
         end
       end
