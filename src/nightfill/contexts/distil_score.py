@@ -174,7 +174,7 @@ PROSE: Final = Weights(
 )
 """What answers questions comes early, states facts in numbers and verbs, and is not about sources."""
 TALK: Final = Weights(
-    of={"long_around": 0.3, "asks_around": 0.15, "place": -0.2, "last": -0.1}, size=1.1, least=1, cover=0.7
+    of={"long_around": 0.3, "asks_around": 0.15, "place": -0.2, "last": -0.1}, size=1.3, least=1, cover=0.7
 )
 """No single turn of a talk answers much; the words that matter, and the passages where somebody explains, do. Vectors
 made nothing better on the development meetings, so none are needed.
