@@ -341,8 +341,8 @@ class DistilSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     ratio: float = 6.0
     """So many times shorter than the text."""
     method: Literal["auto", "extractive", "model"] = "auto"
-    """`extractive`: sentences of the text, chosen by embeddings (extra `answers`). `model`: an engine writes each section
-    anew. `auto`: `model` where `engine` names one, or where that extra is not installed; else `extractive`.
+    """`extractive`: sentences of the text, chosen by embeddings (extra `answers`). `model`: an engine writes each
+    section anew. `auto`: `model` where `engine` names one, or where that extra is not installed; else `extractive`.
     """
     engine: str = ""
     """Of `engines`, the one to write, such as one with a smaller model; empty for the first that fills."""
