@@ -127,6 +127,9 @@ def test_each_rule_says_why(asked: str, stored: str, reason: Refusal | None) -> 
         "Is order number A-1234 shipped?",
         "I am 34 years old, what does it cost?",
         "Who uses 192.168.0.17?",
+        "Is 555-0123 the right line?",
+        "Is the card ending in 4242 blocked?",
+        "What do my test results mean?",
     ],
 )
 def test_nothing_that_looks_personal_is_answered_by_another_answer(question: str) -> None:
