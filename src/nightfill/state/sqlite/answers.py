@@ -33,22 +33,30 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 500
 """Answers that one transaction removes."""
-_OVERTAKEN: Final = """tenant = ?1 AND context = ?2 AND fingerprint NOT IN (
+OVERTAKEN: Final = """tenant = ?1 AND context = ?2 AND fingerprint NOT IN (
     SELECT current FROM contexts WHERE tenant = ?1 AND name = ?2 UNION ALL
     SELECT distilled FROM contexts WHERE tenant = ?1 AND name = ?2 AND distilled IS NOT NULL)"""
 """Answers of a context to versions that it has no more."""
-ANY_OVERTAKEN: Final = f"SELECT 1 FROM answers WHERE {_OVERTAKEN} LIMIT 1"  # noqa: S608 - a constant
+ANY_OVERTAKEN: Final = f"SELECT 1 FROM answers WHERE {OVERTAKEN} LIMIT 1"  # noqa: S608 - a constant
 _EVICTED_AT_ONCE: Final = 100
 """By one that is put in; where bounds were lowered, the next ones go on."""
 _COLUMNS: Final = "key, scope, tenant, context, fingerprint, model, origin, question, body, at_s, ttl_s, used_s"
 
 
-def drop_overtaken(connection: sqlite3.Connection, tenant: str, name: str) -> int:
-    """Some of these answers; how many."""
-    return connection.execute(
-        f"DELETE FROM answers WHERE serial IN (SELECT serial FROM answers WHERE {_OVERTAKEN} LIMIT {AT_ONCE})",  # noqa: S608
-        (tenant, name),
-    ).rowcount
+async def delete_in_steps(database: Database, where: str, *values: object) -> int:
+    """Remove answers in transactions that are short, for others wait until one ends; how many."""
+    sql = some_of(where)
+    deleted = 0
+    while some := await database.write(lambda connection: connection.execute(sql, values).rowcount):
+        deleted += some
+    if deleted:
+        await database.write(lambda _: None, durable=True, scrub=True)
+    return deleted
+
+
+def some_of(where: str) -> str:
+    """The statement that removes as many as one transaction may."""
+    return f"DELETE FROM answers WHERE serial IN (SELECT serial FROM answers WHERE {where} LIMIT {AT_ONCE})"  # noqa: S608
 
 
 class SqliteAnswerBook:
@@ -143,8 +151,8 @@ class SqliteAnswerBook:
         """See `AnswerBook`."""
 
         if context is None:
-            return await self._delete("tenant = ?", tenant)
-        return await self._delete("tenant = ? AND context = ?", tenant, context)
+            return await delete_in_steps(self._db, "tenant = ?", tenant)
+        return await delete_in_steps(self._db, "tenant = ? AND context = ?", tenant, context)
 
     async def after(self, serial: int, *, limit: int = 1000) -> list[AnswerNote]:
         """See `AnswerBook`. Read and opened in a thread."""
@@ -169,7 +177,7 @@ class SqliteAnswerBook:
 
     async def prune(self) -> int:
         """See `AnswerBook`."""
-        dropped = await self._delete("until_s < ?", self._clock())
+        dropped = await delete_in_steps(self._db, "until_s < ?", self._clock())
         version: tuple[str, ...] = ("", "", "")
         while rows := self._db.read(
             """SELECT a.tenant, a.context, a.fingerprint, a.context = '' OR EXISTS (SELECT 1 FROM contexts c
@@ -181,16 +189,8 @@ class SqliteAnswerBook:
             *version_of, known = rows[0]
             version = tuple(version_of)
             if not known:
-                dropped += await self._delete("tenant = ? AND context = ? AND fingerprint = ?", *version)
+                dropped += await delete_in_steps(self._db, "tenant = ? AND context = ? AND fingerprint = ?", *version)
             await asyncio.sleep(0)
-        return dropped
-
-    async def _delete(self, where: str, *values: object) -> int:
-        """In steps, each of them short: others wait for a transaction to end."""
-        sql = f"DELETE FROM answers WHERE serial IN (SELECT serial FROM answers WHERE {where} LIMIT {AT_ONCE})"  # noqa: S608
-        dropped = 0
-        while some := await self._db.write(lambda c: c.execute(sql, values).rowcount, durable=True, scrub=True):
-            dropped += some
         return dropped
 
     def _keep_bounds(self, connection: sqlite3.Connection, tenant: Tenant) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -32,7 +31,7 @@ from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
 from nightfill.state.envelope import Envelopes, pack, unpack
 from nightfill.state.jobs import JobKind
-from nightfill.state.sqlite.answers import ANY_OVERTAKEN, drop_overtaken
+from nightfill.state.sqlite.answers import ANY_OVERTAKEN, OVERTAKEN, delete_in_steps, some_of
 from nightfill.state.sqlite.due import look_now
 from nightfill.state.sqlite.jobs import cancel_target
 
@@ -243,6 +242,12 @@ class SqliteBook:
         """See `SourceBook`."""
         return [self.context(row) for row in self._db.read(f"{_CONTEXTS} WHERE c.watched ORDER BY c.name, c.tenant")]
 
+    async def outlines_of(self, tenant: Tenant, *versions: Fingerprint) -> list[Outline]:
+        """See `ContextBook`."""
+        sql = "SELECT * FROM fills WHERE tenant = ? AND fingerprint = ? ORDER BY id"
+        rows = (row for version in versions for row in self._db.read(sql, tenant, version))
+        return [one for one in map(self.outline, rows) if one is not None]
+
     async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
         """See `ContextBook`."""
         after = 0
@@ -293,8 +298,8 @@ class SqliteBook:
     async def _changed(self, tenant: Tenant, name: ContextName, act: Callable[[sqlite3.Connection], T]) -> T:
         outcome = await self._db.write(act, durable=True, scrub=True)
         try:
-            while self._db.read(ANY_OVERTAKEN, tenant, name):
-                await self._db.write(partial(drop_overtaken, tenant=tenant, name=name), scrub=True)
+            if self._db.read(ANY_OVERTAKEN, tenant, name):
+                await delete_in_steps(self._db, OVERTAKEN, tenant, name)
         except StateUnavailable as exc:
             # The change itself is done, and nobody is given these any more.
             _LOG.warning("answers to an old version are removed later: %s", exc)
@@ -472,7 +477,7 @@ def _drop_unnamed(
     """
     gone = set(before).difference(_versions(connection, tenant, name))
     if gone:
-        drop_overtaken(connection, tenant, name)
+        connection.execute(some_of(OVERTAKEN), (tenant, name))
     for fingerprint in gone:
         dropped = connection.execute(
             f"DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2 AND NOT {_NAMED}",  # noqa: S608 - a constant
