@@ -55,6 +55,18 @@ def _bytes_of(content: Content) -> int:
             return sum(len(m.content.encode()) for m in messages)
 
 
+def outline(fill: Fill) -> Outline:
+    return Outline(
+        key=fill.key,
+        state=fill.state,
+        total_tokens=fill.total_tokens,
+        stored_tokens=fill.stored_tokens,
+        filled_at_s=fill.filled_at_s,
+        fill_seconds=fill.fill_seconds,
+        reason=fill.reason,
+    )
+
+
 @dataclass
 class FakeBook:
     """A `ContextBook`. With `down` set, every method that may fail raises StateUnavailable."""
@@ -168,18 +180,12 @@ class FakeBook:
 
     async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
         self._up()
-        yield [
-            Outline(
-                key=fill.key,
-                state=fill.state,
-                total_tokens=fill.total_tokens,
-                stored_tokens=fill.stored_tokens,
-                filled_at_s=fill.filled_at_s,
-                fill_seconds=fill.fill_seconds,
-                reason=fill.reason,
-            )
-            for fill in self._fills.values()
-        ]
+        yield [outline(fill) for fill in self._fills.values()]
+
+    async def outlines_of(self, tenant: Tenant, *versions: Fingerprint) -> list[Outline]:
+        self._up()
+        fills = self._fills.values()
+        return [outline(one) for one in fills if one.key.tenant == tenant and one.key.fingerprint in versions]
 
     async def put_fill(self, fill: Fill) -> bool:
         self._up(change=True)

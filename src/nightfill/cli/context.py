@@ -472,7 +472,7 @@ async def _view(state: State, found: Context) -> dict[str, Any]:
     from nightfill.state.views import context_view
 
     (usage,) = await usages(state, [found])
-    return context_view(found, await state.book.fills(found.tenant), usage)
+    return context_view(found, await state.book.outlines_of(found.tenant, *found.versions), usage)
 
 
 async def _jobs(state: State, asked: Sequence[Asked]) -> list[dict[str, Any]]:

@@ -226,7 +226,7 @@ class Admin:
         return 200, {"object": "list", "data": [context_view(context, fills) for context in shown]}
 
     async def _show(self, tenant: Tenant, _: bytes, name: ContextName) -> tuple[int, object]:
-        return 200, context_view(await self._known(tenant, name), await self._book.fills(tenant))
+        return 200, await self._shown(await self._known(tenant, name))
 
     async def _put(self, tenant: Tenant, body: bytes, name: ContextName) -> tuple[int, object]:
         ask = _decoded(body, PutBody)
@@ -250,7 +250,7 @@ class Admin:
             user=parse_user(ask.user) if ask.user else "",
             options=ask.options,
         )
-        return 201 if old is None else 200, context_view(context, await self._book.fills(tenant))
+        return 201 if old is None else 200, await self._shown(context)
 
     async def _content(self, ask: PutBody) -> tuple[Content, Source]:
         if ask.text is not None:
@@ -329,7 +329,7 @@ class Admin:
             ttl_s=context.ttl_s,
             user=context.user,
         )
-        return 200, context_view(context, await self._book.fills(tenant))
+        return 200, await self._shown(context)
 
     async def _jobs(self, tenant: Tenant, _: bytes) -> tuple[int, object]:
         unfinished = await self._queue.jobs(states=(JobState.QUEUED, JobState.LEASED, JobState.DEAD))
@@ -374,7 +374,10 @@ class Admin:
         return 200, {"forgotten": True}
 
     async def _register(self, discovery: Discovery, name: ContextName, tenant: Tenant, _: bytes) -> tuple[int, object]:
-        return 201, context_view(await discovery.register(tenant, name), await self._book.fills(tenant))
+        return 201, await self._shown(await discovery.register(tenant, name))
+
+    async def _shown(self, context: Context) -> dict[str, Any]:
+        return context_view(context, await self._book.outlines_of(context.tenant, *context.versions))
 
     async def _scaled(self) -> tuple[int, object]:
         return 200, await self.scale()

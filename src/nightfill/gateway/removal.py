@@ -22,7 +22,7 @@ async def remove(context: Context, *, book: ContextBook, queue: JobQueue, forget
     `forget` drops the KV of a fill.
     """
     tenant, versions = context.tenant, set(context.versions)
-    before = [fill for fill in await book.fills(tenant) if fill.key.fingerprint in versions]
+    before = [await book.fill(outline.key) for outline in await book.outlines_of(tenant, *context.versions)]
     others = [other for other in await book.contexts(tenant) if other.name != context.name]
     versions.difference_update(version for other in others for version in other.versions)
     jobs = 0
@@ -33,6 +33,6 @@ async def remove(context: Context, *, book: ContextBook, queue: JobQueue, forget
         return None
     if forget is not None:
         for fill in before:
-            if fill.key.fingerprint in versions:
+            if fill is not None and fill.key.fingerprint in versions:
                 await forget(fill)
     return jobs

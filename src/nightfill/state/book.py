@@ -76,6 +76,9 @@ class ContextBook(Protocol):
     async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
         """All fills, with their tokens."""
 
+    async def outlines_of(self, tenant: Tenant, *versions: Fingerprint) -> list[Outline]:
+        """The fills of these versions, without their tokens."""
+
     def outlines(self) -> AsyncIterator[Sequence[Outline]]:
         """All fills without their tokens, some at a time; each is of one instant."""
 

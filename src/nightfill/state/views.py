@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -11,13 +11,16 @@ from nightfill.contexts.sources import show_source
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nightfill.contexts.context import Context, Fill
+    from nightfill.contexts.context import Context, Fill, Outline
     from nightfill.state.access import Usage
     from nightfill.state.budgets import BudgetLine
     from nightfill.state.jobs import Job
 
 
-def fills_of(context: Context, fills: Sequence[Fill]) -> list[Fill]:
+Known = TypeVar("Known", bound="Fill | Outline")
+
+
+def fills_of(context: Context, fills: Sequence[Known]) -> list[Known]:
     """The fills of the context's current version and of its distilled one."""
     return [
         fill
@@ -27,7 +30,7 @@ def fills_of(context: Context, fills: Sequence[Fill]) -> list[Fill]:
     ]
 
 
-def context_view(context: Context, fills: Sequence[Fill], usage: Usage | None = None) -> dict[str, Any]:
+def context_view(context: Context, fills: Sequence[Fill | Outline], usage: Usage | None = None) -> dict[str, Any]:
     """A context with its fills, and how it was used lately where that is known."""
     used: dict[str, Any] = {}
     if usage is not None:
@@ -59,14 +62,14 @@ def context_view(context: Context, fills: Sequence[Fill], usage: Usage | None = 
     }
 
 
-def fill_view(fill: Fill) -> dict[str, Any]:
+def fill_view(fill: Fill | Outline) -> dict[str, Any]:
     """A fill without its tokens."""
     return {
         "form": fill.key.form,
         "signature": fill.key.signature,
         "state": fill.state,
         "stored_tokens": fill.stored_tokens,
-        "tokens": len(fill.tokens),
+        "tokens": fill.total_tokens,
         "filled_at": fill.filled_at_s,
         "fill_seconds": fill.fill_seconds,
         "reason": fill.reason,

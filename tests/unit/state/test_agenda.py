@@ -339,5 +339,7 @@ async def test_the_book_tells_in_short_what_it_holds(state: State) -> None:
     await state.book.put_fill(fill_of(folder))
     (outline,) = [one async for some in state.book.outlines() for one in some]
     assert (outline.key, outline.total_tokens) == (fill_of(folder).key, 3)
+    assert await state.book.outlines_of(T, folder.current) == [outline]
+    assert await state.book.outlines_of(OTHER, folder.current) == []
     await put(state, "folder")
     assert await state.book.watched() == []

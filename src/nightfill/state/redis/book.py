@@ -194,6 +194,19 @@ class RedisBook:
                         found[fill.key] = fill
         return list(found.values())
 
+    async def outlines_of(self, tenant: Tenant, *versions: Fingerprint) -> list[Outline]:
+        """See `ContextBook`."""
+        found: list[Outline] = []
+        for version in versions:
+            packed = await self._server.call("HGET", f"{ROOT}:versions:{tenant}", version)
+            fields = [] if packed is None else msgspec.msgpack.decode(packed)[1] or []
+            rows = await self._server.call("HMGET", f"{ROOT}:fills:{tenant}", *fields) if fields else []
+            for field, row in zip(fields, rows, strict=True):
+                outline = None if row is None else await self.outline(tenant, field.encode(), row)
+                if outline is not None:
+                    found.append(outline)
+        return found
+
     async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
         """See `ContextBook`. What changes its place meanwhile may come twice."""
         for whose in await self.tenants():
