@@ -28,7 +28,7 @@ from nightfill.state.jobs import (
 )
 from nightfill.state.sqlite.budgets import check
 from nightfill.state.sqlite.sums import HELD, UNFINISHED
-from nightfill.state.sqlite.turns import OVERDUE, SKEW_S, claim, make_due, wanted
+from nightfill.state.sqlite.turns import COLUMNS, OVERDUE, SKEW_S, claim, make_due, wanted
 
 if TYPE_CHECKING:
     import sqlite3
@@ -93,7 +93,7 @@ class SqliteJobs:
 
         def act(connection: sqlite3.Connection) -> Job:
             there = connection.execute(
-                "SELECT * FROM jobs WHERE kind = ? AND target = ? AND NOT ended",
+                f"SELECT {COLUMNS} FROM jobs WHERE kind = ? AND target = ? AND NOT ended",  # noqa: S608 - a constant
                 (kind, target),
             ).fetchall()
             if there:
@@ -101,16 +101,17 @@ class SqliteJobs:
                 if job.state is JobState.DEAD or job.priority in (ASKED, priority):
                     return job
                 changed = connection.execute(
-                    "UPDATE jobs SET priority = ? WHERE id = ? RETURNING *", (priority, job.id)
+                    f"UPDATE jobs SET priority = ? WHERE id = ? RETURNING {COLUMNS}",  # noqa: S608 - a constant
+                    (priority, job.id),
                 ).fetchall()
                 return self._job(changed[0])
             self._make_room(connection)
             now_s = self._clock()
             check(connection, self._rules.budgets, tenant=tenant, user=user, tokens=reserve_tokens, now_s=now_s)
             made = connection.execute(
-                """INSERT INTO jobs (kind, target, tenant, label, priority, state, total_tokens, created_at_s,
+                f"""INSERT INTO jobs (kind, target, tenant, label, priority, state, total_tokens, created_at_s,
                     updated_at_s, user, needs, asked_tokens, reserved_tokens)
-                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10) RETURNING *""",
+                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10) RETURNING {COLUMNS}""",  # noqa: S608 - a constant
                 (kind, target, tenant, label, priority, total_tokens, now_s, user, needs, reserve_tokens),
             ).fetchall()
             return self._job(made[0])
@@ -171,7 +172,7 @@ class SqliteJobs:
                     total_tokens = :total, updated_at_s = :now_s,
                     lost = iif(:kept > kept_tokens, 0, lost), failures = iif(:kept > kept_tokens, 0, failures),
                     kept_tokens = max(kept_tokens, :kept), {_KEEP}, {_CHARGE}
-                WHERE {_HELD} RETURNING *""",  # noqa: S608 - constants
+                WHERE {_HELD} RETURNING {COLUMNS}""",  # noqa: S608 - constants
                 self._values(
                     lease,
                     work,
@@ -304,14 +305,14 @@ class SqliteJobs:
 
     async def get(self, job_id: JobId) -> Job | None:
         """See `JobQueue`."""
-        rows = self._db.read("SELECT * FROM jobs WHERE id = ?", job_id)
+        rows = self._db.read(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", job_id)  # noqa: S608 - a constant
         return self._job(rows[0]) if rows else None
 
     async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
         """See `JobQueue`."""
         names = [name for state in (JobState if states is None else states) for name in _STATES[state]]
         # Each state by itself lies in the wanted order in its index.
-        each = "SELECT * FROM (SELECT * FROM jobs WHERE state = '{}' ORDER BY priority DESC, id LIMIT ?1)"
+        each = f"SELECT {COLUMNS} FROM (SELECT * FROM jobs WHERE state = '{{}}' ORDER BY priority DESC, id LIMIT ?1)"  # noqa: S608
         sql = " UNION ALL ".join(each.format(name) for name in names) + " ORDER BY priority DESC, id LIMIT ?1"
         return [self._job(row) for row in self._db.read(sql, limit)] if names else []
 
@@ -372,33 +373,38 @@ class SqliteJobs:
         return Lease(job=job, worker=job.worker, fence=job.attempts, expires_at_s=job.lease_expires_at_s)
 
     def _job(self, row: Any) -> Job:
+        # By place: a row looks names up one after the other.
+        (
+            id_, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s, done_tokens,
+            total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
+            reserved_tokens,
+        ) = row  # fmt: skip
         expires_at_s = None
-        if row["lease_until_s"] is not None:
-            left_s = row["lease_until_s"] - self._steady() if row["lease_boot"] == self._boot else 0.0
-            expires_at_s = self._clock() + left_s
+        if lease_until_s is not None:
+            expires_at_s = self._clock() + (lease_until_s - self._steady() if lease_boot == self._boot else 0.0)
         return Job(
-            id=JobId(row["id"]),
-            kind=JobKind(row["kind"]),
-            target=row["target"],
-            tenant=row["tenant"],
-            label=row["label"],
-            priority=row["priority"],
-            state=_STATE_OF[row["state"]],
-            attempts=row["attempts"],
-            failures=row["failures"],
-            lost=row["lost"],
-            not_before_s=row["not_before_s"],
-            done_tokens=row["done_tokens"],
-            total_tokens=row["total_tokens"],
-            worker=None if row["worker"] is None else WorkerId(row["worker"]),
+            id=JobId(id_),
+            kind=JobKind(kind),
+            target=target,
+            tenant=tenant,
+            label=label,
+            priority=priority,
+            state=_STATE_OF[state],
+            attempts=attempts,
+            failures=failures,
+            lost=lost,
+            not_before_s=not_before_s,
+            done_tokens=done_tokens,
+            total_tokens=total_tokens,
+            worker=None if worker is None else WorkerId(worker),
             lease_expires_at_s=expires_at_s,
-            error=row["error"],
-            created_at_s=row["created_at_s"],
-            updated_at_s=row["updated_at_s"],
-            note=row["note"],
-            user=row["user"],
-            needs=row["needs"],
-            reserved_tokens=row["reserved_tokens"],
+            error=error,
+            created_at_s=created_at_s,
+            updated_at_s=updated_at_s,
+            note=note,
+            user=user,
+            needs=needs,
+            reserved_tokens=reserved_tokens,
         )
 
 

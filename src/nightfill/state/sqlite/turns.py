@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from nightfill.state.jobs import WorkerId
 
+COLUMNS: Final = """id, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s,
+    done_tokens, total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
+    reserved_tokens"""
+"""Of a row of `jobs`, what a `Job` is made of."""
 SKEW_S: Final = 60.0
 _BATCH: Final = 1000
 """Jobs that one transaction makes due, so that others need not wait for long."""
@@ -137,7 +141,7 @@ def claim(
         f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = :worker,
             attempts = attempts + 1, lease_boot = :boot, lease_until_s = :steady_s + :lease_s, updated_at_s = :now_s,
             lease_tokens = 0, lease_s = 0, machine = ''
-        WHERE id = ({asked.job}) RETURNING *""",  # noqa: S608 - constants
+        WHERE id = ({asked.job}) RETURNING {COLUMNS}""",  # noqa: S608 - constants
         values,
     ).fetchall()
     begin = max(served, queue)
