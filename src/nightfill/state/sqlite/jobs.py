@@ -27,7 +27,7 @@ from nightfill.state.jobs import (
     WorkerId,
 )
 from nightfill.state.sqlite.budgets import check
-from nightfill.state.sqlite.sums import HELD, UNFINISHED
+from nightfill.state.sqlite.sums import HELD, UNFINISHED, size_of
 from nightfill.state.sqlite.turns import COLUMNS, OVERDUE, SKEW_S, claim, make_due, wanted
 
 if TYPE_CHECKING:
@@ -110,9 +110,12 @@ class SqliteJobs:
             check(connection, self._rules.budgets, tenant=tenant, user=user, tokens=reserve_tokens, now_s=now_s)
             made = connection.execute(
                 f"""INSERT INTO jobs (kind, target, tenant, label, priority, state, total_tokens, created_at_s,
-                    updated_at_s, user, needs, asked_tokens, reserved_tokens)
-                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10) RETURNING {COLUMNS}""",  # noqa: S608 - a constant
-                (kind, target, tenant, label, priority, total_tokens, now_s, user, needs, reserve_tokens),
+                    updated_at_s, user, needs, asked_tokens, reserved_tokens, size)
+                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10, ?11) RETURNING {COLUMNS}""",  # noqa: S608 - a constant
+                (
+                    *(kind, target, tenant, label, priority, total_tokens),
+                    *(now_s, user, needs, reserve_tokens, size_of(total_tokens)),
+                ),
             ).fetchall()
             return self._job(made[0])
 
@@ -169,7 +172,7 @@ class SqliteJobs:
         def act(connection: sqlite3.Connection) -> Lease:
             rows = connection.execute(
                 f"""UPDATE jobs SET state = 'leased', lease_boot = :boot, lease_until_s = :until_s, done_tokens = :done,
-                    total_tokens = :total, updated_at_s = :now_s,
+                    total_tokens = :total, size = :size, updated_at_s = :now_s,
                     lost = iif(:kept > kept_tokens, 0, lost), failures = iif(:kept > kept_tokens, 0, failures),
                     kept_tokens = max(kept_tokens, :kept), {_KEEP}, {_CHARGE}
                 WHERE {_HELD} RETURNING {COLUMNS}""",  # noqa: S608 - constants
@@ -179,6 +182,7 @@ class SqliteJobs:
                     until_s=self._steady() + lease_s,
                     done=done_tokens,
                     total=total_tokens,
+                    size=size_of(total_tokens),
                     kept=kept_tokens,
                 ),
             ).fetchall()
