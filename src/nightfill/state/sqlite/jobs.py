@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nightfill.state.sqlite.database import Database
+    from nightfill.state.sqlite.turns import Wanted
 
 MAX_LOST: Final = 20
 """A job whose workers fall silent so often without getting any further is dead: it may be what silences them."""
@@ -75,6 +76,8 @@ class SqliteJobs:
         self._clock = clock
         self._steady = steady
         self._boot = boot
+        self._found: Wanted | None = None
+        """What was asked for when there was something last: so there may well be more."""
 
     async def enqueue(
         self,
@@ -133,14 +136,17 @@ class SqliteJobs:
     ) -> Lease | None:
         """See `JobQueue`. A job whose lease expired for the `MAX_LOST`th time becomes dead instead."""
         asked = wanted(tuple(kinds), None if needs is None else tuple(needs), max_tokens, min_priority)
-        # Asked of the reader, so that idle workers take no write lock at every look.
-        ((overdue, some),) = self._db.read(asked.any, **self._times(), **asked.values)
-        if not overdue and not some:
-            return None
+        overdue: bool | None = None
+        if asked is not self._found:
+            # Asked of the reader, so that idle workers take no write lock at every look.
+            ((overdue, some),) = self._db.read(asked.any, **self._times(), **asked.values)
+            if not overdue and not some:
+                return None
         claimed: list[Lease] = []
 
         def act(connection: sqlite3.Connection) -> Lease | None:
-            if overdue:
+            late = connection.execute(OVERDUE, self._times()).fetchone()[0] if overdue is None else overdue
+            if late:
                 self._make_due(connection)
             row = claim(connection, asked, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
             if row is None:
@@ -149,13 +155,15 @@ class SqliteJobs:
             return claimed[0]
 
         try:
-            return await self._db.write(act)
+            lease = await self._db.write(act)
         except asyncio.CancelledError:
             # The writer cannot be stopped; what it claims for a caller who has left goes back at once (where the
             # state is closed by now, when the lease expires).
             with contextlib.suppress(StateUnavailable):
                 self._db.submit(lambda connection: self._give_back(connection, claimed))
             raise
+        self._found = asked if lease is not None else None
+        return lease
 
     async def renew(
         self,
