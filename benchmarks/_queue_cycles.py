@@ -25,6 +25,7 @@ from nightfill.state.budgets import BudgetRules
 from nightfill.state.jobs import NO_WORK, JobKind, QueueRules, Work, WorkerId
 from nightfill.state.redis import open_redis_state
 from nightfill.state.sqlite import open_state
+from nightfill.state.sqlite.sums import SIZE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -127,10 +128,11 @@ async def _put_job(state: RedisState, i: int) -> None:
 
 _NUMBERS: Final = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :jobs)"
 _JOBS: Final = f"""{_NUMBERS} INSERT INTO jobs (kind, target, tenant, label, priority, state, total_tokens,
-        created_at_s, updated_at_s, user, needs, asked_tokens, reserved_tokens)
+        created_at_s, updated_at_s, user, needs, asked_tokens, reserved_tokens, size)
     SELECT 'fill', printf('t%d/%064x/chat/%064x', i % {TENANTS}, i, i % {SIGNATURES}), printf('t%d', i % {TENANTS}),
         printf('context-%d', i), abs(random()) / 9.3e18, 'queued', 4096 + i % 196608, :now_s, :now_s,
-        printf('u%d', i % {USERS}), printf('%064x', i % {SIGNATURES}), 4096, 4096 FROM n"""  # noqa: S608
+        printf('u%d', i % {USERS}), printf('%064x', i % {SIGNATURES}), 4096, 4096,
+        {SIZE.replace("total_tokens", "4096 + i % 196608")} FROM n"""  # noqa: S608
 _VERSIONS: Final = f"""{_NUMBERS} INSERT INTO versions
     SELECT printf('t%d', i % {TENANTS}), printf('%064x', i), x'', 0, :now_s FROM n"""  # noqa: S608
 _CONTEXTS: Final = f"""{_NUMBERS} INSERT INTO contexts (tenant, name, source, forms, pinned, ttl_s, current,

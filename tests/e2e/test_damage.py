@@ -54,8 +54,8 @@ def ready_tokens(serve: Serve, name: str = "c") -> int:
     return int(fill["tokens"])
 
 
-def done_jobs(serve: Serve) -> int:
-    return sum(job["state"] == "done" for job in serve.jobs())
+def done_fills(serve: Serve) -> int:
+    return sum((job["kind"], job["state"]) == ("fill", "done") for job in serve.jobs())
 
 
 def flip(path: Path, at: int, *, length: int = 1) -> None:
@@ -146,7 +146,7 @@ def test_damaged_blocks_are_misses_and_are_filled_again_by_themselves(new_serve:
         assert (grown(missed), grown(corrupt)) == ((1, 0) if damage is _delete else (0, 1)), where
         # Judged when the answer is out.
         eventually(lambda: grown("nightfill_broken_promises_total") == 1, within_s=5, what=f"counted: {where}")
-        eventually(lambda turn=turn: done_jobs(serve) == 2 + turn, within_s=60, what=f"filled again: {where}")  # type: ignore[misc]
+        eventually(lambda turn=turn: done_fills(serve) == 2 + turn, within_s=60, what=f"filled again: {where}")  # type: ignore[misc]
         assert ready_tokens(serve) == tokens, where
         again = ask(serve)
         assert (again.layer, again.reused) == ("fill", tokens), where
@@ -162,7 +162,7 @@ def test_a_store_that_is_gone_is_made_and_filled_again(new_serve: Callable[..., 
     answer = ask(serve)
     assert answer.reused < tokens / 2
     assert distance(answer, whole) < SAME
-    eventually(lambda: done_jobs(serve) == 2, within_s=60, what="filled again")
+    eventually(lambda: done_fills(serve) == 2, within_s=60, what="filled again")
     assert ask(serve).reused == tokens
 
 

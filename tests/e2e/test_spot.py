@@ -31,7 +31,9 @@ SETTINGS: Final[dict[str, Any]] = {
     "engines": [{"model": "demo:small", "threads": 1, "batch_tokens": 128}],
     "sleep": {"max_slice_tokens": SLICE, "max_slice_s": "1s", "audit_share": 0},
 }
-LONG: Final = source_text(7, functions=200)
+FUNCTIONS: Final = 200
+LONGER: Final = 800
+"""So many that a notice, which is asked for every few seconds, comes in the middle."""
 
 
 class Worker:
@@ -86,11 +88,11 @@ def in_the_middle(serve: Serve) -> bool:
 
 
 @pytest.fixture
-def night(new_serve: Callable[..., Serve], tmp_path: Path) -> Serve:
+def night(new_serve: Callable[..., Serve], tmp_path: Path, request: pytest.FixtureRequest) -> Serve:
     """A folder with one long context, and nobody who works on it."""
     serve = new_serve("night", settings=SETTINGS)
     text = tmp_path / "long.txt"
-    text.write_text(LONG, encoding="utf-8")
+    text.write_text(source_text(7, functions=getattr(request, "param", FUNCTIONS)), encoding="utf-8")
     assert serve.cli("context", "add", "long", str(text)).returncode == 0
     return serve
 
@@ -187,6 +189,7 @@ def metadata() -> Iterator[Metadata]:
         thread.join(10)
 
 
+@pytest.mark.parametrize("night", [LONGER], indirect=True)
 def test_a_spot_notice_is_obeyed_like_a_signal(night: Serve, metadata: Metadata) -> None:
     night.environment["NIGHTFILL_SLEEP__SPOT_NOTICE_URL"] = metadata.url
     night.environment["NIGHTFILL_SLEEP__SPOT"] = "aws"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from nightfill.state.agenda import CLAIM_S, HEADSTART_S, Due, Looked
 from nightfill.state.sqlite.access import usage_of
 from nightfill.state.sqlite.due import waits_for
+from nightfill.state.sqlite.turns import COLUMNS
 
 if TYPE_CHECKING:
     import sqlite3
@@ -29,7 +30,8 @@ _SHARED: Final = """SELECT EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND 
     OR EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND name <> ?2 AND distilled IN (?3, ?4))"""
 _HAVING: Final = """SELECT tenant, name FROM contexts WHERE tenant = ?1 AND current = ?2
     UNION SELECT tenant, name FROM contexts WHERE tenant = ?1 AND distilled = ?2"""
-_JOBS: Final = "SELECT * FROM jobs WHERE kind = 'fill' AND NOT ended AND target >= ?1 || '/' AND target < ?1 || '0'"
+_JOBS: Final = f"""SELECT {COLUMNS} FROM jobs
+    WHERE kind = 'fill' AND NOT ended AND target >= ?1 || '/' AND target < ?1 || '0'"""  # noqa: S608 - a constant
 
 
 class SqliteAgenda:

@@ -32,8 +32,9 @@ BUSY_S: Final = 5.0
 """How long a writer waits for another process's transaction, each of which takes well under a millisecond."""
 _READER_BUSY_S: Final = 0.25
 _LOG_BYTES: Final = 16 << 20
-_CACHE_BYTES: Final = 16 << 20
-"""Of each of the two connections."""
+_READER_CACHE_BYTES: Final = 16 << 20
+_WRITER_CACHE_BYTES: Final = 64 << 20
+"""At most, and taken as the file grows: one transition touches a page of each index, anywhere in it."""
 _TOGETHER: Final = 64
 """Writes in one transaction, at most."""
 
@@ -70,10 +71,10 @@ class Database:
         self.path = path
         with _translated(path):
             _make_private(path)
-            self._writer = _connect(path, busy_s=BUSY_S)
+            self._writer = _connect(path, busy_s=BUSY_S, cache_bytes=_WRITER_CACHE_BYTES)
             try:
                 migrate(self._writer)
-                self._reader = _connect(path, busy_s=_READER_BUSY_S)
+                self._reader = _connect(path, busy_s=_READER_BUSY_S, cache_bytes=_READER_CACHE_BYTES)
                 self._reader.execute("PRAGMA query_only = ON")
             except BaseException:
                 self._writer.close()
@@ -203,7 +204,7 @@ def damage(path: Path) -> list[str]:
     return [] if found == ["ok"] else found
 
 
-def _connect(path: Path, *, busy_s: float) -> sqlite3.Connection:
+def _connect(path: Path, *, busy_s: float, cache_bytes: int) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
     try:
         _use_log(connection, path)
@@ -212,7 +213,7 @@ def _connect(path: Path, *, busy_s: float) -> sqlite3.Connection:
         connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
         # Pages that change again and again are folded into the file less often.
         connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BYTES // 4096}")
-        connection.execute(f"PRAGMA cache_size = {-(_CACHE_BYTES >> 10)}")
+        connection.execute(f"PRAGMA cache_size = {-(cache_bytes >> 10)}")
         connection.row_factory = sqlite3.Row
     except BaseException:
         connection.close()

@@ -28,14 +28,15 @@ from nightfill.state.jobs import (
     WorkerId,
 )
 from nightfill.state.sqlite.budgets import check
-from nightfill.state.sqlite.sums import HELD, UNFINISHED
-from nightfill.state.sqlite.turns import OVERDUE, SKEW_S, claim, make_due, wanted
+from nightfill.state.sqlite.sums import HELD, UNFINISHED, size_of
+from nightfill.state.sqlite.turns import COLUMNS, OVERDUE, SKEW_S, claim, make_due, wanted
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
 
     from nightfill.state.sqlite.database import Database
+    from nightfill.state.sqlite.turns import Wanted
 
 MAX_LOST: Final = 20
 """A job whose workers fall silent so often without getting any further is dead: it may be what silences them."""
@@ -76,6 +77,8 @@ class SqliteJobs:
         self._clock = clock
         self._steady = steady
         self._boot = boot
+        self._found: Wanted | None = None
+        """What was asked for when there was something last: so there may well be more."""
 
     async def enqueue(
         self,
@@ -94,7 +97,7 @@ class SqliteJobs:
 
         def act(connection: sqlite3.Connection) -> Job:
             there = connection.execute(
-                "SELECT * FROM jobs WHERE kind = ? AND target = ? AND NOT ended",
+                f"SELECT {COLUMNS} FROM jobs WHERE kind = ? AND target = ? AND NOT ended",  # noqa: S608 - a constant
                 (kind, target),
             ).fetchall()
             if there:
@@ -102,17 +105,21 @@ class SqliteJobs:
                 if job.state is JobState.DEAD or job.priority in (ASKED, priority):
                     return job
                 changed = connection.execute(
-                    "UPDATE jobs SET priority = ? WHERE id = ? RETURNING *", (priority, job.id)
+                    f"UPDATE jobs SET priority = ? WHERE id = ? RETURNING {COLUMNS}",  # noqa: S608 - a constant
+                    (priority, job.id),
                 ).fetchall()
                 return self.job(changed[0])
             self._make_room(connection)
             now_s = self._clock()
             check(connection, self._rules.budgets, tenant=tenant, user=user, tokens=reserve_tokens, now_s=now_s)
             made = connection.execute(
-                """INSERT INTO jobs (kind, target, tenant, label, priority, state, total_tokens, created_at_s,
-                    updated_at_s, user, needs, asked_tokens, reserved_tokens)
-                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10) RETURNING *""",
-                (kind, target, tenant, label, priority, total_tokens, now_s, user, needs, reserve_tokens),
+                f"""INSERT INTO jobs (kind, target, tenant, label, priority, state, total_tokens, created_at_s,
+                    updated_at_s, user, needs, asked_tokens, reserved_tokens, size)
+                VALUES (?1, ?2, ?3, ?4, ?5, 'queued', ?6, ?7, ?7, ?8, ?9, ?10, ?10, ?11) RETURNING {COLUMNS}""",  # noqa: S608 - a constant
+                (
+                    *(kind, target, tenant, label, priority, total_tokens),
+                    *(now_s, user, needs, reserve_tokens, size_of(total_tokens)),
+                ),
             ).fetchall()
             return self.job(made[0])
 
@@ -130,14 +137,17 @@ class SqliteJobs:
     ) -> Lease | None:
         """See `JobQueue`. A job whose lease expired for the `MAX_LOST`th time becomes dead instead."""
         asked = wanted(tuple(kinds), None if needs is None else tuple(needs), max_tokens, min_priority)
-        # Asked of the reader, so that idle workers take no write lock at every look.
-        ((overdue, some),) = self._db.read(asked.any, **self._times(), **asked.values)
-        if not overdue and not some:
-            return None
+        overdue: bool | None = None
+        if asked is not self._found:
+            # Asked of the reader, so that idle workers take no write lock at every look.
+            ((overdue, some),) = self._db.read(asked.any, **self._times(), **asked.values)
+            if not overdue and not some:
+                return None
         claimed: list[Lease] = []
 
         def act(connection: sqlite3.Connection) -> Lease | None:
-            if overdue:
+            late = connection.execute(OVERDUE, self._times()).fetchone()[0] if overdue is None else overdue
+            if late:
                 self._make_due(connection)
             row = claim(connection, asked, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
             if row is None:
@@ -146,13 +156,15 @@ class SqliteJobs:
             return claimed[0]
 
         try:
-            return await self._db.write(act)
+            lease = await self._db.write(act)
         except asyncio.CancelledError:
             # The writer cannot be stopped; what it claims for a caller who has left goes back at once (where the
             # state is closed by now, when the lease expires).
             with contextlib.suppress(StateUnavailable):
                 self._db.submit(lambda connection: self._give_back(connection, claimed))
             raise
+        self._found = asked if lease is not None else None
+        return lease
 
     async def renew(
         self,
@@ -169,16 +181,17 @@ class SqliteJobs:
         def act(connection: sqlite3.Connection) -> Lease:
             rows = connection.execute(
                 f"""UPDATE jobs SET state = 'leased', lease_boot = :boot, lease_until_s = :until_s, done_tokens = :done,
-                    total_tokens = :total, updated_at_s = :now_s,
+                    total_tokens = :total, size = :size, updated_at_s = :now_s,
                     lost = iif(:kept > kept_tokens, 0, lost), failures = iif(:kept > kept_tokens, 0, failures),
                     kept_tokens = max(kept_tokens, :kept), {_KEEP}, {_CHARGE}
-                WHERE {_HELD} RETURNING *""",  # noqa: S608 - constants
+                WHERE {_HELD} RETURNING {COLUMNS}""",  # noqa: S608 - constants
                 self._values(
                     lease,
                     work,
                     until_s=self._steady() + lease_s,
                     done=done_tokens,
                     total=total_tokens,
+                    size=size_of(total_tokens),
                     kept=kept_tokens,
                 ),
             ).fetchall()
@@ -299,14 +312,14 @@ class SqliteJobs:
 
     async def get(self, job_id: JobId) -> Job | None:
         """See `JobQueue`."""
-        rows = self._db.read("SELECT * FROM jobs WHERE id = ?", job_id)
+        rows = self._db.read(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", job_id)  # noqa: S608 - a constant
         return self.job(rows[0]) if rows else None
 
     async def jobs(self, *, states: Sequence[JobState] | None = None, limit: int = 1000) -> list[Job]:
         """See `JobQueue`."""
         names = [name for state in (JobState if states is None else states) for name in _STATES[state]]
         # Each state by itself lies in the wanted order in its index.
-        each = "SELECT * FROM (SELECT * FROM jobs WHERE state = '{}' ORDER BY priority DESC, id LIMIT ?1)"
+        each = f"SELECT {COLUMNS} FROM (SELECT * FROM jobs WHERE state = '{{}}' ORDER BY priority DESC, id LIMIT ?1)"  # noqa: S608
         sql = " UNION ALL ".join(each.format(name) for name in names) + " ORDER BY priority DESC, id LIMIT ?1"
         return [self.job(row) for row in self._db.read(sql, limit)] if names else []
 
@@ -367,34 +380,39 @@ class SqliteJobs:
         return Lease(job=job, worker=job.worker, fence=job.attempts, expires_at_s=job.lease_expires_at_s)
 
     def job(self, row: Any) -> Job:
-        """A row of `jobs`."""
+        """The `COLUMNS` of a row of `jobs`."""
+        # By place: a row looks names up one after the other.
+        (
+            id_, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s, done_tokens,
+            total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
+            reserved_tokens,
+        ) = row  # fmt: skip
         expires_at_s = None
-        if row["lease_until_s"] is not None:
-            left_s = row["lease_until_s"] - self._steady() if row["lease_boot"] == self._boot else 0.0
-            expires_at_s = self._clock() + left_s
+        if lease_until_s is not None:
+            expires_at_s = self._clock() + (lease_until_s - self._steady() if lease_boot == self._boot else 0.0)
         return Job(
-            id=JobId(row["id"]),
-            kind=JobKind(row["kind"]),
-            target=row["target"],
-            tenant=row["tenant"],
-            label=row["label"],
-            priority=row["priority"],
-            state=_STATE_OF[row["state"]],
-            attempts=row["attempts"],
-            failures=row["failures"],
-            lost=row["lost"],
-            not_before_s=row["not_before_s"],
-            done_tokens=row["done_tokens"],
-            total_tokens=row["total_tokens"],
-            worker=None if row["worker"] is None else WorkerId(row["worker"]),
+            id=JobId(id_),
+            kind=JobKind(kind),
+            target=target,
+            tenant=tenant,
+            label=label,
+            priority=priority,
+            state=_STATE_OF[state],
+            attempts=attempts,
+            failures=failures,
+            lost=lost,
+            not_before_s=not_before_s,
+            done_tokens=done_tokens,
+            total_tokens=total_tokens,
+            worker=None if worker is None else WorkerId(worker),
             lease_expires_at_s=expires_at_s,
-            error=row["error"],
-            created_at_s=row["created_at_s"],
-            updated_at_s=row["updated_at_s"],
-            note=row["note"],
-            user=row["user"],
-            needs=row["needs"],
-            reserved_tokens=row["reserved_tokens"],
+            error=error,
+            created_at_s=created_at_s,
+            updated_at_s=updated_at_s,
+            note=note,
+            user=user,
+            needs=needs,
+            reserved_tokens=reserved_tokens,
         )
 
 

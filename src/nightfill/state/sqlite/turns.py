@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from nightfill.state.jobs import WorkerId
 
+COLUMNS: Final = """id, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s,
+    done_tokens, total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
+    reserved_tokens"""
+"""Of a row of `jobs`, what a `Job` is made of."""
 SKEW_S: Final = 60.0
 _BATCH: Final = 1000
 """Jobs that one transaction makes due, so that others need not wait for long."""
@@ -65,14 +69,12 @@ def make_due(connection: sqlite3.Connection, times: Mapping[str, object], *, mos
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a worker asks for, as statements. All take `values`, `any` also those of `OVERDUE`, and `job` a `tenant`."""
+    """What a worker asks for, as statements. Both take `values`, `any` also those of `OVERDUE`."""
 
     any: str
     """Whether time has made jobs due that nobody has told yet, and whether one is due."""
-    tenant: str
-    """Whose turn it is, with the virtual times of the tenant and of the queue."""
-    job: str
-    """The first job of the tenant."""
+    next: str
+    """The tenant whose turn it is, its first job, and the virtual times of the tenant and of the queue."""
     values: Mapping[str, object]
 
 
@@ -95,23 +97,29 @@ def wanted(
     if min_priority is not None:
         jobs += " AND j.priority >= :min_priority"
         values["min_priority"] = min_priority
-    first = f"""SELECT j.id FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
-        AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{jobs}
-        ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+
+    def first(column: str) -> str:
+        """Of the first job of a lane; the index has it."""
+        return f"""SELECT j.{column} FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
+            AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{jobs}
+            ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+
     if min_priority is None:
-        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND EXISTS ({first})"  # noqa: S608 - constants
+        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND EXISTS ({first('id')})"  # noqa: S608 - constants
     else:
         # Most lanes have none of such a rank.
         some = f"""SELECT 1 FROM jobs j INDEXED BY jobs_by_state
             WHERE j.state IN {DUE}{jobs} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
     return Wanted(
         any=f"{OVERDUE}, EXISTS ({some})",
-        tenant=f"""SELECT t.tenant, t.served, (SELECT served FROM turn) FROM turns t INDEXED BY turns_next
-            WHERE t.due > 0
-                AND EXISTS (SELECT 1 FROM lanes l WHERE l.tenant = t.tenant AND {lanes} AND EXISTS ({first}))
-            ORDER BY t.served, t.tenant LIMIT 1""",  # noqa: S608 - constants
-        job=f"""SELECT f.id FROM (SELECT ({first}) AS id FROM lanes l WHERE l.tenant = :tenant AND {lanes}) h
-            JOIN jobs f ON f.id = h.id ORDER BY f.priority DESC, f.id LIMIT 1""",  # noqa: S608 - constants
+        # A tenant is looked at when those before it have nothing: what has a limit is not folded into what contains it.
+        next=f"""SELECT tenant, id, served, (SELECT served FROM turn) FROM (
+            SELECT t.tenant, t.served, (
+                SELECT id FROM (SELECT ({first("id")}) AS id, ({first("priority")}) AS priority
+                    FROM lanes l WHERE l.tenant = t.tenant AND {lanes} LIMIT -1)
+                WHERE id IS NOT NULL ORDER BY priority DESC, id LIMIT 1
+            ) AS id FROM turns t INDEXED BY turns_next WHERE t.due > 0 ORDER BY t.served, t.tenant LIMIT -1
+        ) WHERE id IS NOT NULL LIMIT 1""",  # noqa: S608 - constants
         values=values,
     )
 
@@ -126,19 +134,16 @@ def claim(
     weights: Mapping[str, float],
 ) -> Any:
     """Lease the next job: its row, or None when none is due."""
-    values = {**asked.values, **times, "worker": worker, "lease_s": lease_s}
-    turn = connection.execute(asked.tenant, values).fetchall()
+    turn = connection.execute(asked.next, asked.values).fetchall()
     if not turn:
         return None
-    tenant, served, queue = turn[0]
-    values["tenant"] = tenant
-    # One statement claims and leases, or two workers could take the same job.
+    tenant, job, served, queue = turn[0]
     (row,) = connection.execute(
         f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = :worker,
             attempts = attempts + 1, lease_boot = :boot, lease_until_s = :steady_s + :lease_s, updated_at_s = :now_s,
             lease_tokens = 0, lease_s = 0, machine = ''
-        WHERE id = ({asked.job}) RETURNING *""",  # noqa: S608 - constants
-        values,
+        WHERE id = :job RETURNING {COLUMNS}""",  # noqa: S608 - constants
+        {**times, "worker": worker, "lease_s": lease_s, "job": job},
     ).fetchall()
     begin = max(served, queue)
     cost = max(1, row["total_tokens"] - row["done_tokens"]) / weights.get(tenant, 1.0)
