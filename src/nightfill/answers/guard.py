@@ -9,6 +9,7 @@ agree. What is not understood is refused.
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,8 @@ THINGS: Final = {"", "what", "what-is"}
 """Kinds that ask about a thing; a thing named alone is such a question too."""
 CHOICES: Final = {"which", "what", "what-is"}
 """Kinds between which only the order of words decides."""
+PLAIN: Final = {Sort.WORD, Sort.QUANTITY}
+"""Atoms that a question can be about as a whole, and so deny."""
 MEANS: Final = {"by", "with"}
 ADVERB: Final = re.compile(
     r"\w{3}(al|t|te|nt|us|ful|ss|ng|ed|ve|ab|ib|ck|ow|fe|si|ri)ly$|^(online|abroad|daily|together|now|today|tonight|tomorrow|yesterday)$"
@@ -89,10 +92,8 @@ def frames_differ(one: Reading, other: Reading) -> Refusal | None:
         return Refusal.QUESTION
     if len(one.negations) != len(other.negations):
         return Refusal.NEGATION
-    nested = one.nested or other.nested
-    for mine, yours in zip(one.negations, other.negations, strict=True):
-        if mine != yours and not (alike(mine, yours) if mine and yours else not nested):
-            return Refusal.NEGATION
+    if not all(map(functools.partial(negated_alike, one, other), one.negations, other.negations)):
+        return Refusal.NEGATION
     if one.modals != other.modals or (one.tense != other.tense and not scheduled(one, other)):
         return Refusal.TENSE
     if one.persons != other.persons and not persons_fit(one.persons, other.persons):
@@ -101,6 +102,14 @@ def frames_differ(one: Reading, other: Reading) -> Refusal | None:
     if owners and (owners - {"self", "you"} or (one.owners and other.owners)):
         return Refusal.PERSON
     return None
+
+
+def negated_alike(one: Reading, other: Reading, mine: str, yours: str) -> bool:
+    """Whether two negations deny the same: the same word, or, before the subject, whatever the question is about."""
+    if mine and yours:
+        return alike(mine, yours)
+    plain = {atom.text for atom in (*one.atoms, *other.atoms) if atom.sort in PLAIN}
+    return mine == yours or ({mine, yours} - {""} <= plain and not one.nested and not other.nested)
 
 
 def scheduled(one: Reading, other: Reading) -> bool:

@@ -54,7 +54,13 @@ class Source:
         for pattern in DATES:
             text = pattern.sub(lambda found: self.held(date_of(found), Sort.DATE), text)
         text = TIMES.sub(lambda found: self.held(time_of(found), Sort.DATE), text)
-        pieces = [piece for chunk in text.split() for piece in (*self.words(chunk), *ends(chunk))]
+        pieces: list[str] = []
+        for chunk in text.split():
+            if chunk.rstrip("?!,;:.") == "A" and pieces and pieces[-1] != "." and not text.istitle():  # vitamin A
+                pieces.append(self.held("A", Sort.NAME).strip())
+            else:
+                pieces += self.words(chunk)
+            pieces += ends(chunk)
         return phrased(" ".join(numbers(spelt(" ".join(pieces)).split())))
 
     def held(self, content: str, sort: Sort) -> str:
