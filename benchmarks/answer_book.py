@@ -8,7 +8,7 @@ measured in a process that was just started: it opens what another one has saved
     python benchmarks/answer_book.py [--answers 50000] [--parts one,many,sqlite,redis]
 
 Redis needs `redis-server`. A million answers take half an hour, 4 GB of memory and 5 GB of disk. The last line is one
-JSON object; latencies are in microseconds, the median of the rounds and their extremes.
+JSON object; a latency is the median of the rounds and their extremes.
 """
 
 from __future__ import annotations
@@ -103,21 +103,21 @@ def nearest(answers: int, vectors: Vectors, scope_size: int, numbers: Sequence[i
 
 def spread(rounds: Sequence[float]) -> dict[str, float]:
     values = {"median": statistics.median(rounds), "min": min(rounds), "max": max(rounds)}
-    return {name: round(value, 1) for name, value in values.items()}
+    return {name: round(value, 7) for name, value in values.items()}
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def memory_mb() -> dict[str, int]:
+def memory_bytes() -> dict[str, int]:
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = {"rss": "VmRSS", "anonymous": "RssAnon", "mapped_files": "RssFile"}
-    return {short: int(fields[name].split()[0]) // 1024 for short, name in names.items()}
+    return {short: int(fields[name].split()[0]) * 1024 for short, name in names.items()}
 
 
-def size_mb(folder: Path) -> float:
-    return round(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6, 1)
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def build_index(folder: Path, answers: int, scope_size: int) -> dict[str, Any]:
@@ -133,14 +133,14 @@ def build_index(folder: Path, answers: int, scope_size: int) -> dict[str, Any]:
         "build_s": round(time.perf_counter() - began_s, 1),
         "build_cpu_s": round(time.process_time() - cpu_s, 1),
         "save_s": round(time.perf_counter() - saving_s, 2),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
 def measure_index(folder: Path, answers: int, scope_size: int) -> dict[str, Any]:
     """In a process that was just started: its memory is the index's alone, but for the interpreter's 60 MB."""
     numbers, vectors = asked(answers, LOOKUPS)
-    before = memory_mb()
+    before = memory_bytes()
     began_s, cpu_s = time.perf_counter(), time.process_time()
     index = NearIndex(folder, identity="random", capacity=answers)
     index.nearest(scope_of(numbers[0] // scope_size), vectors[0], 4)
@@ -157,24 +157,24 @@ def measure_index(folder: Path, answers: int, scope_size: int) -> dict[str, Any]
             cpu.append(time.thread_time() - cpu_s)
             wall.append(time.perf_counter() - wall_s)
             found.append(near[0].key)
-        p50.append(percentile(wall, 0.5) * 1e6)
-        p99.append(percentile(wall, 0.99) * 1e6)
-        cpu_p50.append(percentile(cpu, 0.5) * 1e6)
-        cpu_p99.append(percentile(cpu, 0.99) * 1e6)
-    after = memory_mb()
+        p50.append(percentile(wall, 0.5))
+        p99.append(percentile(wall, 0.99))
+        cpu_p50.append(percentile(cpu, 0.5))
+        cpu_p99.append(percentile(cpu, 0.99))
+    after = memory_bytes()
     some = slice(0, 200)
     truth = nearest(answers, vectors[some], scope_size, numbers[some])
     right = sum(key == key_of(n) for key, n in zip(found[some], truth, strict=True))
     return {
         "ready_s": round(ready_s, 2),
         "ready_cpu_s": round(ready_cpu_s, 2),
-        "lookup_p50_us": spread(p50),
-        "lookup_p99_us": spread(p99),
-        "lookup_cpu_p50_us": spread(cpu_p50),
-        "lookup_cpu_p99_us": spread(cpu_p99),
+        "lookup_p50_s": spread(p50),
+        "lookup_p99_s": spread(p99),
+        "lookup_cpu_p50_s": spread(cpu_p50),
+        "lookup_cpu_p99_s": spread(cpu_p99),
         "recall_at_1": right / len(truth),
-        "memory_mb": {name: after[name] - before[name] for name in after},
-        "files_mb": size_mb(folder),
+        "memory_bytes": {name: after[name] - before[name] for name in after},
+        "files_bytes": size_of(folder),
     }
 
 
@@ -216,7 +216,7 @@ async def fill_book(book: AnswerBook, answers: int) -> float:
 
 
 async def gets(book: AnswerBook, key: Callable[[], AnswerKey], *, hit: bool) -> dict[str, Any]:
-    p50, p99, cpu_us = [], [], []
+    p50, p99, cpus = [], [], []
     for _ in range(ROUNDS):
         wall = []
         cpu_s = time.process_time()
@@ -226,10 +226,10 @@ async def gets(book: AnswerBook, key: Callable[[], AnswerKey], *, hit: bool) -> 
             found = await book.get(wanted)
             wall.append(time.perf_counter() - began_s)
             assert (found is not None) == hit
-        cpu_us.append((time.process_time() - cpu_s) / LOOKUPS * 1e6)
-        p50.append(percentile(wall, 0.5) * 1e6)
-        p99.append(percentile(wall, 0.99) * 1e6)
-    return {"p50_us": spread(p50), "p99_us": spread(p99), "cpu_us": spread(cpu_us)}
+        cpus.append((time.process_time() - cpu_s) / LOOKUPS)
+        p50.append(percentile(wall, 0.5))
+        p99.append(percentile(wall, 0.99))
+    return {"p50_s": spread(p50), "p99_s": spread(p99), "cpu_s": spread(cpus)}
 
 
 async def book_part(book: AnswerBook, answers: int) -> dict[str, Any]:
@@ -244,7 +244,7 @@ async def book_part(book: AnswerBook, answers: int) -> dict[str, Any]:
 async def sqlite_part(folder: Path, answers: int) -> dict[str, Any]:
     async with open_state(folder / "state.db", bounds=AnswerBounds(answers=answers)) as state:
         found = await book_part(state.answers, answers)
-    return {**found, "files_mb": size_mb(folder)}
+    return {**found, "files_bytes": size_of(folder)}
 
 
 async def redis_part(folder: Path, answers: int) -> dict[str, Any]:
@@ -258,7 +258,7 @@ async def redis_part(folder: Path, answers: int) -> dict[str, Any]:
             found = await book_part(state.answers, answers)
             info = (await state.server.call("INFO", "memory")).decode()
             used = next(line.split(":")[1] for line in info.splitlines() if line.startswith("used_memory:"))
-            return {**found, "server_memory_mb": round(int(used) / 1e6, 1)}
+            return {**found, "server_memory_bytes": int(used)}
     finally:
         server.terminate()
         server.wait(10)
