@@ -1,16 +1,17 @@
-"""What stored answers cost those requests that they do not serve: a stub upstream, two gateways that differ in nothing
-but `answers.mode`, and an open-loop load from another process.
+"""What stored answers cost those requests that they do not serve: a stub upstream, gateways that differ in nothing but
+`answers.mode`, and an open-loop load from another process that sends its requests to two of them in turn, so that what
+else the machine does falls on both.
 
-*exact*: each request is a new question, so that each look-up misses; `off` against `exact`, without storing the replies
-(`no-store`) and with it, and what that adds.
+*exact*: each request is a new question, so that each look-up misses: `off` against `exact`, first without storing the
+replies (`no-store`), then with it, and what that adds.
 *near*: requests that have nothing to do with stored answers (they skip them) meet others on the same gateway that ask
-new questions all the time; `exact` against `near`, where each of these is embedded, looked up among stored ones and
+new questions all the time: `exact` against `near`, where each of these is embedded, looked up among stored ones and
 judged by the guard, and what that does to the p99 of the first.
 
-Rounds alternate, and a figure is the median of the rounds' with the least and the most of them. On a machine that does
-other things besides, look at the CPU time of the gateway's process: that does not depend on who else runs.
+A figure is the median of the rounds' with the least and the most of them. CPU time is that of a gateway's process, and
+grows by half and more on a machine that is busy with other things.
 
-    python benchmarks/answer_layer.py [--rounds 12] [--seconds 4] [--rps 100] [--near-rps 5]
+    python benchmarks/answer_layer.py [--rounds 10] [--seconds 5] [--rps 100] [--near-rps 5]
 
 The last line is one JSON object.
 """
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -134,40 +136,44 @@ async def run_gateway(upstream_port: int, mode: str) -> None:
 # --- the load
 
 
-async def run_load(port: int, *, rps: float, near_rps: float, seconds: float, first: int, stores: bool) -> None:
-    """Open loop. Without `near_rps` each request is a new question; with it so many are, and the others skip answers.
-    Replies to the questions may be stored if `stores`.
+async def run_load(ports: list[int], *, rps: float, near_rps: float, seconds: float, first: int, stores: bool) -> None:
+    """Open loop, `rps` to each of the ports. Without `near_rps` each request is a new question; with it so many are,
+    and the others skip answers. Replies to the questions may be stored if `stores`.
 
-    Prints the latencies of the questions, or of the others, as JSON.
+    Prints the latencies of the questions, or of the others, as JSON: a list for each port.
     """
-    idle = [await Connection.open(port) for _ in range(8)]
-    latencies: list[float] = []
+    idle = {port: [await Connection.open(port) for _ in range(8)] for port in ports}
+    latencies: dict[int, list[float]] = {port: [] for port in ports}
     numbers = itertools.count(first)
 
-    async def one(due: float, sent: bytes, *, counts: bool) -> None:
-        connection = idle.pop() if idle else await Connection.open(port)
+    async def one(port: int, due: float, sent: bytes, *, counts: bool) -> None:
+        connection = idle[port].pop() if idle[port] else await Connection.open(port)
         took = await connection.ask(sent) - due
         if counts:
-            latencies.append(took)
-        idle.append(connection)
+            latencies[port].append(took)
+        idle[port].append(connection)
 
-    for connection in list(idle):
-        await connection.ask(OTHER)
-    begin = time.perf_counter()
-    plan = [(index / rps, None if near_rps else next(numbers)) for index in range(int(rps * seconds))]
-    if near_rps:
+    for connections in idle.values():
+        for connection in list(connections):
+            await connection.ask(OTHER)
+    plan: list[tuple[float, int, int | None]] = []
+    for place, port in enumerate(ports):
+        shift = place / len(ports)
+        plan += [((n + shift) / rps, port, None if near_rps else next(numbers)) for n in range(int(rps * seconds))]
         # Between the others, not together with them.
-        plan += [((index + 0.37) / near_rps, next(numbers)) for index in range(int(near_rps * seconds))]
+        plan += [((n + shift + 0.17) / near_rps, port, next(numbers)) for n in range(int(near_rps * seconds))]
+    begin = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
-        for after_s, number in sorted(plan, key=lambda row: row[0]):
+        for after_s, port, number in sorted(plan, key=lambda row: row[0]):
             sent = OTHER if number is None else request(question(number), cache={"no-store": not stores})
             due = begin + after_s
             if (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            tasks.create_task(one(due, sent, counts=number is None or not near_rps))
-    for connection in idle:
-        connection.writer.close()
-    print(json.dumps(latencies))
+            tasks.create_task(one(port, due, sent, counts=number is None or not near_rps))
+    for connections in idle.values():
+        for connection in connections:
+            connection.writer.close()
+    print(json.dumps([latencies[port] for port in ports]))
 
 
 # --- the benchmark
@@ -184,81 +190,83 @@ def port_of(process: subprocess.Popen[str]) -> str:
 
 
 class Load:
-    """Runs loads one after the other; no two ask the same question."""
+    """Runs loads one after the other; no two requests ask the same question."""
 
-    def __init__(self) -> None:
-        self.asked = 0
+    def __init__(self, ports: dict[str, str]) -> None:
+        self._ports = ports
+        self._asked = 0
 
     def __call__(
-        self, port: str, *, rps: float, near_rps: float = 0, seconds: float, stores: bool = True
-    ) -> list[float]:
-        first, self.asked = self.asked, self.asked + int(seconds * (near_rps or rps)) + 1
-        given = (rps, near_rps, seconds, first, int(stores))
-        arguments = ("--role", "load", port, *map(str, given))
-        done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-        return list(json.loads(done.stdout))
+        self, *modes: str, rps: float, near_rps: float = 0, seconds: float, stores: bool = True
+    ) -> list[list[float]]:
+        first = self._asked
+        self._asked += len(modes) * int(seconds * (near_rps or rps) + 1)
+        ports = ",".join(self._ports[mode] for mode in modes)
+        given = (ports, rps, near_rps, seconds, first, int(stores))
+        command = [sys.executable, __file__, "--role", "load", *map(str, given)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return cast("list[list[float]]", json.loads(done.stdout))
 
 
 def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
+def measure(gateways: dict[str, subprocess.Popen[str]], options: argparse.Namespace) -> dict[str, list[float]]:
+    """Figures by name, one of each round."""
+    load = Load({mode: port_of(gateway) for mode, gateway in gateways.items()})
+    figures: dict[str, list[float]] = defaultdict(list)
+
+    def compared(less: str, more: str, **given: Any) -> tuple[list[float], list[float], float]:
+        """Latencies of both, and the CPU seconds that the second took more."""
+        before = [cpu_s(gateways[mode].pid) for mode in (less, more)]
+        taken = load(less, more, rps=options.rps, seconds=options.seconds, **given)
+        spent = [cpu_s(gateways[mode].pid) - was for mode, was in zip((less, more), before, strict=True)]
+        return taken[0], taken[1], spent[1] - spent[0]
+
+    load("exact", "near", rps=25, seconds=STORED / 25)
+    for _ in range(options.rounds):
+        off, exact, cpu = compared("off", "exact", stores=False)
+        figures["off_p50_s"].append(percentile(off, 0.5))
+        figures["exact_added_p50_s"].append(percentile(exact, 0.5) - percentile(off, 0.5))
+        figures["exact_added_cpu_s"].append(cpu / len(exact))
+        off, exact, cpu = compared("off", "exact", stores=True)
+        figures["exact_and_storing_added_p50_s"].append(percentile(exact, 0.5) - percentile(off, 0.5))
+        figures["exact_and_storing_added_cpu_s"].append(cpu / len(exact))
+        exact, near, cpu = compared("exact", "near", near_rps=options.near_rps)
+        figures["beside_exact_p99_s"].append(percentile(exact, 0.99))
+        figures["beside_near_p99_s"].append(percentile(near, 0.99))
+        figures["beside_near_p99_ratio"].append(percentile(near, 0.99) / percentile(exact, 0.99))
+        figures["beside_near_p50_ratio"].append(percentile(near, 0.5) / percentile(exact, 0.5))
+        figures["near_added_cpu_s"].append(cpu / int(options.near_rps * options.seconds))
+        print(*(f"{name} {values[-1]:.6f}" for name, values in figures.items()), flush=True)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=4, help="of load for each gateway in each round")
-    parser.add_argument("--rps", type=float, default=100)
-    parser.add_argument("--near-rps", type=float, default=5)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=5, help="of each load of each round")
+    parser.add_argument("--rps", type=float, default=100, help="to each gateway")
+    parser.add_argument("--near-rps", type=float, default=5, help="to each gateway")
     options = parser.parse_args()
     stubs = child("--role", "stub")
     gateways: dict[str, subprocess.Popen[str]] = {}
-    load = Load()
-    p50: dict[str, list[float]] = {"off": [], "exact": [], "stored": []}
-    p99: dict[str, list[float]] = {"exact": [], "near": []}
-    cpu: dict[str, list[float]] = {"off": [], "exact": [], "stored": [], "with exact": [], "with near": []}
     try:
         upstream = port_of(stubs)
         for mode in ("off", "exact", "near"):
             gateways[mode] = child("--role", "gateway", upstream, mode)
-        ports = {mode: port_of(gateway) for mode, gateway in gateways.items()}
-        for mode in ("exact", "near"):
-            load(ports[mode], rps=50, seconds=STORED / 50)
-        for number in range(options.rounds):
-            turn = 1 if number % 2 else -1
-            for way, mode in (("off", "off"), ("exact", "exact"), ("stored", "exact"))[::turn]:
-                before = cpu_s(gateways[mode].pid)
-                taken = load(ports[mode], rps=options.rps, seconds=options.seconds, stores=way == "stored")
-                cpu[way].append((cpu_s(gateways[mode].pid) - before) / len(taken))
-                p50[way].append(percentile(taken, 0.5))
-            for mode in ("exact", "near")[::turn]:
-                before = cpu_s(gateways[mode].pid)
-                taken = load(ports[mode], rps=options.rps, near_rps=options.near_rps, seconds=options.seconds)
-                cpu[f"with {mode}"].append((cpu_s(gateways[mode].pid) - before) / (options.near_rps * options.seconds))
-                p99[mode].append(percentile(taken, 0.99))
-            print(*(f"{mode} {1000 * rounds[-1]:.3f}" for mode, rounds in (*p50.items(), *p99.items())), flush=True)
+        figures = measure(gateways, options)
     finally:
         for process in (*gateways.values(), stubs):
             process.terminate()
             process.wait(30)
-
-    def added(figures: dict[str, list[float]], way: str, to: str) -> dict[str, float]:
-        return spread([more - less for more, less in zip(figures[way], figures[to], strict=True)])
-
-    ratio = [near / exact for near, exact in zip(p99["near"], p99["exact"], strict=True)]
     print(
         json.dumps(
             {
-                "exact_added_p50_s": added(p50, "exact", "off"),
-                "exact_added_cpu_s": added(cpu, "exact", "off"),
-                "storing_added_p50_s": added(p50, "stored", "exact"),
-                "storing_added_cpu_s": added(cpu, "stored", "exact"),
-                "near_added_cpu_s": added(cpu, "with near", "with exact"),
-                "off_p50_s": spread(p50["off"]),
-                "near_p99_ratio": spread(ratio),
-                "near_p99_s": spread(p99["near"]),
-                "exact_p99_s": spread(p99["exact"]),
-                "near_p99_of_medians_ratio": statistics.median(p99["near"]) / statistics.median(p99["exact"]),
+                **{name: spread(values) for name, values in figures.items()},
                 "rounds": options.rounds,
+                "seconds": options.seconds,
                 "rps": options.rps,
                 "near_rps": options.near_rps,
                 "load_average": os.getloadavg()[0],
@@ -276,10 +284,10 @@ def role(arguments: list[str]) -> None:
             uvloop.run(serve_bare(stub))
         case ["gateway", port, mode]:
             uvloop.run(run_gateway(int(port), mode))
-        case ["load", port, rps, near_rps, seconds, first, stores]:
+        case ["load", ports, rps, near_rps, seconds, first, stores]:
             uvloop.run(
                 run_load(
-                    int(port),
+                    [int(port) for port in ports.split(",")],
                     rps=float(rps),
                     near_rps=float(near_rps),
                     seconds=float(seconds),
