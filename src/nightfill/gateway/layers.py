@@ -93,7 +93,7 @@ class Layers:
             front = await self._library.front(tenant, chosen)
             if front is None:
                 # A new version came between the two look-ups; the old text went with it.
-                context = await self._library.context(tenant, ask.context)
+                context = await self._library.context(tenant, ask.context, anew=True)
                 chosen = await self._version(context, ask, engine)
                 front = await self._library.front(tenant, chosen)
             if front is None:

@@ -59,11 +59,13 @@ class Library:
         self._indexed_at_s = float("-inf")
         self._indexing = asyncio.Lock()
 
-    async def context(self, tenant: Tenant, name: ContextName) -> Context:
-        """The context as it is now. Raises NotFound, which tells how many others there are, not their names."""
+    async def context(self, tenant: Tenant, name: ContextName, *, anew: bool = False) -> Context:
+        """The context as it is now; `anew` asks the book also where it seems unchanged, since it may be a moment behind
+        what another process has changed. Raises NotFound, which tells how many others there are, not their names.
+        """
         changes = self._book.changes()
         known = self._contexts.get((tenant, name))
-        if known is not None and known[0] == changes:
+        if known is not None and known[0] == changes and not anew:
             return known[1]
         if known is None:
             context = await self._patiently(lambda: self._asked(self._book.get(tenant, name)))

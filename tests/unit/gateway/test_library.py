@@ -98,6 +98,21 @@ async def test_a_change_is_seen_at_once_while_the_book_answers() -> None:
         await library.context(T, REPO)
 
 
+async def test_a_change_that_the_book_does_not_tell_of_yet_is_found_by_asking_anew() -> None:
+    """Another host's change is in the book before this host's count of changes has it; the old text is gone then."""
+    book = FakeBook()
+    library = Library(book)
+    old = await put(book, "old")
+    assert await library.context(T, REPO) == old
+    told = book.changes()
+    new = await put(book, "new")
+    book._changes = told
+    assert await library.context(T, REPO) == old
+    assert await library.front(T, old.current) is None
+    assert await library.context(T, REPO, anew=True) == new
+    assert await library.context(T, REPO) == new
+
+
 async def test_prompts_are_recognised_by_the_last_index_and_what_it_listed_is_known() -> None:
     book, clock = FakeBook(), Clock()
     library = Library(book, patience_s=0, clock=clock)
