@@ -134,6 +134,9 @@ class FillRun:
             return Gone("its version is gone")
         before = await self._book.fill(self._key)
         if before is not None and before.state is FillState.READY and before.stored_tokens >= len(before.tokens):
+            if self._held.job.lost:
+                # Its worker fell silent between the last step and saying that it was the last.
+                return Filled(tokens=before.total_tokens, computed=0, seconds=0.0)
             # Who queued it had looked before another worker was done with it.
             return Gone("it is ready already")
         description = await self._unless_stopping(self._engine.describe())

@@ -445,6 +445,22 @@ async def test_jobs_of_a_killed_worker_of_this_host_are_free_at_once(tmp_path: P
 
 
 @virtual
+async def test_a_job_whose_worker_was_killed_after_its_last_step_is_done(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        context = await h.put(TEXT)
+        key = key_of(context)
+        await h.state.jobs.enqueue(kind=JobKind.FILL, target=str(key), tenant=T, label="repo", priority=1.0)
+        gone = WorkerId(this_worker().rsplit(":", 1)[0] + ":1")
+        assert await h.state.jobs.lease(gone, kinds=[JobKind.FILL], lease_s=1e6)
+        await h.state.book.put_fill(
+            Fill(key=key, state=FillState.READY, tokens=(1,), stored_tokens=1, filled_at_s=0.0, fill_seconds=0.0)
+        )
+        async with h.working():
+            await job_in(h, JobState.DONE)
+        assert h.log.fills == 0
+
+
+@virtual
 async def test_a_job_for_another_model_is_dropped(tmp_path: Path) -> None:
     async with house(tmp_path) as h:
         context = await h.put(TEXT)
