@@ -50,13 +50,13 @@ class FakeIndex:
         return len(self._rows)
 
     def holds(self, scope: AnswerScope) -> bool:
-        return any(its == scope for its, _ in self._rows.values())
+        return any(its == scope for its, _ in list(self._rows.values()))
 
     def nearest(self, scope: AnswerScope, vector: Vectors, k: int = 8) -> list[Similar]:
         self.looking.set()
         if self.gate is not None:
             assert self.gate.wait(10)
-        rows = [Similar(key, float(row @ vector)) for key, (its, row) in self._rows.items() if its == scope]
+        rows = [Similar(key, float(row @ vector)) for key, (its, row) in list(self._rows.items()) if its == scope]
         return sorted(rows, key=lambda row: -row.similarity)[:k]
 
     def add(self, notes: Sequence[AnswerNote], vectors: Vectors) -> None:
