@@ -50,13 +50,15 @@ class FakeIndex:
         return len(self._rows)
 
     def holds(self, scope: AnswerScope) -> bool:
-        return any(its == scope for its, _ in list(self._rows.values()))
+        with self._changed:
+            return any(its == scope for its, _ in self._rows.values())
 
     def nearest(self, scope: AnswerScope, vector: Vectors, k: int = 8) -> list[Similar]:
         self.looking.set()
         if self.gate is not None:
             assert self.gate.wait(10)
-        rows = [Similar(key, float(row @ vector)) for key, (its, row) in list(self._rows.items()) if its == scope]
+        with self._changed:
+            rows = [Similar(key, float(row @ vector)) for key, (its, row) in self._rows.items() if its == scope]
         return sorted(rows, key=lambda row: -row.similarity)[:k]
 
     def add(self, notes: Sequence[AnswerNote], vectors: Vectors) -> None:
@@ -72,7 +74,8 @@ class FakeIndex:
             return sum(self._rows.pop(key, None) is not None for key in keys)
 
     def keys(self, begin: int, count: int) -> list[AnswerKey] | None:
-        return list(self._rows)[begin : begin + count] if begin < len(self._rows) else None
+        with self._changed:
+            return list(self._rows)[begin : begin + count] if begin < len(self._rows) else None
 
     def close(self) -> None:
         self.closed = True
