@@ -1,11 +1,10 @@
 """Which stored questions are near one that is asked.
 
-Of a small scope all rows are compared, exactly. A large one has a graph too, over the rows that were there when it was
-built; it proposes some, those that came since are all looked at, and all are compared exactly. The index is a copy of
-what the book of answers says: whoever finds an answer in it asks the book whether it is still there.
+Of a small scope all rows are compared, exactly. A large one has cells too, of the rows that were there when they were
+made; the nearest ones propose some, those that came since are all looked at, and all are compared exactly. The index is
+a copy of what the book of answers says: whoever finds an answer in it asks the book whether it is still there.
 
-Memory for an answer: 472 bytes, of which 460 also lie in the file; 400 to 600 more in the graph's file, mapped, in a
-scope that is large.
+Memory for an answer: 472 bytes, of which 460 also lie in the file; 8 more in a scope that is large.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from nightfill.answers.cells import load_cells, make_cells
 from nightfill.answers.embed import DIMENSIONS
-from nightfill.answers.graph import Graph, write_graph
-from nightfill.answers.rows import GraphFile, Head, Rows, as_words
+from nightfill.answers.rows import CellsFile, Head, Rows, as_words
 from nightfill.errors import StateUnavailable
 from nightfill.state.answers import AnswerKey, AnswerScope
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nightfill.answers.cells import Cells
     from nightfill.answers.embed import Vectors
     from nightfill.answers.rows import Slots
     from nightfill.state.answers import AnswerNote
@@ -39,9 +39,8 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger(__name__)
 SMALL: Final = 2048
 """Rows that are compared for one look-up."""
-_PROPOSED: Final = 32
 _ROWS: Final = "rows.near"
-_LEFT_OVER: Final = (".graph", ".draft")
+_LEFT_OVER: Final = (".cells", ".draft")
 _PARTS: Final = 64
 _AT_ONCE: Final = 1 << 16
 _NONE: Final = np.zeros(0, np.int32)
@@ -76,11 +75,21 @@ class _View(NamedTuple):
     """Rows that came since `order` was made."""
 
 
+class _Saved(NamedTuple):
+    """Cells with their file."""
+
+    cells: Cells
+    path: Path
+    sha256: str
+    serial: int
+    """Of the newest row in them."""
+
+
 class NearIndex:
     """At most `capacity` rows; the oldest make room. Several processes may share a folder: each has a part of its own.
 
     `nearest` may be called from any thread, also while one of the others works; these wait for each other, and take
-    from milliseconds to minutes (a graph of a million rows): call them from a thread. They raise StateUnavailable when
+    from milliseconds to minutes (cells of a million rows): call them from a thread. They raise StateUnavailable when
     the folder cannot be written.
     """
 
@@ -96,24 +105,24 @@ class NearIndex:
     ) -> None:
         """Bring back what was saved; begin empty when it is damaged or of another embedding than `identity`.
 
-        With a `seal`, what lies on disk is sealed, and the graphs are in memory. What lies there without it, with
-        another one or under an old key is not used.
+        With a `seal`, what lies on disk is sealed. What lies there without it, with another one or under an old key is
+        not used.
 
         Takes seconds for a million rows. Raises StateUnavailable when the folder cannot be made.
         """
         self._identity, self._dimensions, self._small, self._seal = identity, dimensions, small, seal
         self._writing = threading.Lock()
-        self._graphs: dict[AnswerScope, Graph] = {}
+        self._cells: dict[AnswerScope, _Saved] = {}
         self._serial = 0
         self._changed = self._removed = False
         self._folder, self._lock = _own_part(folder)
-        self._rows, graphs = self._load(capacity)
+        self._rows, files = self._load(capacity)
         self._sort()
-        for graph in graphs:
+        for file in files:
             try:
-                scope = AnswerScope(bytes.fromhex(graph.scope))
-                path = self._folder / graph.name
-                self._graphs[scope] = Graph(path, serial=graph.serial, sha256=graph.sha256, seal=seal)
+                path = self._folder / file.name
+                cells = load_cells(path, dimensions=dimensions, sha256=file.sha256, seal=seal)
+                self._cells[AnswerScope(bytes.fromhex(file.scope))] = _Saved(cells, path, file.sha256, file.serial)
             except StateUnavailable as exc:
                 self._changed = True
                 _LOG.warning("%s; it is made anew from the rows", exc)
@@ -140,22 +149,22 @@ class NearIndex:
 
     def nearest(self, scope: AnswerScope, vector: Vectors, k: int = 8) -> list[Near]:
         """The `k` nearest of the scope, the nearest first. `vector`: float32, of length 1."""
-        (order, recent), graph, rows = self._view, self._graphs.get(scope), self._rows
+        (order, recent), saved, rows = self._view, self._cells.get(scope), self._rows
         there = order.of(scope)
         begin = there.start
         proposed = _NONE
-        if graph is not None:
-            begin += int(np.searchsorted(order.serials[there], graph.serial, side="right"))
-            proposed = graph.search(vector, max(_PROPOSED, 4 * k))
-        # More than that only while a graph is being made: then the newest ones.
+        if saved is not None:
+            begin += int(np.searchsorted(order.serials[there], saved.serial, side="right"))
+            proposed = saved.cells.near(vector)
+        # More than that only while cells are being made: then the newest ones.
         begin = max(begin, there.stop - self._small)
         new = np.array(recent.get(scope, ())[-self._small :], np.int32)
         slots = np.concatenate((proposed, order.slots[begin : there.stop], new))
         wanted, serials = as_words([scope]), rows.serials[slots]
         mine = (rows.scopes[slots] == wanted).all(axis=1)
-        if graph is not None:
-            # A row that was freed and taken again is no longer the one that the graph has.
-            mine[: len(proposed)] &= serials[: len(proposed)] <= graph.serial
+        if saved is not None:
+            # A row that was freed and taken again is no longer the one that the cells have.
+            mine[: len(proposed)] &= serials[: len(proposed)] <= saved.serial
         slots, serials = slots[mine], serials[mine]
         cosines = rows.cosines(slots, vector)
         best = _largest(cosines, 2 * k)
@@ -196,8 +205,8 @@ class NearIndex:
                 self._grow(scope)
 
     def remove(self, keys: Iterable[AnswerKey]) -> int:
-        """Forget answers; how many rows had one. `save` then leaves nothing of them on disk but, for a while, their
-        vectors in the graph of a scope whose other rows stay: until a third of these has gone.
+        """Forget answers; how many rows had one. `save` then leaves nothing of them on disk but what they gave to the
+        centres of cells.
         """
         wanted = as_words(list(keys))
         with self._writing:
@@ -223,7 +232,7 @@ class NearIndex:
         return [AnswerKey(key.tobytes()) for key in rows.keys[some][taken]]
 
     def save(self) -> None:
-        """Write what changed, so that it is brought back. Also makes graphs that are missing."""
+        """Write what changed, so that it is brought back. Also makes cells that are missing."""
         with self._writing:
             if not self._changed:
                 return
@@ -231,10 +240,10 @@ class NearIndex:
             for scope in self._large():
                 self._grow(scope)
             if self._removed:
-                self._clear_graphs()
-            graphs = tuple(
-                GraphFile(scope=scope.hex(), name=graph.path.name, serial=graph.serial, sha256=graph.sha256)
-                for scope, graph in self._graphs.items()
+                self._clear_cells()
+            files = tuple(
+                CellsFile(scope=scope.hex(), name=saved.path.name, serial=saved.serial, sha256=saved.sha256)
+                for scope, saved in self._cells.items()
             )
 
             def head(rows: int) -> Head:
@@ -243,18 +252,18 @@ class NearIndex:
                     dimensions=self._dimensions,
                     rows=rows,
                     serial=self._serial,
-                    graphs=graphs,
+                    cells=files,
                 )
 
             self._rows.save(self._folder / _ROWS, head, self._seal)
             self._changed = self._removed = False
-            kept = {graph.name for graph in graphs}
+            kept = {file.name for file in files}
             with contextlib.suppress(OSError):
                 for path in self._folder.iterdir():
                     if path.suffix in _LEFT_OVER and path.name not in kept:
                         path.unlink(missing_ok=True)
 
-    def _load(self, capacity: int) -> tuple[Rows, tuple[GraphFile, ...]]:
+    def _load(self, capacity: int) -> tuple[Rows, tuple[CellsFile, ...]]:
         path = self._folder / _ROWS
         if path.exists():
             try:
@@ -269,7 +278,7 @@ class NearIndex:
                 _LOG.warning("%s; it is made anew from the book", exc)
             else:
                 self._serial = head.serial
-                return rows, head.graphs
+                return rows, head.cells
         return Rows(capacity, self._dimensions), ()
 
     def _sort(self) -> None:
@@ -302,49 +311,39 @@ class NearIndex:
         return [AnswerScope(self._rows.scopes[order.slots[begin]].tobytes()) for begin in first[counts > self._small]]
 
     def _grow(self, scope: AnswerScope) -> None:
-        """Make a new graph if too many rows came since the last one."""
+        """Make new cells if too many rows came since the last ones."""
         order, recent = self._view
-        there, graph = order.of(scope), self._graphs.get(scope)
-        after = 0 if graph is None else int(np.searchsorted(order.serials[there], graph.serial, side="right"))
+        there, saved = order.of(scope), self._cells.get(scope)
+        after = 0 if saved is None else int(np.searchsorted(order.serials[there], saved.serial, side="right"))
         if there.stop - there.start - after + len(recent.get(scope, ())) <= self._small:
             return
         if recent:
             self._sort()
-        self._build(scope, graph)
+        self._build(scope, saved)
 
-    def _build(self, scope: AnswerScope, base: Graph | None) -> None:
+    def _build(self, scope: AnswerScope, base: _Saved | None) -> None:
         slots, rows = self._of(scope), self._rows
-        drop = _NONE
-        added = slots
+        cells = None
         if base is not None:
-            had = base.slots()
+            had = base.cells.slots
             sound = np.intersect1d(had, slots[rows.serials[slots] <= base.serial])
             drop = np.setdiff1d(had, sound)
-            if 3 * len(drop) > len(had):
-                base, drop = None, _NONE
-            else:
-                added = np.setdiff1d(slots, sound)
+            if 3 * len(drop) <= len(had) and len(slots) <= 2 * base.cells.trained:
+                cells = base.cells.changed(drop, np.setdiff1d(slots, sound), rows.vectors)
+        if cells is None:
+            cells = make_cells(slots, rows.vectors)
         serial = int(rows.serials[slots].max())
-        graph = write_graph(
-            self._folder / f"{scope.hex()[:32]}-{serial}.graph",
-            dimensions=self._dimensions,
-            base=base,
-            drop=drop,
-            slots=added,
-            vectors=rows.vectors,
-            serial=serial,
-            seal=self._seal,
-        )
-        self._graphs = {**self._graphs, scope: graph}
+        path = self._folder / f"{scope.hex()[:32]}-{serial}-{len(slots)}.cells"
+        self._cells = {**self._cells, scope: _Saved(cells, path, cells.save(path, self._seal), serial)}
         self._changed = True
 
-    def _clear_graphs(self) -> None:
+    def _clear_cells(self) -> None:
         """Those of scopes that are no longer large go, and those are made anew of which a third has gone."""
-        for scope, graph in list(self._graphs.items()):
+        for scope, saved in list(self._cells.items()):
             slots = self._of(scope)
             if len(slots) <= self._small:
-                self._graphs = {other: kept for other, kept in self._graphs.items() if other != scope}
-            elif 3 * int((self._rows.serials[slots] <= graph.serial).sum()) < 2 * len(graph):
+                self._cells = {other: kept for other, kept in self._cells.items() if other != scope}
+            elif 3 * int((self._rows.serials[slots] <= saved.serial).sum()) < 2 * len(saved.cells):
                 self._build(scope, None)
 
     def _of(self, scope: AnswerScope) -> Slots:

@@ -1,6 +1,6 @@
 """Near answers at work: an index that follows the book, an embedding, and the guard, in threads of their own.
 
-One thread looks up, one keeps the index: a large batch or a graph that is being built makes no request wait. Requests
+One thread looks up, one keeps the index: a large batch or cells that are being made make no request wait. Requests
 that would wait too long go to the engine instead.
 """
 

@@ -40,14 +40,14 @@ _DIGEST: Final = 32
 _AT_ONCE: Final = 256
 
 
-class GraphFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A graph that belongs to the rows; see `answers.graph`."""
+class CellsFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Cells that belong to the rows; see `answers.cells`."""
 
     scope: str
     """Hex."""
     name: str
     serial: int
-    """It has the rows up to this one."""
+    """They have the rows up to this one."""
     sha256: str
 
 
@@ -60,7 +60,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     serial: int
     """The last one that was added."""
-    graphs: tuple[GraphFile, ...]
+    cells: tuple[CellsFile, ...]
 
 
 class Rows:

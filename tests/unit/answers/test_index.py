@@ -61,8 +61,8 @@ def best(index: NearIndex, vector: Vectors, scope: AnswerScope = S) -> AnswerKey
     return found[0].key if found else None
 
 
-def graphs(folder: Path) -> list[Path]:
-    return sorted(folder.glob("0/*.graph"))
+def cells_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob("0/*.cells"))
 
 
 def test_the_nearest_come_first_with_their_cosines(tmp_path: Path) -> None:
@@ -107,17 +107,17 @@ def test_no_answer_crosses_scopes_not_even_those_that_begin_alike(tmp_path: Path
         assert best(index, vector) in ours
 
 
-def test_a_large_scope_is_found_through_its_graph_and_what_came_since(tmp_path: Path) -> None:
+def test_a_large_scope_is_found_through_its_cells_and_what_came_since(tmp_path: Path) -> None:
     index, made = opened(tmp_path), vectors(1000)
     index.add(notes(range(900)), made[:900])
-    assert len(graphs(tmp_path)) == 1
+    assert len(cells_of(tmp_path)) == 1
     index.add(notes(range(900, 950)), made[900:950])
-    assert len(graphs(tmp_path)) == 1, "few more: no new graph yet"
+    assert len(cells_of(tmp_path)) == 1, "few more: no new cells yet"
     assert sum(best(index, made[n]) == key(n) for n in range(950)) >= 940
     assert all(best(index, made[n]) == key(n) for n in range(900, 950)), "the new ones are looked at one by one"
     index.add(notes(range(950, 1000)), made[950:])
     index.save()
-    assert len(graphs(tmp_path)) == 1, "the second took the place of the first"
+    assert len(cells_of(tmp_path)) == 1, "the second took the place of the first"
     assert sum(best(index, made[n]) == key(n) for n in range(1000)) >= 990
 
 
@@ -131,13 +131,13 @@ def test_a_digest_that_begins_with_zeros_is_one_like_others(tmp_path: Path) -> N
     assert len(opened(tmp_path)) == 290
 
 
-def test_many_small_scopes_need_no_graph(tmp_path: Path) -> None:
+def test_many_small_scopes_need_no_cells(tmp_path: Path) -> None:
     index, made = opened(tmp_path), vectors(1000)
     scopes = [AnswerScope(digest(f"scope {n}")) for n in range(50)]
     for n, scope in enumerate(scopes):
         index.add(notes(range(n * 20, n * 20 + 20), scope=scope), made[n * 20 : n * 20 + 20])
     assert all(best(index, made[n], scopes[n // 20]) == key(n) for n in range(1000))
-    assert graphs(tmp_path) == []
+    assert cells_of(tmp_path) == []
 
 
 def test_what_was_saved_is_there_after_a_restart_and_what_came_later_is_to_be_added(tmp_path: Path) -> None:
@@ -186,11 +186,11 @@ def test_another_embedding_begins_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "flip"])
-def test_a_damaged_graph_is_never_mapped_and_made_anew_from_the_rows(tmp_path: Path, harm: str) -> None:
+def test_damaged_cells_are_never_used_and_made_anew_from_the_rows(tmp_path: Path, harm: str) -> None:
     index, made = opened(tmp_path), vectors(300)
     index.add(notes(range(300)), made)
     index.save()
-    (path,) = graphs(tmp_path)
+    (path,) = cells_of(tmp_path)
     whole = path.read_bytes()
     if harm == "gone":
         path.unlink()
@@ -209,12 +209,12 @@ def test_nothing_is_left_of_what_was_removed(tmp_path: Path) -> None:
     index.add(notes(range(300)), made[:300])
     index.add(notes(range(300, 400), scope=OTHER), made[300:])
     index.save()
-    assert len(graphs(tmp_path)) == 2
+    assert len(cells_of(tmp_path)) == 2
     assert index.remove([key(n) for n in range(300)] + [key(9999)]) == 300
     assert index.nearest(S, made[0], 5) == []
     assert best(index, made[301], OTHER) == key(301)
     index.save()
-    assert len(graphs(tmp_path)) == 1
+    assert len(cells_of(tmp_path)) == 1
     lies = b"".join(path.read_bytes() for path in (tmp_path / "0").iterdir())
     assert bytes(key(5)) not in lies
     assert bytes(S) not in lies
@@ -222,19 +222,19 @@ def test_nothing_is_left_of_what_was_removed(tmp_path: Path) -> None:
     assert len(opened(tmp_path)) == 100
 
 
-def test_a_graph_of_which_much_was_removed_is_made_anew_without_it(tmp_path: Path) -> None:
+def test_cells_of_which_much_was_removed_are_made_anew_without_it(tmp_path: Path) -> None:
     index, made = opened(tmp_path), vectors(600)
     index.add(notes(range(600)), made)
     index.save()
-    before = graphs(tmp_path)[0].stat().st_size
+    before = cells_of(tmp_path)[0].stat().st_size
     index.remove([key(n) for n in range(0, 600, 2)])
     assert {near.key for near in index.nearest(S, made[0], 10)} <= {key(n) for n in range(1, 600, 2)}
     index.save()
-    assert graphs(tmp_path)[0].stat().st_size < 0.7 * before
+    assert cells_of(tmp_path)[0].stat().st_size == before - 4 * 300
     assert sum(best(index, made[n]) == key(n) for n in range(1, 600, 2)) >= 297
 
 
-def test_rows_that_are_free_again_are_taken_again_and_no_graph_mistakes_them(tmp_path: Path) -> None:
+def test_rows_that_are_free_again_are_taken_again_and_no_cells_mistake_them(tmp_path: Path) -> None:
     index, made = opened(tmp_path, capacity=400), vectors(500, seed=3)
     index.add(notes(range(400)), made[:400])
     index.remove([key(n) for n in range(50)])
@@ -339,9 +339,9 @@ def test_with_a_key_nothing_lies_there_in_plain_and_only_that_key_opens_it(
     index.add(notes(range(200, 300)), made[200:])
     index.save()
     index.close()
-    assert len(graphs(tmp_path)) == 1
+    assert len(cells_of(tmp_path)) == 1
     assert bytes(key(5)) not in lies()
-    assert b"usearch" not in lies()
+    assert b"NFcells1" not in lies()
     again = started(tmp_path, XorSeal(7))
     assert sum(best(again, made[n]) == key(n) for n in range(300)) >= 297
     again.close()
