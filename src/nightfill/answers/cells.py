@@ -1,8 +1,8 @@
 """Cells of alike vectors in a large scope: a look-up goes by the cells' centres, then by the rows of the nearest ones.
 
 That is an inverted file (Sivic and Zisserman, 2003) with whole vectors: centres by k-means over a sample, and for each
-the rows that are nearest to it. New rows join the cells that there are; when there are twice as many rows as the
-centres were made of, or a third has gone, the centres are made anew. Cells never change: changed ones are another
+the rows that are nearest to it. New rows join the cells that there are; when there are half as many again as
+the centres were made of, or a third has gone, the centres are made anew. Cells never change: changed ones are another
 object and another file, so no search meets a writer.
 
     8 bytes   magic
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _MAGIC: Final = b"NFcells1"
 _COUNTS: Final = struct.Struct("<III")
-_ROWS_PER_CELL: Final = 400
+_ROWS_PER_CELL: Final = 256
 _LEAST_CELLS: Final = 16
-_PROBED: Final = 8
+_PROBED: Final = 10
 """Cells whose rows are compared. In a million rows the nearest is then found 97 times of 100."""
 _SAMPLE: Final = 16
 """Rows per cell that the centres are made of."""

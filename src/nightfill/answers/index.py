@@ -328,7 +328,7 @@ class NearIndex:
             had = base.cells.slots
             sound = np.intersect1d(had, slots[rows.serials[slots] <= base.serial])
             drop = np.setdiff1d(had, sound)
-            if 3 * len(drop) <= len(had) and len(slots) <= 2 * base.cells.trained:
+            if 3 * len(drop) <= len(had) and 2 * len(slots) <= 3 * base.cells.trained:
                 cells = base.cells.changed(drop, np.setdiff1d(slots, sound), rows.vectors)
         if cells is None:
             cells = make_cells(slots, rows.vectors)
