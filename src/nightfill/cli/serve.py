@@ -159,6 +159,8 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
             else:
                 click.echo(f"serving {description.model} on {server.url}/v1 (data in {rooms.data_dir})")
             await stop.wait()
+            # At once, and not when the worker has ended, which may take it seconds.
+            server.refuse()
             _LOG.info("stopping: finishing what runs")
         finally:
             stopping.cancel()

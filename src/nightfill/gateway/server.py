@@ -79,9 +79,13 @@ class Server:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
+    def refuse(self) -> None:
+        """Take no new work from now on; what runs goes on. Idempotent."""
+        self._gateway.drain()
+
     async def drain(self) -> None:
         """Refuse new work and wait for what is running, at most `drain_s`; then abort it."""
-        self._gateway.drain()
+        self.refuse()
         if not await self._gateway.idle(self._settings.drain_s):
             _LOG.warning("%d requests aborted after %g s of drain", self._gateway.in_flight, self._settings.drain_s)
             self._gateway.abort()
