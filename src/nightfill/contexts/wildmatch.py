@@ -29,6 +29,7 @@ _POSIX: Final = {
     "xdigit": "0-9a-fA-F",
 }
 _FOLDERS: Final = "(?:[^/]+/)*"
+_STARS_BEHIND_TEXT: Final = re.compile(r"([^*?\[\\]*[^*?\[\\/])\*{2,}(/|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def parse_line(line: str) -> Pattern | None:
     if not line:
         return None
     try:
-        regex = _segment(line) if by_name else _path(line.split("/"))
+        regex = _segment(line) if by_name else _line(line)
     except _NoPattern:
         return None
     return Pattern(re.compile(regex, re.DOTALL), negated, folders_only, by_name)
@@ -91,11 +92,22 @@ def _without_trailing_blanks(line: str) -> str:
     return stripped
 
 
+def _line(text: str) -> str:
+    """git compares what comes before the first wildcard by itself, so that stars right behind it stand at a beginning,
+    where they cross slashes.
+    """
+    stem = _STARS_BEHIND_TEXT.match(text)
+    if stem is None:
+        return _path(text.split("/"))
+    rest = text[stem.end() :]
+    return re.escape(stem[1]) + ("(?:.*/)?" + _path(rest.split("/")) if stem[2] else ".*")
+
+
 def _path(segments: list[str]) -> str:
     """Segments between `**` belong together; all groups but the last take their leftmost place."""
     groups: list[list[str]] = [[]]
     for segment in segments:
-        if segment == "**":
+        if len(segment) > 1 and not segment.strip("*"):
             groups.append([])
         else:
             groups[-1].append(_segment(segment))

@@ -5,7 +5,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nightfill.contexts.wildmatch import parse, parse_line, verdict
@@ -53,6 +53,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lines=st.lists(LINES, min_size=1, max_size=3))
+@example(lines=["a**/a"])
+@example(lines=["a/***/b"])
 def test_files_are_ignored_exactly_when_git_ignores_them(repository: Path, lines: list[str]) -> None:
     text = "\n".join(lines)
     (repository / ".gitignore").write_text(text, newline="")
