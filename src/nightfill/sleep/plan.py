@@ -12,6 +12,7 @@ from nightfill.ledger import tokens_to_reserve
 from nightfill.sleep.priority import DEFAULT_TTL_S, Priority, case_of, value
 from nightfill.sleep.retry import NO_ROOM
 from nightfill.sleep.warmth import NEVER_USED, capacity, to_keep_warm
+from nightfill.sleep.worth import ALIKE
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import Context, ContextName, Fill, Fingerprint, Form, Outline, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.priority import Policy
+    from nightfill.sleep.worth import Speeds
     from nightfill.state.access import Usage
     from nightfill.state.budgets import Scope
     from nightfill.state.jobs import Job
@@ -84,6 +86,7 @@ def plan(
     now_s: float,
     policy: Policy = value,
     default_ttl_s: float = DEFAULT_TTL_S,
+    speeds: Speeds = ALIKE,
 ) -> list[PlanLine]:
     """What comes first is filled first; what is not going to be filled follows, by name.
 
@@ -108,7 +111,8 @@ def plan(
             else:
                 key = FillKey(tenant=context.tenant, fingerprint=version, form=form, signature=description.signature)
                 fill, job = fill_of.get(key), job_of.get(str(key))
-                priority = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s, fill=fill))
+                case = case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s, fill=fill, speeds=speeds)
+                priority = policy(case)
                 wanted = context.pinned or priority.again
                 if description.reuse is Reuse.NONE:
                     verdict, why = Verdict.SKIP, _replayed(description, fill, warm=key in warm)

@@ -13,6 +13,8 @@ from nightfill.sleep.description import description_of
 from nightfill.sleep.looks import looked
 from nightfill.sleep.plan import Verdict, obsolete, plan
 from nightfill.sleep.priority import value
+from nightfill.sleep.speeds import ROWS, speeds_of
+from nightfill.sleep.worth import ALIKE
 from nightfill.state.jobs import JobKind
 
 if TYPE_CHECKING:
@@ -22,12 +24,12 @@ if TYPE_CHECKING:
     from nightfill.sleep.bill import Bill
     from nightfill.sleep.plan import PlanLine
     from nightfill.sleep.priority import Policy
-    from nightfill.state.access import AccessLog
+    from nightfill.state.access import Access, AccessLog
     from nightfill.state.agenda import Agenda, Due
     from nightfill.state.answers import AnswerBook
     from nightfill.state.book import SourceBook
     from nightfill.state.budgets import BudgetBook
-    from nightfill.state.engines import EngineBook
+    from nightfill.state.engines import EngineBook, EngineNote
     from nightfill.state.jobs import JobQueue
     from nightfill.state.ledger import LedgerBook
 
@@ -38,6 +40,7 @@ AT_ONCE: Final = 500
 SEEN_S: Final = 600.0
 """So long a worker counts as there since it last told of its engine."""
 _LOOKED_AGAIN_AFTER_S: Final = 60.0
+_ROWS_AGAIN_AFTER_S: Final = 60.0
 
 
 class State(Protocol):
@@ -90,7 +93,8 @@ async def plan_lines(
     Reads all contexts, in steps: it is for people, and no worker waits for it.
     """
     found = [due async for due in _all(state.agenda)]
-    lines = _plan(found, descriptions, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s)
+    notes, rows = await state.engines.notes(), await state.access.recent(limit=ROWS)
+    lines = _plan(found, descriptions, notes, rows, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s)
     contexts = [due.context for due in found]
     return await bill.withhold(lines, contexts, now_s=now_s) if bill is not None else lines
 
@@ -111,6 +115,8 @@ async def _all(agenda: Agenda) -> AsyncIterator[Due]:
 def _plan(
     found: Sequence[Due],
     descriptions: Sequence[Description],
+    notes: Sequence[EngineNote],
+    rows: Sequence[Access],
     *,
     now_s: float,
     policy: Policy,
@@ -126,8 +132,15 @@ def _plan(
     for known in descriptions:
         unlike.setdefault(known.signature, known)
     for description in unlike.values() or (None,):
+        speeds = ALIKE
+        if description is not None:
+            speeds = speeds_of(rows, notes, model=description.model, signature=description.signature)
         lines += plan(
-            contexts, fills, usages, jobs, description, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s
+            *(contexts, fills, usages, jobs, description),
+            now_s=now_s,
+            policy=policy,
+            default_ttl_s=default_ttl_s,
+            speeds=speeds,
         )
     return lines
 
@@ -155,6 +168,9 @@ class Planner:
         """For these all contexts were looked at, or are being."""
         self._place: str | None = None
         """Where the walk through all contexts is; None when there is none."""
+        self._rows: Sequence[Access] = ()
+        """Of the access log, for the speed of engines."""
+        self._rows_at_s = float("-inf")
 
     async def tick(self, descriptions: Sequence[Description]) -> list[PlanLine]:
         """Look at what is due, and a step further at all the others when there are new engines. May be repeated at any
@@ -179,7 +195,14 @@ class Planner:
         known = {*signatures, *(str(note.body.get("signature")) for note in notes)}
         await self._cancel(found, known)
         now_s = self._clock()
-        lines = _plan(found, engines, now_s=now_s, policy=self._policy, default_ttl_s=self._default_ttl_s)
+        if abs(now_s - self._rows_at_s) > _ROWS_AGAIN_AFTER_S:  # the clock may be set back
+            self._rows, self._rows_at_s = await self._state.access.recent(limit=ROWS), now_s
+        lines = _plan(
+            *(found, engines, notes, self._rows),
+            now_s=now_s,
+            policy=self._policy,
+            default_ttl_s=self._default_ttl_s,
+        )
         if self._bill is not None:
             # Before all that is new was looked at once, nobody knows what has the first claim on a budget.
             crowded = len(found) >= AT_ONCE

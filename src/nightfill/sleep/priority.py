@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from nightfill.sleep.worth import Case, worth
+from nightfill.sleep.worth import ALIKE, Case, worth
 
 if TYPE_CHECKING:
     from nightfill.config import PriceSettings, SleepSettings
     from nightfill.contexts.context import Context, Fill, Outline
+    from nightfill.sleep.worth import Speeds
     from nightfill.state.access import Usage
 
 DEFAULT_TTL_S: Final = 7 * 86400.0
@@ -39,7 +40,13 @@ class Policy(Protocol):
 
 
 def case_of(
-    context: Context, usage: Usage, *, now_s: float, default_ttl_s: float, fill: Fill | Outline | None = None
+    context: Context,
+    usage: Usage,
+    *,
+    now_s: float,
+    default_ttl_s: float,
+    fill: Fill | Outline | None = None,
+    speeds: Speeds = ALIKE,
 ) -> Case:
     """What may be known about a context; with `fill`, about completing that one instead of making it from nothing."""
     ttl_s = default_ttl_s if context.ttl_s is None else context.ttl_s
@@ -53,6 +60,7 @@ def case_of(
         ttl_s=max(1.0, ttl_s),
         tokens=tokens,
         stored_tokens=fill.stored_tokens if fill is not None and reusable else 0,
+        speeds=speeds,
     )
 
 
