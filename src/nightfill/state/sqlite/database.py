@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import operator
 import os
 import sqlite3
 import threading
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nightfill.errors import StateUnavailable
 from nightfill.state.sqlite.schema import migrate
+from nightfill.state.sqlite.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,13 +42,15 @@ _TOGETHER: Final = 64
 """Writes in one transaction, at most."""
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
 class _Write:
     """What somebody waits for. `future` belongs to the event loop; the outcome to the writer, until it is told."""
 
-    act: Callable[[sqlite3.Connection], Any]
+    act: Callable[[sqlite3.Connection, list[Any]], Sequence[Any]]
+    item: Any
     future: asyncio.Future[Any]
     durable: bool
     scrub: bool
@@ -74,6 +79,8 @@ class Database:
             self._writer = _connect(path, busy_s=BUSY_S, cache_bytes=_WRITER_CACHE_BYTES)
             try:
                 migrate(self._writer)
+                self.tally = Tally(self._writer)
+                """Of the transaction that is going on."""
                 self._reader = _connect(path, busy_s=_READER_BUSY_S, cache_bytes=_READER_CACHE_BYTES)
                 self._reader.execute("PRAGMA query_only = ON")
             except BaseException:
@@ -101,11 +108,27 @@ class Database:
 
         `durable` survives a power cut; `scrub` also empties the write-ahead log, where deleted bytes would linger.
         """
+        return self._submit(_each, act, durable=durable, scrub=scrub)
+
+    def together(self, act: Callable[[sqlite3.Connection, list[Item]], Sequence[T]], item: Item) -> asyncio.Future[T]:
+        """As `submit`, by an `act` that takes several items at once, and gives the outcome of each: those for which an
+        equal `act` is asked in succession.
+        """
+        return self._submit(act, item)
+
+    def _submit(
+        self,
+        act: Callable[[sqlite3.Connection, list[Item]], Sequence[T]],
+        item: Item,
+        *,
+        durable: bool = False,
+        scrub: bool = False,
+    ) -> asyncio.Future[T]:
         if self._closed:
             raise StateUnavailable(f"the state {self.path} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._asked.append(_Write(act, future, durable, scrub))
+        self._asked.append(_Write(act, item, future, durable, scrub))
         if len(self._asked) == 1:
             # After all that run now have asked, too.
             loop.call_soon(self._hand_over)
@@ -168,11 +191,15 @@ class Database:
     def _transact(self, writes: Sequence[_Write]) -> None:
         connection = self._writer
         try:
-            for write in writes:
-                write.result = write.act(connection)
+            for act, group in itertools.groupby(writes, _act_of):
+                alike = list(group)
+                for write, result in zip(alike, act(connection, [write.item for write in alike]), strict=True):
+                    write.result = result
+            self.tally.write()
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
+                self.tally.forget()
                 connection.execute("ROLLBACK")
         if any(write.scrub for write in writes):
             # Answers "busy" as a row, not as an error, when a reader of another process is in the way; the log is
@@ -183,6 +210,13 @@ class Database:
         if mode != self._synchronous:
             self._writer.execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = mode
+
+
+_act_of: Final = operator.attrgetter("act")
+
+
+def _each(connection: sqlite3.Connection, acts: list[Callable[[sqlite3.Connection], T]]) -> list[T]:
+    return [act(connection) for act in acts]
 
 
 def _tell(writes: Sequence[_Write]) -> None:

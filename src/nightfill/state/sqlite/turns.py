@@ -10,17 +10,19 @@ of about the length of `max_tokens` those that are longer are passed over.
 from __future__ import annotations
 
 import functools
+import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.state.jobs import JobKind
-from nightfill.state.sqlite.sums import DUE, size_of
+from nightfill.state.sqlite.sums import DUE, NOT_LEASED, size_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nightfill.state.jobs import WorkerId
+    from nightfill.state.sqlite.tally import Tally
 
 COLUMNS: Final = """id, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s,
     done_tokens, total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
@@ -69,12 +71,14 @@ def make_due(connection: sqlite3.Connection, times: Mapping[str, object], *, mos
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a worker asks for, as statements. Both take `values`, `any` also those of `OVERDUE`."""
+    """What a worker asks for, as statements. All take `values`, `any` also those of `OVERDUE`."""
 
     any: str
     """Whether time has made jobs due that nobody has told yet, and whether one is due."""
     next: str
-    """The tenant whose turn it is, its first job, and the virtual times of the tenant and of the queue."""
+    """The `limit` tenants whose turn it is, the first job of each, and the virtual times of each and of the queue."""
+    again: str
+    """The first job of `tenant`."""
     values: Mapping[str, object]
 
 
@@ -98,56 +102,72 @@ def wanted(
         jobs += " AND j.priority >= :min_priority"
         values["min_priority"] = min_priority
 
-    def first(column: str) -> str:
-        """Of the first job of a lane; the index has it."""
-        return f"""SELECT j.{column} FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
-            AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{jobs}
-            ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+    # Of a lane; the index has it.
+    first = f"""SELECT j.id FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
+        AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{jobs}
+        ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+
+    def best(tenant: str) -> str:
+        """The first job of a tenant."""
+        return f"""(SELECT f.id FROM lanes l CROSS JOIN jobs f ON f.id = ({first})
+            WHERE l.tenant = {tenant} AND {lanes} ORDER BY f.priority DESC, f.id LIMIT 1)"""  # noqa: S608 - constants
 
     if min_priority is None:
-        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND EXISTS ({first('id')})"  # noqa: S608 - constants
+        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND EXISTS ({first})"  # noqa: S608 - constants
     else:
         # Most lanes have none of such a rank.
         some = f"""SELECT 1 FROM jobs j INDEXED BY jobs_by_state
-            WHERE j.state IN {DUE}{jobs} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
+            WHERE j.state IN {DUE} AND j.{NOT_LEASED}{jobs} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
     return Wanted(
         any=f"{OVERDUE}, EXISTS ({some})",
         # A tenant is looked at when those before it have nothing: what has a limit is not folded into what contains it.
-        next=f"""SELECT tenant, id, served, (SELECT served FROM turn) FROM (
-            SELECT t.tenant, t.served, (
-                SELECT id FROM (SELECT ({first("id")}) AS id, ({first("priority")}) AS priority
-                    FROM lanes l WHERE l.tenant = t.tenant AND {lanes} LIMIT -1)
-                WHERE id IS NOT NULL ORDER BY priority DESC, id LIMIT 1
-            ) AS id FROM turns t INDEXED BY turns_next WHERE t.due > 0 ORDER BY t.served, t.tenant LIMIT -1
-        ) WHERE id IS NOT NULL LIMIT 1""",  # noqa: S608 - constants
+        next=f"""SELECT tenant, id, served, (SELECT served FROM turn) AS queue FROM (
+            SELECT t.tenant, t.served, {best("t.tenant")} AS id
+            FROM turns t INDEXED BY turns_next WHERE t.due > 0 ORDER BY t.served, t.tenant LIMIT -1
+        ) WHERE id IS NOT NULL LIMIT :limit""",  # noqa: S608 - constants
+        again=f"SELECT {best(':tenant')}",
         values=values,
     )
+
+
+_CLAIM: Final = f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = ?, lease_boot = ?,
+    attempts = attempts + 1, lease_until_s = ?, updated_at_s = ?, lease_tokens = 0, lease_s = 0, machine = ''
+    WHERE id = ? RETURNING {COLUMNS}"""  # noqa: S608 - a constant
 
 
 def claim(
     connection: sqlite3.Connection,
     asked: Wanted,
-    times: Mapping[str, object],
+    askers: Sequence[tuple[WorkerId, float]],
     *,
-    worker: WorkerId,
-    lease_s: float,
+    times: Mapping[str, Any],
     weights: Mapping[str, float],
-) -> Any:
-    """Lease the next job: its row, or None when none is due."""
-    turn = connection.execute(asked.next, asked.values).fetchall()
-    if not turn:
-        return None
-    tenant, job, served, queue = turn[0]
-    (row,) = connection.execute(
-        f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = :worker,
-            attempts = attempts + 1, lease_boot = :boot, lease_until_s = :steady_s + :lease_s, updated_at_s = :now_s,
-            lease_tokens = 0, lease_s = 0, machine = ''
-        WHERE id = :job RETURNING {COLUMNS}""",  # noqa: S608 - constants
-        {**times, "worker": worker, "lease_s": lease_s, "job": job},
-    ).fetchall()
-    begin = max(served, queue)
-    cost = max(1, row["total_tokens"] - row["done_tokens"]) / weights.get(tenant, 1.0)
-    connection.execute("UPDATE turns SET served = ? WHERE tenant = ?", (begin + cost, tenant))
-    if begin > queue:
-        connection.execute("UPDATE turn SET served = ?", (begin,))
-    return row
+    tally: Tally,
+) -> list[Any]:
+    """Lease the next jobs to these workers for so many seconds: a row for each, but for those who come too late."""
+    tally.write()
+    found = connection.execute(asked.next, {**asked.values, "limit": len(askers)}).fetchall()
+    if not found:
+        return []
+    queue = found[0]["queue"]
+    # The tenant with the lowest virtual time first, as they were found: so it is a heap. None: look for its next job.
+    turns: list[tuple[float, str, int | None]] = [(row["served"], row["tenant"], row["id"]) for row in found]
+    rows: list[Any] = []
+    while turns and len(rows) < len(askers):
+        served, tenant, job = turns[0]
+        if job is None:
+            job = connection.execute(asked.again, {**asked.values, "tenant": tenant}).fetchone()[0]
+        if job is None:
+            heapq.heappop(turns)
+            continue
+        worker, lease_s = askers[len(rows)]
+        values = (worker, times["boot"], times["steady_s"] + lease_s, times["now_s"], job)
+        (row,) = connection.execute(_CLAIM, values).fetchall()
+        rows.append(row)
+        queue = max(served, queue)
+        served = queue + max(1, row["total_tokens"] - row["done_tokens"]) / weights.get(tenant, 1.0)
+        tally.serve(tenant, served)
+        heapq.heapreplace(turns, (served, tenant, None))
+    if queue > found[0]["queue"]:
+        connection.execute("UPDATE turn SET served = ?", (queue,))
+    return rows
