@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 BUSY_S: Final = 5.0
 """How long a writer waits for another process's transaction, each of which takes well under a millisecond."""
 _READER_BUSY_S: Final = 0.25
-_LOG_BYTES: Final = 16 << 20
+_LOG_BYTES: Final = 64 << 20
 _READER_CACHE_BYTES: Final = 16 << 20
 _WRITER_CACHE_BYTES: Final = 64 << 20
 """At most, and taken as the file grows: one transition touches a page of each index, anywhere in it."""

@@ -28,6 +28,12 @@ COLUMNS: Final = """id, kind, target, tenant, label, priority, state, attempts, 
     done_tokens, total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
     reserved_tokens"""
 """Of a row of `jobs`, what a `Job` is made of."""
+_STATE, _ATTEMPTS, _LOST, _DONE, _TOTAL, _UPDATED = (
+    COLUMNS.replace("\n    ", " ").split(", ").index(name)
+    for name in ("state", "attempts", "lost", "done_tokens", "total_tokens", "updated_at_s")
+)
+_LEASE: Final = slice(_TOTAL + 1, _TOTAL + 4)
+"""`worker`, `lease_boot` and `lease_until_s`."""
 SKEW_S: Final = 60.0
 _BATCH: Final = 1000
 """Jobs that one transaction makes due, so that others need not wait for long."""
@@ -130,9 +136,10 @@ def wanted(
     )
 
 
-_CLAIM: Final = f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = ?, lease_boot = ?,
-    attempts = attempts + 1, lease_until_s = ?, updated_at_s = ?, lease_tokens = 0, lease_s = 0, machine = ''
-    WHERE id = ? RETURNING {COLUMNS}"""  # noqa: S608 - a constant
+# Not by RETURNING, which costs as much again.
+_READ: Final = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"  # noqa: S608 - a constant
+_CLAIM: Final = """UPDATE jobs SET lost = ?, state = 'leased', worker = ?, attempts = ?, lease_boot = ?,
+    lease_until_s = ?, updated_at_s = ?, lease_tokens = 0, lease_s = 0, machine = '' WHERE id = ?"""
 
 
 def claim(
@@ -144,30 +151,43 @@ def claim(
     weights: Mapping[str, float],
     tally: Tally,
 ) -> list[Any]:
-    """Lease the next jobs to these workers for so many seconds: a row for each, but for those who come too late."""
+    """Lease the next jobs to these workers for so many seconds: `COLUMNS` of each, none for those who come too late."""
     tally.write()
     found = connection.execute(asked.next, {**asked.values, "limit": len(askers)}).fetchall()
     if not found:
         return []
-    queue = found[0]["queue"]
+    queue = begun = found[0]["queue"]
     # The tenant with the lowest virtual time first, as they were found: so it is a heap. None: look for its next job.
     turns: list[tuple[float, str, int | None]] = [(row["served"], row["tenant"], row["id"]) for row in found]
     rows: list[Any] = []
-    while turns and len(rows) < len(askers):
+    claims: list[tuple[Any, ...]] = []
+    for worker, lease_s in askers:
+        while turns and turns[0][2] is None:
+            connection.executemany(_CLAIM, claims)
+            claims.clear()
+            served, tenant, _ = turns[0]
+            (job,) = connection.execute(asked.again, {**asked.values, "tenant": tenant}).fetchone()
+            if job is None:
+                heapq.heappop(turns)
+            else:
+                turns[0] = (served, tenant, job)
+        if not turns:
+            break
         served, tenant, job = turns[0]
-        if job is None:
-            job = connection.execute(asked.again, {**asked.values, "tenant": tenant}).fetchone()[0]
-        if job is None:
-            heapq.heappop(turns)
-            continue
-        worker, lease_s = askers[len(rows)]
-        values = (worker, times["boot"], times["steady_s"] + lease_s, times["now_s"], job)
-        (row,) = connection.execute(_CLAIM, values).fetchall()
+        row = list(connection.execute(_READ, (job,)).fetchone())
+        row[_LOST] += row[_STATE] == "expired"
+        row[_STATE] = "leased"
+        row[_ATTEMPTS] += 1
+        lease = (worker, times["boot"], times["steady_s"] + lease_s)
+        row[_LEASE] = lease
+        row[_UPDATED] = times["now_s"]
+        claims.append((row[_LOST], worker, row[_ATTEMPTS], *lease[1:], times["now_s"], job))
         rows.append(row)
         queue = max(served, queue)
-        served = queue + max(1, row["total_tokens"] - row["done_tokens"]) / weights.get(tenant, 1.0)
+        served = queue + max(1, row[_TOTAL] - row[_DONE]) / weights.get(tenant, 1.0)
         tally.serve(tenant, served)
         heapq.heapreplace(turns, (served, tenant, None))
-    if queue > found[0]["queue"]:
+    connection.executemany(_CLAIM, claims)
+    if queue > begun:
         connection.execute("UPDATE turn SET served = ?", (queue,))
     return rows
