@@ -75,6 +75,16 @@ class _Ask:
     lease: Lease | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Of a lease."""
+
+    lease: Lease
+    changes: str
+    values: dict[str, object]
+    outcome: str
+
+
 class SqliteJobs:
     """See `JobQueue`. `clock` is the wall clock, `steady` the host's shared steady clock, `boot` its boot's id."""
 
@@ -192,6 +202,7 @@ class SqliteJobs:
                 self._values(
                     lease,
                     work,
+                    boot=self._boot,
                     until_s=self._steady() + lease_s,
                     done=done_tokens,
                     total=total_tokens,
@@ -372,24 +383,22 @@ class SqliteJobs:
             )
 
     async def _finish(self, lease: Lease, changes: str, work: Work, *, outcome: str = "", **values: object) -> None:
-        def act(connection: sqlite3.Connection) -> None:
-            changed = connection.execute(
-                f"UPDATE jobs SET {changes}, updated_at_s = :now_s, {_CHARGE}, {_FREE} WHERE {_HELD}",  # noqa: S608
-                self._values(lease, work, **values),
-            ).rowcount
-            if not changed:
-                raise _lost(lease)
-            if outcome:
-                _count(connection, lease.job.kind, outcome)
-
-        await self._db.write(act)
+        await self._db.together(_end, _End(lease, changes, self._values(lease, work, **values), outcome))
 
     def _times(self) -> dict[str, object]:
         return {"now_s": self._clock(), "steady_s": self._steady(), "boot": self._boot, "skew_s": SKEW_S}
 
     def _values(self, lease: Lease, work: Work, **more: object) -> dict[str, object]:
-        told = {"tokens": work.tokens, "seconds": work.seconds, "machine": work.machine}
-        return {**self._times(), **told, "id": lease.job.id, "fence": lease.fence, "worker": lease.worker, **more}
+        return {
+            "now_s": self._clock(),
+            "tokens": work.tokens,
+            "seconds": work.seconds,
+            "machine": work.machine,
+            "id": lease.job.id,
+            "fence": lease.fence,
+            "worker": lease.worker,
+            **more,
+        }
 
     def _held(self, row: Any) -> Lease:
         job = self.job(row)
@@ -432,6 +441,22 @@ class SqliteJobs:
             needs=needs,
             reserved_tokens=reserved_tokens,
         )
+
+
+def _end(connection: sqlite3.Connection, ends: list[_End]) -> list[None]:
+    for changes, group in itertools.groupby(ends, lambda end: end.changes):
+        alike = list(group)
+        changed = connection.executemany(
+            f"UPDATE jobs SET {changes}, updated_at_s = :now_s, {_CHARGE}, {_FREE} WHERE {_HELD}",  # noqa: S608
+            [end.values for end in alike],
+        ).rowcount
+        if changed < len(alike):
+            # One of them; each is told by itself then.
+            raise _lost(alike[0].lease)
+    for end in ends:
+        if end.outcome:
+            _count(connection, end.lease.job.kind, end.outcome)
+    return [None] * len(ends)
 
 
 def _of_state(name: str) -> str:
