@@ -32,13 +32,15 @@ SIZE: Final = " + ".join(f"(total_tokens > {1 << bits})" for bits in range(10, 3
 """`size_of` as an expression."""
 
 
-def _lane(job: str) -> str:
-    return f"tenant = {job}.tenant AND kind = {job}.kind AND needs = {job}.needs AND size = {job}.size"
-
-
+FIRST: Final = f"""SELECT j.id, j.priority FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE}
+    AND j.tenant = {{0}}.tenant AND j.kind = {{0}}.kind AND j.needs = {{0}}.needs AND j.size = {{0}}.size
+    ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+"""The first of the due jobs of a lane. The index has it."""
 _JOIN_LANE: Final = """
-    INSERT INTO lanes VALUES (new.tenant, new.kind, new.needs, new.size, 1)
-        ON CONFLICT (tenant, kind, needs, size) DO UPDATE SET due = due + 1;
+    INSERT INTO lanes VALUES (new.tenant, new.kind, new.needs, new.size, 1, new.id, new.priority)
+        ON CONFLICT (tenant, kind, needs, size) DO UPDATE SET due = due + 1,
+            first = iif(excluded.priority > priority, excluded.first, first),
+            priority = max(priority, excluded.priority);
     INSERT INTO turns VALUES (new.tenant, (SELECT served FROM turn), 1)
         ON CONFLICT (tenant) DO UPDATE SET served = iif(due = 0, max(served, excluded.served), served), due = due + 1;
 """
@@ -102,13 +104,15 @@ FLEET: Final[tuple[str, ...]] = (
     "CREATE INDEX jobs_waiting_since ON jobs (updated_at_s) WHERE state = 'waiting'",
     "CREATE INDEX jobs_leased ON jobs (lease_boot, lease_until_s) WHERE state = 'leased'",
     "CREATE INDEX jobs_finished ON jobs (updated_at_s) WHERE ended",
-    # The due jobs of a tenant that the same workers may take.
+    # The due jobs of a tenant that the same workers may take, and which of them comes first.
     """CREATE TABLE lanes (
         tenant TEXT NOT NULL,
         kind TEXT NOT NULL,
         needs TEXT NOT NULL,
         size INTEGER NOT NULL,
         due INTEGER NOT NULL,
+        first INTEGER,
+        priority REAL,
         PRIMARY KEY (tenant, kind, needs, size)
     ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX lanes_by_needs ON lanes (needs, kind, size)",
@@ -130,8 +134,9 @@ FLEET: Final[tuple[str, ...]] = (
         leased INTEGER NOT NULL,
         tokens INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
-    f"""INSERT INTO lanes SELECT tenant, kind, needs, size, count(*) FROM jobs WHERE state IN {DUE}
+    f"""INSERT INTO lanes SELECT tenant, kind, needs, size, count(*), NULL, NULL FROM jobs WHERE state IN {DUE}
         GROUP BY 1, 2, 3, 4""",  # noqa: S608 - constants
+    f"UPDATE lanes SET (first, priority) = ({FIRST.format('lanes')})",  # noqa: S608 - constants
     "INSERT INTO turns SELECT tenant, 0, sum(due) FROM lanes GROUP BY 1",
     f"""INSERT INTO queue_depth
         SELECT kind, sum(state IN {DUE}), sum(state = 'waiting'), sum(state = 'leased'),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from nightfill.state.agenda import WOKEN
 from nightfill.state.budgets import DAY_S, Scope
 from nightfill.state.sqlite.due import ANY_WAITS, wake
+from nightfill.state.sqlite.sums import FIRST
 
 if TYPE_CHECKING:
     import sqlite3
@@ -25,6 +26,9 @@ _TELL: Final = """CREATE TEMP TRIGGER jobs_moved AFTER UPDATE OF
         old.reserved_tokens, new.reserved_tokens, new.lease_tokens - old.lease_tokens, new.lease_s - old.lease_s,
         new.updated_at_s);
 END"""
+_RANKED: Final = """CREATE TEMP TRIGGER jobs_ranked AFTER UPDATE OF priority ON main.jobs BEGIN
+    SELECT job_ranked(new.tenant, new.kind, new.needs, new.size);
+END"""
 _DUE: Final = frozenset(("queued", "expired"))
 _UNFINISHED: Final = frozenset(("queued", "waiting", "leased", "expired"))
 
@@ -33,8 +37,10 @@ _DEPTH: Final = (
 )
 _TROUBLES: Final = """INSERT INTO job_troubles VALUES (?, ?, ?)
     ON CONFLICT (kind) DO UPDATE SET failing = failing + excluded.failing, dead = dead + excluded.dead"""
-_LANES: Final = """INSERT INTO lanes VALUES (?, ?, ?, ?, ?)
+_LANES: Final = """INSERT INTO lanes VALUES (?, ?, ?, ?, ?, NULL, NULL)
     ON CONFLICT (tenant, kind, needs, size) DO UPDATE SET due = due + excluded.due"""
+_FIRST: Final = f"""UPDATE lanes SET (first, priority) = ({FIRST.format("lanes")})
+    WHERE tenant = ? AND kind = ? AND needs = ? AND size = ?"""  # noqa: S608 - constants
 _NO_LANES: Final = "DELETE FROM lanes WHERE due = 0"
 # Who comes back into the queue begins where that is by now.
 _TURNS: Final = """UPDATE turns SET due = due + ?1,
@@ -56,6 +62,8 @@ class Tally:
         self._connection = connection
         connection.create_function("job_moved", 18, self._moved)
         connection.execute(_TELL)
+        connection.create_function("job_ranked", 4, self._ranked)
+        connection.execute(_RANKED)
         self.forget()
 
     def forget(self) -> None:
@@ -114,6 +122,11 @@ class Tally:
                 for level, of_tenant, of_user in _budgets(tenant, user):
                     self._spent[level, of_tenant, of_user, day] += tokens
 
+    def _ranked(self, tenant: str, kind: str, needs: str, size: int) -> None:
+        """Another job may be the first of its lane now, if it is in one."""
+        self._empty = False
+        self._lanes[tenant, kind, needs, size] += 0
+
     def write(self) -> None:
         """Before the transaction ends, and before a statement in it reads the sums."""
         if self._empty:
@@ -121,8 +134,9 @@ class Tally:
         many = self._connection.executemany
         many(_DEPTH, [(*depth, kind) for kind, depth in self._depth.items()])
         many(_TROUBLES, [(kind, *troubles) for kind, troubles in self._troubles.items() if any(troubles)])
-        many(_LANES, [(*lane, due) for lane, due in self._lanes.items() if due])
         if self._lanes:
+            many(_LANES, [(*lane, due) for lane, due in self._lanes.items()])
+            many(_FIRST, list(self._lanes))
             self._connection.execute(_NO_LANES)
         many(_TURNS, [(due, self._served.get(tenant), tenant) for tenant, due in self._turns.items()])
         many(_RESERVED, [(*budget, tokens) for budget, tokens in self._reserved.items() if tokens])

@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from nightfill.state.jobs import WorkerId
     from nightfill.state.sqlite.tally import Tally
 
-COLUMNS: Final = """id, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s,
-    done_tokens, total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
-    reserved_tokens"""
+COLUMNS: Final = (
+    "id, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s, done_tokens, "
+    "total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs, "
+    "reserved_tokens"
+)
 """Of a row of `jobs`, what a `Job` is made of."""
-_STATE, _ATTEMPTS, _LOST, _DONE, _TOTAL, _UPDATED = (
-    COLUMNS.replace("\n    ", " ").split(", ").index(name)
-    for name in ("state", "attempts", "lost", "done_tokens", "total_tokens", "updated_at_s")
+_TENANT, _STATE, _ATTEMPTS, _LOST, _DONE, _TOTAL, _UPDATED = (
+    COLUMNS.split(", ").index(name)
+    for name in ("tenant", "state", "attempts", "lost", "done_tokens", "total_tokens", "updated_at_s")
 )
 _LEASE: Final = slice(_TOTAL + 1, _TOTAL + 4)
 """`worker`, `lease_boot` and `lease_until_s`."""
@@ -102,42 +104,48 @@ def wanted(
         values |= names
     if max_tokens is not None:
         lanes += " AND l.size <= :size"
-        jobs += " AND j.total_tokens <= :max_tokens"
+        jobs += " AND {0}.total_tokens <= :max_tokens"
         values |= {"size": size_of(max_tokens), "max_tokens": max_tokens}
     if min_priority is not None:
-        jobs += " AND j.priority >= :min_priority"
+        jobs += " AND {0}.priority >= :min_priority"
         values["min_priority"] = min_priority
 
-    # Of a lane; the index has it.
-    first = f"""SELECT j.id FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
-        AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{jobs}
-        ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+    def first(column: str) -> str:
+        """Of the first job of a lane that is wanted, by the index."""
+        return f"""SELECT f.{column} FROM jobs f INDEXED BY jobs_due WHERE f.state IN {DUE} AND f.tenant = l.tenant
+            AND f.kind = l.kind AND f.needs = l.needs AND f.size = l.size{jobs.format("f")}
+            ORDER BY f.priority DESC, f.id LIMIT 1"""  # noqa: S608 - constants
 
-    def best(tenant: str) -> str:
-        """The first job of a tenant."""
-        return f"""(SELECT f.id FROM lanes l CROSS JOIN jobs f ON f.id = ({first})
-            WHERE l.tenant = {tenant} AND {lanes} ORDER BY f.priority DESC, f.id LIMIT 1)"""  # noqa: S608 - constants
-
+    # The lane knows its first job, but where some of its jobs are too long.
+    known = "NULL" if max_tokens is None else "l.size = :size"
+    job, priority = (
+        f"iif({known}, ({first(column)}), l.{column})".replace("l.id", "l.first") for column in ("id", "priority")
+    )
     if min_priority is None:
-        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND EXISTS ({first})"  # noqa: S608 - constants
+        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND {job} IS NOT NULL"  # noqa: S608 - constants
     else:
         # Most lanes have none of such a rank.
         some = f"""SELECT 1 FROM jobs j INDEXED BY jobs_by_state
-            WHERE j.state IN {DUE} AND j.{NOT_LEASED}{jobs} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
+            WHERE j.state IN {DUE} AND j.{NOT_LEASED}{jobs.format("j")} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
+        lanes += " AND l.priority >= :min_priority"
+    row = f"j.{COLUMNS.replace(', ', ', j.')}"
+    # A tenant is looked at when those before it have nothing: what has a limit is not folded into what contains it.
     return Wanted(
         any=f"{OVERDUE}, EXISTS ({some})",
-        # A tenant is looked at when those before it have nothing: what has a limit is not folded into what contains it.
-        next=f"""SELECT tenant, id, served, (SELECT served FROM turn) AS queue FROM (
-            SELECT t.tenant, t.served, {best("t.tenant")} AS id
-            FROM turns t INDEXED BY turns_next WHERE t.due > 0 ORDER BY t.served, t.tenant LIMIT -1
-        ) WHERE id IS NOT NULL LIMIT :limit""",  # noqa: S608 - constants
-        again=f"SELECT {best(':tenant')}",
+        next=f"""SELECT {row}, n.served, (SELECT served FROM turn) FROM (
+            SELECT * FROM (SELECT t.served, t.tenant, (
+                SELECT id FROM (SELECT {job} AS id, {priority} AS priority
+                    FROM lanes l WHERE l.tenant = t.tenant AND {lanes} LIMIT -1)
+                WHERE id IS NOT NULL ORDER BY priority DESC, id LIMIT 1
+            ) AS id FROM turns t INDEXED BY turns_next WHERE t.due > 0 ORDER BY t.served, t.tenant LIMIT -1)
+            WHERE id IS NOT NULL LIMIT :limit
+        ) n CROSS JOIN jobs j ON j.id = n.id""",  # noqa: S608 - constants
+        again=f"""SELECT {row} FROM lanes l CROSS JOIN jobs j ON j.id = ({first("id")})
+            WHERE l.tenant = :tenant AND {lanes} ORDER BY j.priority DESC, j.id LIMIT 1""",  # noqa: S608 - constants
         values=values,
     )
 
 
-# Not by RETURNING, which costs as much again.
-_READ: Final = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"  # noqa: S608 - a constant
 _CLAIM: Final = """UPDATE jobs SET lost = ?, state = 'leased', worker = ?, attempts = ?, lease_boot = ?,
     lease_until_s = ?, updated_at_s = ?, lease_tokens = 0, lease_s = 0, machine = '' WHERE id = ?"""
 
@@ -156,32 +164,33 @@ def claim(
     found = connection.execute(asked.next, {**asked.values, "limit": len(askers)}).fetchall()
     if not found:
         return []
-    queue = begun = found[0]["queue"]
+    queue = begun = found[0][-1]
     # The tenant with the lowest virtual time first, as they were found: so it is a heap. None: look for its next job.
-    turns: list[tuple[float, str, int | None]] = [(row["served"], row["tenant"], row["id"]) for row in found]
+    turns: list[tuple[float, str, Any]] = [(row[-2], row[_TENANT], row[:-2]) for row in found]
     rows: list[Any] = []
     claims: list[tuple[Any, ...]] = []
     for worker, lease_s in askers:
         while turns and turns[0][2] is None:
+            # It had its turn, and has it again already.
             connection.executemany(_CLAIM, claims)
             claims.clear()
             served, tenant, _ = turns[0]
-            (job,) = connection.execute(asked.again, {**asked.values, "tenant": tenant}).fetchone()
-            if job is None:
+            following = connection.execute(asked.again, {**asked.values, "tenant": tenant}).fetchone()
+            if following is None:
                 heapq.heappop(turns)
             else:
-                turns[0] = (served, tenant, job)
+                turns[0] = (served, tenant, following)
         if not turns:
             break
         served, tenant, job = turns[0]
-        row = list(connection.execute(_READ, (job,)).fetchone())
+        row = list(job)
         row[_LOST] += row[_STATE] == "expired"
         row[_STATE] = "leased"
         row[_ATTEMPTS] += 1
         lease = (worker, times["boot"], times["steady_s"] + lease_s)
         row[_LEASE] = lease
         row[_UPDATED] = times["now_s"]
-        claims.append((row[_LOST], worker, row[_ATTEMPTS], *lease[1:], times["now_s"], job))
+        claims.append((row[_LOST], worker, row[_ATTEMPTS], *lease[1:], times["now_s"], row[0]))
         rows.append(row)
         queue = max(served, queue)
         served = queue + max(1, row[_TOTAL] - row[_DONE]) / weights.get(tenant, 1.0)
