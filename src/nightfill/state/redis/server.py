@@ -42,7 +42,8 @@ class Script:
 
 
 _LENT: Final = {"book": (("jobs", "cancel_target"),), "jobs": (("jobs", "bring_back"), ("jobs", "hold_on"))}
-"""Programs that others call as functions, by the file of those. What such a one needs is made only when it is called."""
+"""Programs that others call as functions, by the file of those. What such a one needs is made only when it is called,
+so that who rarely calls it is not slow for it."""
 
 
 @functools.cache
