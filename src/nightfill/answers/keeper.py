@@ -102,9 +102,10 @@ class Keeper:
 
     def asked(self, tenant: Tenant, context: ContextName, asked: Asked) -> None:
         """A question was asked of a context. Never blocks."""
-        waiting = self._asked.setdefault((tenant, context), [])
-        if len(waiting) < _MAX_WAITING and len(self._asked) <= _MAX_WAITING:
+        waiting = self._asked.get((tenant, context), [])
+        if len(waiting) < _MAX_WAITING and (waiting or len(self._asked) < _MAX_WAITING):
             waiting.append(asked)
+            self._asked[tenant, context] = waiting
             self._note()
 
     async def flush(self) -> None:
