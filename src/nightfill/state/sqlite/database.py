@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 BUSY_S: Final = 5.0
 """How long a writer waits for another process's transaction, each of which takes well under a millisecond."""
 _READER_BUSY_S: Final = 0.25
-_LOG_BYTES: Final = 64 << 20
+_LOG_BYTES: Final = range(16 << 20, 256 << 20)
+"""Of the write-ahead log, when it is folded into the file: a quarter of that, within these bounds. Pages that change
+again and again are folded in less often then, and what few processes write in a night is no more than the file."""
 _READER_CACHE_BYTES: Final = 16 << 20
 _WRITER_CACHE_BYTES: Final = 64 << 20
 """At most, and taken as the file grows: one transition touches a page of each index, anywhere in it."""
@@ -244,9 +246,9 @@ def _connect(path: Path, *, busy_s: float, cache_bytes: int) -> sqlite3.Connecti
         _use_log(connection, path)
         for pragma in ("synchronous = NORMAL", "secure_delete = ON", "foreign_keys = ON", "trusted_schema = OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
-        # Pages that change again and again are folded into the file less often.
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BYTES // 4096}")
+        log_bytes = min(max(path.stat().st_size // 4, _LOG_BYTES.start), _LOG_BYTES.stop)
+        connection.execute(f"PRAGMA journal_size_limit = {log_bytes}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {log_bytes // 4096}")
         connection.execute(f"PRAGMA cache_size = {-(cache_bytes >> 10)}")
         connection.row_factory = sqlite3.Row
     except BaseException:

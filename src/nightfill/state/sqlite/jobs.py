@@ -62,6 +62,7 @@ _STATES: Final = {
     JobState.CANCELLED: ("cancelled",),
 }
 """As they are in the file: see `sums`."""
+_KIND_OF: Final = {str(kind): kind for kind in JobKind}
 _STATE_OF: Final = {name: state for state, names in _STATES.items() for name in names}
 
 
@@ -418,8 +419,8 @@ class SqliteJobs:
         if lease_until_s is not None:
             expires_at_s = self._clock() + (lease_until_s - self._steady() if lease_boot == self._boot else 0.0)
         return Job(
-            id=JobId(id_),
-            kind=JobKind(kind),
+            id=id_,
+            kind=_KIND_OF[kind],
             target=target,
             tenant=tenant,
             label=label,
@@ -431,7 +432,7 @@ class SqliteJobs:
             not_before_s=not_before_s,
             done_tokens=done_tokens,
             total_tokens=total_tokens,
-            worker=None if worker is None else WorkerId(worker),
+            worker=worker,
             lease_expires_at_s=expires_at_s,
             error=error,
             created_at_s=created_at_s,

@@ -37,9 +37,8 @@ _DEPTH: Final = (
 )
 _TROUBLES: Final = """INSERT INTO job_troubles VALUES (?, ?, ?)
     ON CONFLICT (kind) DO UPDATE SET failing = failing + excluded.failing, dead = dead + excluded.dead"""
-_LANES: Final = """INSERT INTO lanes VALUES (?, ?, ?, ?, ?, NULL, NULL)
-    ON CONFLICT (tenant, kind, needs, size) DO UPDATE SET due = due + excluded.due"""
-_FIRST: Final = f"""UPDATE lanes SET (first, priority) = ({FIRST.format("lanes")})
+_NEW_LANES: Final = "INSERT OR IGNORE INTO lanes VALUES (?, ?, ?, ?, 0, NULL, NULL)"
+_LANES: Final = f"""UPDATE lanes SET due = due + ?, (first, priority) = ({FIRST.format("lanes")})
     WHERE tenant = ? AND kind = ? AND needs = ? AND size = ?"""  # noqa: S608 - constants
 _NO_LANES: Final = "DELETE FROM lanes WHERE due = 0"
 # Who comes back into the queue begins where that is by now.
@@ -135,8 +134,8 @@ class Tally:
         many(_DEPTH, [(*depth, kind) for kind, depth in self._depth.items()])
         many(_TROUBLES, [(kind, *troubles) for kind, troubles in self._troubles.items() if any(troubles)])
         if self._lanes:
-            many(_LANES, [(*lane, due) for lane, due in self._lanes.items()])
-            many(_FIRST, list(self._lanes))
+            many(_NEW_LANES, [lane for lane, due in self._lanes.items() if due > 0])
+            many(_LANES, [(due, *lane) for lane, due in self._lanes.items()])
             self._connection.execute(_NO_LANES)
         many(_TURNS, [(due, self._served.get(tenant), tenant) for tenant, due in self._turns.items()])
         many(_RESERVED, [(*budget, tokens) for budget, tokens in self._reserved.items() if tokens])
