@@ -34,6 +34,7 @@ _TENANT, _STATE, _ATTEMPTS, _LOST, _DONE, _TOTAL, _UPDATED = (
     COLUMNS.split(", ").index(name)
     for name in ("tenant", "state", "attempts", "lost", "done_tokens", "total_tokens", "updated_at_s")
 )
+_DUE: Final = ("queued", "expired")
 _LEASE: Final = slice(_TOTAL + 1, _TOTAL + 4)
 """`worker`, `lease_boot` and `lease_until_s`."""
 SKEW_S: Final = 60.0
@@ -166,7 +167,9 @@ def claim(
         return []
     queue = begun = found[0][-1]
     # The tenant with the lowest virtual time first, as they were found: so it is a heap. None: look for its next job.
-    turns: list[tuple[float, str, Any]] = [(row[-2], row[_TENANT], row[:-2]) for row in found]
+    turns: list[tuple[float, str, Any]] = [
+        (row[-2], row[_TENANT], row[:-2] if row[_STATE] in _DUE else None) for row in found
+    ]
     rows: list[Any] = []
     claims: list[tuple[Any, ...]] = []
     for worker, lease_s in askers:
