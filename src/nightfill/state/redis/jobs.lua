@@ -53,8 +53,8 @@ local function id_of(job)
   return names[job]
 end
 -- Ids of one length, so that the older of equals comes first; the length, so that `lease` need not read the record.
-local function padded(id) return string.format('%015d', id) end
 local function member(job) return string.format('%015d %d', job[ID], job[TOTAL]) end
+local function padded(id) return string.format('%015d', id) end
 local function unfinished(job) return job[STATE] == 'queued' or job[STATE] == 'leased' end
 local function left(job) return unfinished(job) and math.max(job[TOTAL] - job[DONE], 0) or 0 end
 
