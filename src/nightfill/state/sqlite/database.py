@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 BUSY_S: Final = 5.0
 """How long a writer waits for another process's transaction, each of which takes well under a millisecond."""
 _READER_BUSY_S: Final = 0.25
-_LOG_BYTES: Final = range(16 << 20, 256 << 20)
-"""Of the write-ahead log, when it is folded into the file: a quarter of that, within these bounds. Pages that change
-again and again are folded in less often then, and what few processes write in a night is no more than the file."""
+_LOG_SHARE: Final = 1 / 4
+_LOG_BYTES: Final = (16 << 20, 256 << 20)
+"""The log is folded into the file when it has such a share of its size, within these bounds: the longer it is, the more
+often the same page is in it, and only the last of them is written again."""
 _READER_CACHE_BYTES: Final = 16 << 20
 _WRITER_CACHE_BYTES: Final = 64 << 20
 """At most, and taken as the file grows: one transition touches a page of each index, anywhere in it."""
@@ -113,8 +114,8 @@ class Database:
         return self._submit(_each, act, durable=durable, scrub=scrub)
 
     def together(self, act: Callable[[sqlite3.Connection, list[Item]], Sequence[T]], item: Item) -> asyncio.Future[T]:
-        """As `submit`, by an `act` that takes several items at once, and gives the outcome of each: those for which an
-        equal `act` is asked in succession.
+        """As `submit`, by an `act` of several items at once, which gives the outcome of each: all for which an equal
+        one is asked in succession.
         """
         return self._submit(act, item)
 
@@ -246,7 +247,8 @@ def _connect(path: Path, *, busy_s: float, cache_bytes: int) -> sqlite3.Connecti
         _use_log(connection, path)
         for pragma in ("synchronous = NORMAL", "secure_delete = ON", "foreign_keys = ON", "trusted_schema = OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        log_bytes = min(max(path.stat().st_size // 4, _LOG_BYTES.start), _LOG_BYTES.stop)
+        least, most = _LOG_BYTES
+        log_bytes = min(max(int(path.stat().st_size * _LOG_SHARE), least), most)
         connection.execute(f"PRAGMA journal_size_limit = {log_bytes}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {log_bytes // 4096}")
         connection.execute(f"PRAGMA cache_size = {-(cache_bytes >> 10)}")

@@ -1,7 +1,8 @@
-"""What a fleet asks of the state file, and the triggers that keep its sums.
+"""What a fleet asks of the state file: the tables of its sums, and the triggers that count new and forgotten jobs.
 
 How deep the queue is, who is next, what is set aside and spent: all of it follows from the rows of `jobs`, and moves
-with them, in whatever statement they move. So no code has to remember it, and nothing of it costs more for more jobs.
+with them, in whatever statement they move (`tally` writes down what updates move). So no code has to remember it, and
+nothing of it costs more for more jobs.
 
 A job is in one of these states, the first four of them seen as two from outside: `queued` (due), `waiting` (for its
 retry), `leased`, `expired` (leased, but silent for too long: due, and still its holder's until somebody takes it),
@@ -12,11 +13,13 @@ from __future__ import annotations
 
 from typing import Final
 
-DUE: Final = "('queued', 'expired')"
+DUE_STATES: Final = ("queued", "expired")
+DUE: Final = str(DUE_STATES)
 HELD: Final = "('leased', 'expired')"
 NOT_LEASED: Final = "state <> 'leased'"
 """What the index by state asks for; a statement has to say so, too."""
-UNFINISHED: Final = "('queued', 'waiting', 'leased', 'expired')"
+UNFINISHED_STATES: Final = ("queued", "waiting", "leased", "expired")
+UNFINISHED: Final = str(UNFINISHED_STATES)
 
 
 def size_of(tokens: int) -> int:
@@ -30,8 +33,6 @@ def size_of(tokens: int) -> int:
 
 SIZE: Final = " + ".join(f"(total_tokens > {1 << bits})" for bits in range(10, 31))
 """`size_of` as an expression."""
-
-
 FIRST: Final = f"""SELECT j.id, j.priority FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE}
     AND j.tenant = {{0}}.tenant AND j.kind = {{0}}.kind AND j.needs = {{0}}.needs AND j.size = {{0}}.size
     ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants

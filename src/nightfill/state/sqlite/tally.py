@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from nightfill.state.agenda import WOKEN
 from nightfill.state.budgets import DAY_S, Scope
 from nightfill.state.sqlite.due import ANY_WAITS, wake
-from nightfill.state.sqlite.sums import FIRST
+from nightfill.state.sqlite.sums import DUE_STATES, FIRST, UNFINISHED_STATES
 
 if TYPE_CHECKING:
     import sqlite3
@@ -29,8 +29,8 @@ END"""
 _RANKED: Final = """CREATE TEMP TRIGGER jobs_ranked AFTER UPDATE OF priority ON main.jobs BEGIN
     SELECT job_ranked(new.tenant, new.kind, new.needs, new.size);
 END"""
-_DUE: Final = frozenset(("queued", "expired"))
-_UNFINISHED: Final = frozenset(("queued", "waiting", "leased", "expired"))
+_DUE: Final = frozenset(DUE_STATES)
+_UNFINISHED: Final = frozenset(UNFINISHED_STATES)
 
 _DEPTH: Final = (
     "UPDATE queue_depth SET due = due + ?, later = later + ?, leased = leased + ?, tokens = tokens + ? WHERE kind = ?"

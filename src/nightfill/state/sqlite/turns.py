@@ -3,8 +3,9 @@
 A tenant's `served` is the virtual time of start-time fair queueing (Goyal, Vin and Cheng, 1996): tokens leased to it,
 over its weight. The lowest one is next, and begins where the queue is by now if it is behind: whoever could not be
 served for a while, for want of the right engine, does not keep those waiting who come now. All of this looks at
-tenants and lanes, of which there are few, and never at more than the first job of a lane, but in one case: among jobs
-of about the length of `max_tokens` those that are longer are passed over.
+tenants and lanes, of which there are few, and never at more than the first job of a lane, which the lane knows, but in
+one case: among jobs of about the length of `max_tokens` those that are longer are passed over. Workers who ask for the
+same at one time are served by one look, each as if it had asked alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.state.jobs import JobKind
-from nightfill.state.sqlite.sums import DUE, NOT_LEASED, size_of
+from nightfill.state.sqlite.sums import DUE, DUE_STATES, NOT_LEASED, size_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,7 +35,6 @@ _TENANT, _STATE, _ATTEMPTS, _LOST, _DONE, _TOTAL, _UPDATED = (
     COLUMNS.split(", ").index(name)
     for name in ("tenant", "state", "attempts", "lost", "done_tokens", "total_tokens", "updated_at_s")
 )
-_DUE: Final = ("queued", "expired")
 _LEASE: Final = slice(_TOTAL + 1, _TOTAL + 4)
 """`worker`, `lease_boot` and `lease_until_s`."""
 SKEW_S: Final = 60.0
@@ -166,10 +166,11 @@ def claim(
     if not found:
         return []
     queue = begun = found[0][-1]
-    # The tenant with the lowest virtual time first, as they were found: so it is a heap. None: look for its next job.
+    # A heap: the tenant with the lowest virtual time comes first. None: its next job is to be looked for.
     turns: list[tuple[float, str, Any]] = [
-        (row[-2], row[_TENANT], row[:-2] if row[_STATE] in _DUE else None) for row in found
+        (row[-2], row[_TENANT], row[:-2] if row[_STATE] in DUE_STATES else None) for row in found
     ]
+    heapq.heapify(turns)
     rows: list[Any] = []
     claims: list[tuple[Any, ...]] = []
     for worker, lease_s in askers:
