@@ -9,7 +9,7 @@ writes jobs past `Database` writes past its sums. New jobs and forgotten ones ar
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.state.agenda import WOKEN
 from nightfill.state.budgets import DAY_S, Scope
@@ -130,17 +130,20 @@ class Tally:
         """Before the transaction ends, and before a statement in it reads the sums."""
         if self._empty:
             return
-        many = self._connection.executemany
-        many(_DEPTH, [(*depth, kind) for kind, depth in self._depth.items()])
-        many(_TROUBLES, [(kind, *troubles) for kind, troubles in self._troubles.items() if any(troubles)])
-        if self._lanes:
-            many(_NEW_LANES, [lane for lane, due in self._lanes.items() if due > 0])
-            many(_LANES, [(due, *lane) for lane, due in self._lanes.items()])
-            self._connection.execute(_NO_LANES)
-        many(_TURNS, [(due, self._served.get(tenant), tenant) for tenant, due in self._turns.items()])
-        many(_RESERVED, [(*budget, tokens) for budget, tokens in self._reserved.items() if tokens])
-        many(_SPENT, [(*budget, tokens) for budget, tokens in self._spent.items() if tokens])
-        many(_LEDGER, [(*key, *entry) for key, entry in self._ledger.items()])
+        rows: tuple[tuple[str, list[tuple[Any, ...]]], ...] = (
+            (_DEPTH, [(*depth, kind) for kind, depth in self._depth.items()]),
+            (_TROUBLES, [(kind, *troubles) for kind, troubles in self._troubles.items() if any(troubles)]),
+            (_NEW_LANES, [lane for lane, due in self._lanes.items() if due > 0]),
+            (_LANES, [(due, *lane) for lane, due in self._lanes.items()]),
+            (_NO_LANES, [()] if self._lanes else []),
+            (_TURNS, [(due, self._served.get(tenant), tenant) for tenant, due in self._turns.items()]),
+            (_RESERVED, [(*budget, tokens) for budget, tokens in self._reserved.items() if tokens]),
+            (_SPENT, [(*budget, tokens) for budget, tokens in self._spent.items() if tokens]),
+            (_LEDGER, [(*key, *entry) for key, entry in self._ledger.items()]),
+        )
+        for sql, values in rows:
+            if values:
+                self._connection.executemany(sql, values)
         if self._returned and self._connection.execute(ANY_WAITS).fetchone()[0]:
             for (level, tenant, user), at_s in self._returned.items():
                 scope = (Scope(), Scope(tenant), Scope(tenant, user))[level]
