@@ -5,7 +5,8 @@
 A cycle is a lease and its completion, which returns what was set aside in the budgets of a user, a tenant and all; with
 work, it also charges that to these budgets and to the ledger. One process does them, `--clients` at a time. The figures
 are for one core: cycles over the seconds passed, or over the CPU seconds of the process where those are more (it has a
-thread that writes). The server's own CPU seconds are not in them.
+thread that writes). The server's own CPU seconds are not in them. `cycles_per_cpu_s` are over the CPU seconds
+alone: what a busy machine, where a process waits for its turn and for the disk, tells of a quiet one.
 
 The last line is one JSON object: `sqlite_cycles_per_s` (with `synchronous=NORMAL`) and `redis_cycles_per_s`, the
 medians of the rounds; `jobs_present`; and in `stores` for each the rounds, those with work (`charged_cycles_per_s`),

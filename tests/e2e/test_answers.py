@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -97,3 +100,47 @@ def test_a_question_that_means_the_same_is_answered_also_after_a_restart(new_ser
     serve.start()
     assert near(serve, ASKED).headers["x-nightfill-cache"] == "HIT"
     eventually(hits, within_s=30, what="the index is brought back")
+
+
+def leave_midway(serve: Serve, body: dict[str, Any]) -> bytes:
+    """Ask, read the beginning of the reply, and hang up. Its buffers are small, or the reply would be through."""
+    data = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(data)}\r\n\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        client.settimeout(20)
+        client.connect(serve.address)
+        client.sendall(head.encode() + data)
+        read = client.recv(4096)
+        while b"\r\n\r\n" not in read:
+            read += client.recv(4096)
+    return read
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_in_the_middle_of_a_stored_answer_is_counted_and_nothing_of_it_stays(
+    new_serve: Callable[..., Serve], stream: bool
+) -> None:
+    settings = {**SETTINGS, "answers": {"mode": "exact", "max_answer_bytes": "8MB"}}
+    serve = new_serve("serve", settings=settings).start()
+    # Log-probabilities make it long.
+    asked: dict[str, Any] = {"max_tokens": 300, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}
+    first = stored(serve, lambda: serve.ask(**asked))
+    assert len(first.body) > 200_000
+    messages = [{"role": "user", "content": "What is it for?"}]
+    body = {"messages": messages, "temperature": 0, **asked, "stream": stream}
+    read = leave_midway(serve, body)
+    assert b"x-nightfill-layer: answer" in read
+
+    eventually(lambda: serve.metric("nightfill_clients_left_total") == 1, within_s=20, what="it is seen that it left")
+    eventually(lambda: serve.metric("nightfill_in_flight_requests") == 0, within_s=20, what="nothing is in flight")
+    again = serve.ask(**asked)
+    assert (again.layer, again.text) == ("answer", first.text)
+    with closing(sqlite3.connect(serve.data_dir / "state.db")) as db:
+        rows = "SELECT layer, status FROM accesses ORDER BY id"
+        eventually(
+            lambda: db.execute(rows).fetchall() == [("cold", 200), ("answer", 499), ("answer", 200)],
+            within_s=20,
+            what="the access log tells it",
+        )

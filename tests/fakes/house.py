@@ -47,6 +47,7 @@ class House:
     autoscale: Autoscale | None = None
     answers: AnswerRoom | None = None
     discovery: Discovery | None = None
+    settle_s: float = 0.0
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -68,6 +69,7 @@ class House:
             histories=self.histories,
             answers=self.answers,
             discovery=self.discovery,
+            settle_s=self.settle_s,
         ) as server:
             yield server
 

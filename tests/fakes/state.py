@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections import Counter
@@ -46,6 +47,8 @@ from nightfill.state.load import Load
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from nightfill.state.book import ContextBook
+
 
 def _bytes_of(content: Content) -> int:
     match content:
@@ -67,16 +70,26 @@ def outline(fill: Fill) -> Outline:
     )
 
 
+async def told(book: ContextBook, *seen: int) -> int:
+    """Its number of changes, once it can tell, and once that is none of these: others' may take a moment to be seen."""
+    async with asyncio.timeout(5):
+        while (number := book.changes()) < 0 or number in seen:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.002)
+    return number
+
+
 @dataclass
 class FakeBook:
-    """A `ContextBook`. With `down` set, every method that may fail raises StateUnavailable."""
+    """A `ContextBook`. `down`: every method that may fail raises StateUnavailable; `blind`: changes are untold."""
 
     down: bool = False
+    blind: bool = False
     marks: list[tuple[FillKey, FillState, str]] = field(default_factory=list)
     _contexts: dict[tuple[Tenant, ContextName], Context] = field(default_factory=dict)
     _contents: dict[tuple[Tenant, Fingerprint], Content] = field(default_factory=dict)
     _fills: dict[FillKey, Fill] = field(default_factory=dict)
     _changes: int = 0
+    _untold: int = 0
 
     def _up(self, *, change: bool = False) -> None:
         if self.down:
@@ -209,7 +222,10 @@ class FakeBook:
         return self._fills.pop(key, None) is not None
 
     def changes(self) -> int:
-        return self._changes
+        if not self.blind:
+            return self._changes
+        self._untold -= 1
+        return self._untold
 
 
 @dataclass

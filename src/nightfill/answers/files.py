@@ -36,16 +36,23 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview], seal: Renewable
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A name to write under; what is there at the end takes the place of `path`, and survives a power cut."""
+    """A name to write under; what is there at the end takes the place of `path`, and survives a power cut. Nothing is
+    left of what failed.
+    """
     draft = path.with_suffix(".draft")
-    yield draft
-    draft.chmod(0o600)
-    file = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-    draft.replace(path)
+        yield draft
+        draft.chmod(0o600)
+        file = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+        draft.replace(path)
+    except BaseException:
+        # Half of it is of no use, and takes the room of others on a disk that is full.
+        draft.unlink(missing_ok=True)
+        raise
 
 
 class Reader:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 from nightfill.answers.reply import Kept, Unfit, keep
 from nightfill.errors import StateError
 from nightfill.state.answers import Answer, Origin
+from nightfill.state.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -65,18 +65,15 @@ class Keeper:
         self._questions = questions
         self._max_answer_bytes = max_answer_bytes
         self._on_outcome = on_outcome
-        self._every_s, self._write_s, self._close_s = every_s, write_s, close_s
+        self._write_s = write_s
+        self._writer = Writer(self._write_all, name="keep answers", every_s=every_s, close_s=close_s)
         self._deposits: deque[Deposit] = deque()
         self._waiting_bytes = 0
         self._keys: set[AnswerKey] = set()
         """Of what waits, judgements left aside."""
         self._served: Counter[AnswerKey] = Counter()
         self._asked: dict[tuple[Tenant, ContextName], list[Asked]] = {}
-        self._noted = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._closing = asyncio.Event()
         self._failing = False
-        self._task: asyncio.Task[None] | None = None
 
     def keep(self, deposit: Deposit) -> bool:
         """Take a reply in; False when there is no room. Never blocks."""
@@ -91,42 +88,26 @@ class Keeper:
         self._waiting_bytes += size
         if deposit.judge is None:
             self._keys.add(key)
-        self._note()
+        self._writer.note()
         return True
 
     def served(self, key: AnswerKey) -> None:
         """An answer served once more. Never blocks."""
         if key in self._served or len(self._served) < _MAX_WAITING:
             self._served[key] += 1
-            self._note()
+            self._writer.note()
 
     def asked(self, tenant: Tenant, context: ContextName, asked: Asked) -> None:
         """A question was asked of a context. Never blocks."""
-        waiting = self._asked.setdefault((tenant, context), [])
-        if len(waiting) < _MAX_WAITING and len(self._asked) <= _MAX_WAITING:
+        waiting = self._asked.get((tenant, context), [])
+        if len(waiting) < _MAX_WAITING and (waiting or len(self._asked) < _MAX_WAITING):
             waiting.append(asked)
-            self._note()
+            self._asked[tenant, context] = waiting
+            self._writer.note()
 
     async def flush(self) -> None:
         """Wait until all that came in by now is written or dropped."""
-        await self._empty.wait()
-
-    def _note(self) -> None:
-        self._empty.clear()
-        self._noted.set()
-
-    async def _run(self) -> None:
-        while not self._closing.is_set() or self._noted.is_set():
-            if not self._noted.is_set():
-                self._empty.set()
-            await self._noted.wait()
-            # Several together cost little more than one.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
-                    await self._closing.wait()
-            self._noted.clear()
-            await self._write_all()
-        self._empty.set()
+        await self._writer.flush()
 
     async def _write_all(self) -> None:
         served, self._served = self._served, Counter()
@@ -182,20 +163,11 @@ class Keeper:
         return outcome
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="keep answers")
+        await self._writer.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._closing.set()
-        self._noted.set()
-        pending = (await asyncio.wait({self._task}, timeout=self._close_s))[1]
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.wait(pending)
-        if not self._task.cancelled() and (error := self._task.exception()) is not None:
-            raise error
+    async def __aexit__(self, *error: object) -> None:
+        await self._writer.__aexit__(*error)
 
 
 def _answer(deposit: Deposit, kept: Kept) -> Answer:

@@ -29,12 +29,12 @@ async def known(state: State, tenant: Tenant, name: ContextName) -> Context:
 
 
 def settle_s(settings: Settings) -> float:
-    """After so many seconds, gateways of all hosts that are well have seen what was changed of contexts."""
+    """After so many seconds, gateways of all hosts know what was changed of contexts, or that they do not know."""
     if not settings.state:
         return 0.0
-    from nightfill.state.redis.book import LOOK_EVERY_S
+    from nightfill.state.redis.book import SETTLE_S
 
-    return 2 * LOOK_EVERY_S
+    return SETTLE_S
 
 
 async def usages(state: State, contexts: Sequence[Context]) -> list[Usage]:

@@ -346,7 +346,7 @@ async def _show(workspace: Workspace, tenant: Tenant, name: ContextName, *, as_t
 
 
 async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextName], *, as_json: bool) -> None:
-    from nightfill.cli.books import known
+    from nightfill.cli.books import known, settle_s
     from nightfill.cli.rooms import open_rooms
     from nightfill.contexts.chats import about
 
@@ -359,12 +359,14 @@ async def _remove(workspace: Workspace, tenant: Tenant, names: Sequence[ContextN
                 jobs, blocks, left = jobs + more[0], blocks + more[1], left or more[2]
             view = {"name": found.name, "jobs_cancelled": jobs, "blocks_dropped": blocks, "kv_left": left}
             removed.append(view)
-            if not as_json:
-                click.echo(f"removed {found.name}: its text, {blocks} blocks of KV, {jobs} jobs")
-                if left:
-                    click.echo(f"some of its KV is deleted later, while nightfill runs: {left}")
+    await asyncio.sleep(settle_s(workspace.settings))
     if as_json:
         echo_json(removed)
+        return
+    for view in removed:
+        click.echo("removed {name}: its text, {blocks_dropped} blocks of KV, {jobs_cancelled} jobs".format_map(view))
+        if view["kv_left"]:
+            click.echo(f"some of its KV is deleted later, while nightfill runs: {view['kv_left']}")
 
 
 async def _removed(rooms: Rooms, found: Context) -> tuple[int, int, str]:
@@ -416,7 +418,7 @@ async def _fill(
 
 
 async def _refresh(workspace: Workspace, tenant: Tenant, names: Sequence[ContextName], *, as_json: bool) -> None:
-    from nightfill.cli.books import known
+    from nightfill.cli.books import known, settle_s
     from nightfill.contexts import fingerprint_of
     from nightfill.contexts.sources import read, stat_mark
 
@@ -435,10 +437,12 @@ async def _refresh(workspace: Workspace, tenant: Tenant, names: Sequence[Context
                     stored = await state.book.replace(one, content=content, fingerprint=fingerprint)
                     did = "changed" if stored else "overtaken"
             done.append({"name": one.name, "did": did})
-            if not as_json:
-                click.echo(f"{one.name}: {_DID[did]}")
+    await asyncio.sleep(settle_s(workspace.settings))
     if as_json:
         echo_json(done)
+        return
+    for view in done:
+        click.echo(f"{view['name']}: {_DID[view['did']]}")
 
 
 _DID = {

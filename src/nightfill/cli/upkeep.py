@@ -79,7 +79,7 @@ async def forget_deleted(rooms: Rooms, engine: LlamaEngine, stop: asyncio.Event)
                 await stop.wait()
         try:
             changes = rooms.state.book.changes()
-            if changes != seen:
+            if 0 <= changes != seen:
                 fills = await rooms.state.book.fills()
                 now = {fill.key: fill for fill in fills if fill.state is FillState.READY}
                 there = {fill.key for fill in fills}

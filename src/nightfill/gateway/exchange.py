@@ -121,13 +121,34 @@ class Exchange:
         """Send a piece of the body; waits while the client reads too slowly."""
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
+    async def send_last(self, body: bytes) -> None:
+        """Send all that is left of the answer.
+
+        Raises ClientLeft when the client hangs up before it has taken so much of it that the rest fits in buffers.
+        """
+        if len(body) > _SMALL_BYTES:
+            await self.send(body, more=True)
+            await self.send(b"", more=True)  # the server waits for what was sent before
+            if await self._has_left():
+                raise ClientLeft("the client left before its answer was complete")
+            body = b""
+        await self.send(body, more=False)
+
+    async def _has_left(self) -> bool:
+        try:
+            async with asyncio.timeout(0):
+                await self.left()
+        except TimeoutError:
+            return False
+        return True
+
     async def respond(
         self, status: int, body: bytes, *, content_type: bytes = JSON, headers: Iterable[Header] = ()
     ) -> None:
         """Send a whole answer."""
         head = [(b"content-type", content_type), (b"content-length", b"%d" % len(body)), *headers]
         await self.start(status, head)
-        await self.send(b"" if self.method == "HEAD" else body, more=False)
+        await self.send_last(b"" if self.method == "HEAD" else body)
 
     async def respond_json(self, status: int, value: object, *, headers: Iterable[Header] = ()) -> None:
         """Send `value` as JSON."""

@@ -26,6 +26,7 @@ from nightfill.contexts.chats import chat_name, doomed
 from nightfill.contexts.context import Chat, ContextOptions, MessagesSource
 from nightfill.engines.engine import Tokens
 from nightfill.errors import StateError
+from nightfill.state.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,14 +83,14 @@ class History:
         self._on_turn = on_turn
         self._clock = clock
         self._turns: deque[Turn] = deque()
-        self._noted = asyncio.Event()
-        self._closing = asyncio.Event()
+        self._writer = Writer(
+            self._write, name="histories", idle_s=_LOOK_EVERY_S, retry_s=_LOOK_EVERY_S, close_s=_CLOSE_S
+        )
         self._known: set[tuple[Tenant, ContextName]] = set()
         """The chats."""
         self._listed_at_s = float("-inf")
         self._seen: int | None = None
         self._swept_at_s = float("-inf")
-        self._task: asyncio.Task[None] | None = None
 
     def recording(self, talk: Talk | None, *, streamed: bool) -> Recording | None:
         """What is to be handed the pieces of a reply; None where nobody wants it."""
@@ -101,7 +102,7 @@ class History:
             self._on_turn("dropped")
             return
         self._turns.append(turn)
-        self._noted.set()
+        self._writer.note()
 
     async def flush(self) -> None:
         """Put what was noted into the book. Raises StateError; the turn that it failed with is lost."""
@@ -178,22 +179,10 @@ class History:
         self._known.add((put.tenant, put.name))
         return "kept"
 
-    async def _run(self) -> None:
-        failing = False
-        while self._turns or not self._closing.is_set():
-            try:
-                await self.flush()
-                if not self._closing.is_set():
-                    await self._sweep_if_due()
-                failing = False
-            except (StateError, TimeoutError) as exc:
-                if not failing:
-                    _LOG.warning("histories: %s", exc or "no answer in time")
-                failing = True
-                await _pause(self._closing, _LOOK_EVERY_S)
-            if not self._closing.is_set():
-                await _pause(self._noted, _LOOK_EVERY_S)
-                self._noted.clear()
+    async def _write(self) -> None:
+        await self.flush()
+        if not self._writer.closing:
+            await self._sweep_if_due()
 
     async def _sweep_if_due(self) -> None:
         """When the book has changed, and now and then by the clock, since most have their time by age."""
@@ -205,25 +194,10 @@ class History:
         self._seen, self._swept_at_s = changes, self._clock()
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._run(), name="histories")
+        await self._writer.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._closing.set()
-        self._noted.set()
-        pending = (await asyncio.wait({self._task}, timeout=_CLOSE_S))[1]
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.wait(pending)
-        elif (error := self._task.exception()) is not None:
-            _LOG.error("keeping histories failed", exc_info=error)
-
-
-async def _pause(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass  # the usual case
+    async def __aexit__(self, *error: object) -> None:
+        await self._writer.__aexit__(*error)
+        for _ in self._turns:
+            self._on_turn("dropped")

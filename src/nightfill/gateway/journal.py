@@ -6,9 +6,10 @@ import asyncio
 import logging
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from nightfill.errors import StateError
+from nightfill.state.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,10 +42,8 @@ class Journal:
         self._on_drop = on_drop
         self._rows: deque[Access] = deque()
         self._capacity = capacity
-        self._every_s, self._retry_s, self._write_s, self._close_s = every_s, retry_s, write_s, close_s
-        self._noted = asyncio.Event()
-        self._closing = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._write_s = write_s
+        self._writer = Writer(self.flush, name="access log", every_s=every_s, retry_s=retry_s, close_s=close_s)
 
     def note(self, row: Access) -> None:
         """Take a row in. Never blocks, never raises."""
@@ -52,7 +51,7 @@ class Journal:
             self._on_drop(1)
             return
         self._rows.append(row)
-        self._noted.set()
+        self._writer.note()
 
     async def flush(self) -> None:
         """Write out what is there now. Raises StateError."""
@@ -66,45 +65,12 @@ class Journal:
             for _ in batch:
                 self._rows.popleft()
 
-    async def _run(self) -> None:
-        failing = False
-        while self._rows or not self._closing.is_set():
-            await self._noted.wait()
-            self._noted.clear()
-            await self._pause(self._every_s)
-            try:
-                await self.flush()
-                failing = False
-            except StateError as exc:
-                if not failing:
-                    _LOG.warning("access log: %s", exc)
-                failing = True
-                self._noted.set()
-                if self._closing.is_set():
-                    return
-                await self._pause(self._retry_s)
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._closing.wait()
-        except TimeoutError:
-            pass  # the usual case
-
-    async def __aenter__(self) -> Journal:
-        self._task = asyncio.create_task(self._run(), name="journal")
+    async def __aenter__(self) -> Self:
+        await self._writer.__aenter__()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        # The task ends by itself, since a write cut short and repeated could put rows in twice.
-        self._closing.set()
-        self._noted.set()
-        pending = (await asyncio.wait({self._task}, timeout=self._close_s))[1]
-        for task in pending:
-            task.cancel()
-        if pending:
-            await asyncio.wait(pending)
+    async def __aexit__(self, *error: object) -> None:
+        await self._writer.__aexit__(*error)
         if self._rows:
             _LOG.warning("access log: %d rows lost at the end", len(self._rows))
             self._on_drop(len(self._rows))

@@ -31,8 +31,8 @@ class Library:
     """Contexts, contents and fills for the request path. Used by one event loop.
 
     What was read stays valid while `book.changes()` stays the same, and goes on being used while the book fails or
-    takes longer than `timeout_s`. What a request names and was never read is asked for again, for `patience_s`, since a
-    server that was restarted or cut off is soon back; then it raises StateUnavailable.
+    takes longer than `timeout_s`: nothing newer can be read then. What a request names and was never read is asked for
+    again, for `patience_s`, since a server that was restarted or cut off is soon back; then it raises StateUnavailable.
     """
 
     def __init__(
@@ -103,14 +103,16 @@ class Library:
         return held[0] if held is not None else None
 
     async def index(self, tenant: Tenant) -> Index:
-        """What the tenant's contexts begin with; at most a quarter of a second behind the book."""
+        """What the tenant's contexts begin with; at most a quarter of a second behind what the book tells. It may wait
+        for that: a prompt that it knows brings its text along.
+        """
         if self._clock() - self._indexed_at_s >= _INDEX_EVERY_S:
             async with self._indexing:
                 changes, now_s = self._book.changes(), self._clock()
                 try:
-                    if changes != self._indexed_changes:
+                    if self._indexed_changes is None or 0 <= changes != self._indexed_changes:
                         self._indexes = await self._indexed(changes)
-                    self._indexed_changes = changes
+                        self._indexed_changes = changes
                 except StateUnavailable:
                     if self._indexed_changes is None:
                         raise

@@ -16,7 +16,7 @@ from nightfill.answers.question import COMPLETION, Bar, Ground, Question
 from nightfill.answers.reply import Kept, Recording, Unfit
 from nightfill.answers.shadow import outcome, shadow_word
 from nightfill.contexts import Form
-from nightfill.errors import ClientLeft, NotStored
+from nightfill.errors import ClientLeft, NotStored, status_of
 from nightfill.gateway import replay
 from nightfill.gateway.proof import Layer
 from nightfill.gateway.tried import Tried, context_head
@@ -24,7 +24,7 @@ from nightfill.state.access import Access
 from nightfill.state.answers import Asked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from nightfill.answers.cache import Neighbours
     from nightfill.answers.question import Questions
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nightfill.contexts import Tenant
     from nightfill.engines.engine import Description
     from nightfill.gateway.ask import Ask
-    from nightfill.gateway.exchange import Exchange
+    from nightfill.gateway.exchange import Exchange, Header
     from nightfill.gateway.layers import Plan
     from nightfill.gateway.relay import Trip
     from nightfill.gateway.saving import Rates
@@ -166,15 +166,11 @@ class StoredAnswers:
             *tried.head(),
         ]
         try:
-            async with asyncio.timeout(_SEND_S):
-                if ask.stream:
-                    kind = (b"content-type", b"text/event-stream; charset=utf-8")
-                    await exchange.start(200, [kind, (b"cache-control", b"no-cache"), *head])
-                    await exchange.send(whole, more=False)
-                else:
-                    await exchange.respond(200, whole, headers=head)
-        except TimeoutError as exc:
-            raise ClientLeft(f"the client did not take its answer within {_SEND_S:g} s") from exc
+            await _send(exchange, ask, whole, head)
+        except ClientLeft as exc:
+            exchange.status = status_of(exc)
+            self._metrics.client_left()
+            raise
         finally:
             self._keeper.served(found.answer.key)
             self._metrics.answer_served(found.answer.origin)
@@ -309,6 +305,20 @@ class AnswerRoom:
             metrics=metrics,
             note=note,
         )
+
+
+async def _send(exchange: Exchange, ask: Ask, whole: bytes, head: Iterable[Header]) -> None:
+    """Raises ClientLeft, also when the client does not take it in time."""
+    try:
+        async with asyncio.timeout(_SEND_S):
+            if ask.stream:
+                kind = (b"content-type", b"text/event-stream; charset=utf-8")
+                await exchange.start(200, [kind, (b"cache-control", b"no-cache"), *head])
+                await exchange.send_last(whole)
+            else:
+                await exchange.respond(200, whole, headers=head)
+    except TimeoutError as exc:
+        raise ClientLeft(f"the client did not take its answer within {_SEND_S:g} s") from exc
 
 
 def _salt(ask: Ask) -> str:

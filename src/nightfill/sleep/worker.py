@@ -185,7 +185,7 @@ class Worker:
             now_s = self._steady()
             try:
                 changes = self._state.book.changes()
-                if changes != seen or now_s - planned_at_s >= self._settings.plan_every_s:
+                if 0 <= changes != seen or now_s - planned_at_s >= self._settings.plan_every_s:
                     seen, planned_at_s = changes, now_s
                     await self._reclaim()
                     await self._plan(stop)

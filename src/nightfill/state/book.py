@@ -98,7 +98,10 @@ class ContextBook(Protocol):
         """Those with contexts."""
 
     def changes(self) -> int:
-        """A number that differs after any change of the book by any process. Costs microseconds; does not block."""
+        """A number that differs after any change of the book by any process. Costs microseconds; does not block.
+
+        Below 0, and another one each time, while it cannot be told what other processes have changed.
+        """
 
 
 class SourceBook(ContextBook, Protocol):

@@ -12,7 +12,7 @@ from nightfill.answers.reply import Recording
 from nightfill.contexts.context import DEFAULT_TENANT, ContextName, Fingerprint
 from nightfill.engines.engine import Tokens
 from nightfill.errors import StateUnavailable
-from nightfill.state.answers import AnswerKey, AnswerScope
+from nightfill.state.answers import AnswerKey, AnswerScope, Asked
 from nightfill.state.sqlite import open_state
 
 if TYPE_CHECKING:
@@ -102,6 +102,24 @@ async def test_what_does_not_fit_in_is_dropped_and_counted(state: State) -> None
         taken = [books.keep(deposit(number)) for number in range(520)]
     assert taken == [True] * 512 + [False] * 8
     assert outcomes == {"stored": 512, "full": 8}
+
+
+async def test_questions_wait_for_so_many_contexts_and_no_more(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: dict[str, list[str]] = {}
+
+    async def note(_: object, context: ContextName, questions: list[Asked]) -> None:
+        noted[context] = [one.text for one in questions]
+
+    monkeypatch.setattr(state.questions, "note", note)
+    books = keeper(state, Outcomes())
+    for number in range(600):
+        books.asked(DEFAULT_TENANT, ContextName(f"c{number}"), Asked(text="Where?", at_s=0.0))
+    books.asked(DEFAULT_TENANT, ContextName("c7"), Asked(text="When?", at_s=0.0))
+    async with books:
+        pass
+    assert sorted(noted) == sorted(f"c{number}" for number in range(512))
+    assert noted["c7"] == ["Where?", "When?"]
+    assert noted["c8"] == ["Where?"]
 
 
 async def test_while_the_store_is_away_answers_are_lost_and_nothing_else(

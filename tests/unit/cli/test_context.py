@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import sqlite3
 import subprocess
+import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -243,6 +246,27 @@ def test_waiting_is_bounded_and_says_when_nobody_works(
     error = cli.refused("context", "fill", "repo", "--wait", "--timeout", "400ms", status=1)
     assert "nobody has taken the job yet: is `nightfill serve` running" in error
     assert "not done after 0.4 s; it goes on" in error
+
+
+def test_a_change_is_told_once_all_gateways_know_of_it(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settle_s, there = 0.05, list[list[str]]()
+
+    def asked(_: object) -> float:
+        with closing(sqlite3.connect(cli.data / "state.db")) as db:
+            there.append([str(row[0]) for row in db.execute("SELECT current FROM contexts")])
+        return settle_s
+
+    monkeypatch.setattr("nightfill.cli.books.settle_s", asked)
+    cli.ok("context", "add", "repo", folder)
+    (folder / "a.py").write_text("print(2)\n")
+    for command in ("refresh", "rm"):
+        began_s = time.monotonic()
+        cli.ok("context", command, "repo")
+        assert time.monotonic() - began_s >= settle_s
+    added, refreshed, removed = there
+    assert len(added) == len(refreshed) == 1
+    assert added != refreshed
+    assert removed == []
 
 
 def test_removing_takes_text_jobs_and_kv_but_not_what_others_need(

@@ -113,6 +113,40 @@ async def test_a_change_that_the_book_does_not_tell_of_yet_is_found_by_asking_an
     assert await library.context(T, REPO) == new
 
 
+async def test_while_the_book_cannot_tell_of_changes_it_is_asked_each_time() -> None:
+    book = FakeBook()
+    library = Library(book, patience_s=0)
+    old = await put(book, "old")
+    assert await library.context(T, REPO) == old
+    fill = ready(old)
+    await book.put_fill(fill)
+    assert await library.fill(fill.key) == fill
+    book.blind = True
+    assert await library.context(T, REPO) == old
+    new = await put(book, "new")
+    assert await library.context(T, REPO) == new
+    assert await library.fill(fill.key) is None
+    newer = await put(book, "newer")
+    assert await library.context(T, REPO) == newer
+    book.down = True
+    assert await library.context(T, REPO) == newer
+
+
+async def test_prompts_are_recognised_by_the_last_index_while_the_book_cannot_tell_of_changes() -> None:
+    """All contexts are read for it, which nobody could do for each request."""
+    book, clock = FakeBook(blind=True), Clock()
+    library = Library(book, patience_s=0, clock=clock)
+    await put(book, "one")
+    index = await library.index(T)
+    assert index
+    await put(book, "two", MANUAL)
+    clock.now_s += 10
+    assert await library.index(T) is index
+    book.blind = False
+    clock.now_s += 10
+    assert await library.index(T) is not index
+
+
 async def test_prompts_are_recognised_by_the_last_index_and_what_it_listed_is_known() -> None:
     book, clock = FakeBook(), Clock()
     library = Library(book, patience_s=0, clock=clock)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from fakes.state import told
 from nightfill.contexts.context import (
     Content,
     Context,
@@ -233,31 +233,23 @@ async def test_a_slow_look_at_a_source_brings_back_nothing_that_was_replaced_or_
     assert await book.content(T, fingerprint("slow")) is None
 
 
-async def changed(book: SourceBook, seen: list[int]) -> None:
-    """A change by another process may take a moment to be seen."""
-    async with asyncio.timeout(5):
-        while book.changes() in seen:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.002)
-    seen.append(book.changes())
-
-
 async def test_the_number_of_changes_differs_after_a_change_by_any_handle(store: Store) -> None:
     mine, theirs = store.open().book, store.open().book
     await put(mine, "before")
     seen: list[int] = [0]
-    await changed(theirs, seen)
+    seen.append(await told(theirs, *seen))
     await put(mine, "text")
-    await changed(theirs, seen)
+    seen.append(await told(theirs, *seen))
     await mine.put_fill(fill_of("text"))
-    await changed(theirs, seen)
+    seen.append(await told(theirs, *seen))
     await mine.mark_fill(fill_of("text").key, state=FillState.READY, reason="")
-    await changed(theirs, seen)
+    seen.append(await told(theirs, *seen))
     await mine.drop_fill(fill_of("text").key)
-    await changed(theirs, seen)
+    seen.append(await told(theirs, *seen))
     await theirs.delete(T, REPO)
     assert theirs.changes() not in seen, "one's own change is seen at once"
-    await changed(mine, seen)
-    assert mine.changes() == theirs.changes()
+    await told(mine, *seen)
+    assert await told(mine) == await told(theirs)
 
 
 async def test_options_stay_until_they_are_given_again(book: SourceBook) -> None:

@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import logging
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,7 +49,8 @@ _CACHED_BYTES: Final = 128 << 20
 _KNOWN: Final = 4096
 _AT_ONCE: Final = 100
 LOOK_EVERY_S: Final = 0.05
-"""So long at most a change by another process goes unseen by `changes`, while the server answers."""
+SETTLE_S: Final = 2 * LOOK_EVERY_S
+"""So long at most a change by another process goes unseen by `changes`, whatever happens to the server and to us."""
 _TRIES: Final = 3
 _TAKE_ANSWERS: Final = ("put", "replace", "put_distilled", "delete")
 """Changes that may leave answers to be removed."""
@@ -70,8 +72,8 @@ class _FillRecord(msgspec.Struct, array_like=True):
 class RedisBook:
     """See `SourceBook`.
 
-    `changes` answers from memory: own changes are in it at once, those of others within `LOOK_EVERY_S`, and while the
-    server is away it stays as it is, so that who has read something may go on with it.
+    `changes` answers from memory: own changes are in it at once, those of others within `SETTLE_S`. Once the server has
+    not answered for so long, or we were too late to ask, it says so.
 
     What cannot be opened, damaged or sealed with another key, takes nothing else with it: a fill is absent then, and
     filled again; a source is not looked at any more, until the context is put again. A content alone is missed, and
@@ -88,6 +90,9 @@ class RedisBook:
         """Digests of token lists that were opened or written here."""
         self._changes = 0
         self._own_changes = 0
+        self._asked_at_s = float("-inf")
+        """When the newest question that was answered was put: changes by others before that are in `_changes`."""
+        self._untold = 0
         self._looking: asyncio.Task[None] | None = None
 
     async def put(
@@ -303,7 +308,10 @@ class RedisBook:
         """See `ContextBook`. The first call sets off the task that looks for changes by others."""
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look(), name="changes of the book")
-        return self._changes
+        if time.monotonic() - self._asked_at_s <= SETTLE_S:
+            return self._changes
+        self._untold -= 1
+        return self._untold
 
     async def aclose(self) -> None:
         """Stop looking. Idempotent."""
@@ -315,10 +323,11 @@ class RedisBook:
         said = ""
         while True:
             try:
-                before = self._own_changes
+                before, asked_at_s = self._own_changes, time.monotonic()
                 number = int(await self._server.call("GET", f"{ROOT}:changes") or 0)
-                if before == self._own_changes:  # else it may be from before our own change
-                    self._changes = number
+                # It may be from before a change of our own.
+                self._changes = number if before == self._own_changes else max(self._changes, number)
+                self._asked_at_s = max(self._asked_at_s, asked_at_s)
                 if said:
                     _LOG.info("the state answers again")
                 said = ""
@@ -329,8 +338,10 @@ class RedisBook:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _change(self, name: str, *words: object, blobs: tuple[bytes, ...] = ()) -> Any:
+        asked_at_s = time.monotonic()
         reply = await self._server.run(self._scripts[name], *words, blobs=blobs)
         if reply[0] > 0:
+            self._asked_at_s = max(self._asked_at_s, asked_at_s)
             self._own_changes += 1
             self._changes = max(self._changes, reply[0])
             if name in _TAKE_ANSWERS:

@@ -1,7 +1,7 @@
 -- What all programs share. Called as: 1 root now args blobs...; `now` is empty but in tests, `args` msgpack.
 -- Each runs as one atomic step. Names hold no NUL, which therefore parts them in keys and members.
 -- In other files follows what their programs share, then the programs, each after a line `--- name`. A program gets the
--- functions that it names and those that they name, for they are made anew at each call; the rest all get.
+-- functions that it calls and those that they call, for they are made anew at each call; the rest all get.
 local call = redis.call
 local root, args = KEYS[1], cmsgpack.unpack(ARGV[2])
 
@@ -74,8 +74,7 @@ local function to_ledger(day, tenant, context, machine, user, sums)
   local packed = call('HGET', key, field)
   local line = packed and cmsgpack.unpack(packed) or {0, 0, 0, 0, 0, 0, 0}
   for column = 1, #line do line[column] = line[column] + (sums[column] or 0) end
-  call('HSET', key, field, cmsgpack.pack(line))
-  if not packed then call('ZADD', root .. ':ledger', day, day) end
+  if call('HSET', key, field, cmsgpack.pack(line)) == 1 then call('ZADD', root .. ':ledger', day, day) end
 end
 
 -- Stored answers. Under the root:

@@ -19,6 +19,8 @@ Reply: TypeAlias = "bytes | int | hiredis.HiredisError | list[Reply] | None"
 
 _MAX_WAITING: Final = 10_000
 """Calls without an answer; then new ones are refused."""
+_AT_ONCE: Final = 8
+"""So many calls wait for each other, to be sent in one go: the server works on them while the next ones are made."""
 
 
 class ConnectionLost(StateUnavailable):
@@ -71,6 +73,8 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         # Its types leave out the plural.
         self._outgoing.append(hiredis.pack_command(words))  # type: ignore[arg-type]
+        if len(self._outgoing) >= _AT_ONCE:
+            self._flush()
         return answer
 
     async def aclose(self) -> None:
@@ -102,7 +106,7 @@ class Connection(asyncio.Protocol):
             self._closed.set_result(None)
 
     def _flush(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and self._outgoing:
             self._transport.write(b"".join(self._outgoing))
         self._outgoing.clear()
 

@@ -9,7 +9,7 @@
 --   :turns:CLASS       tenants with such queues, by the start tag of their next lease
 --   :classes           classes with such a tenant
 --   :later:KIND, :leases:KIND   ids by when they may be leased, and by when the lease ends, in whole milliseconds
---   :workers, :held:WORKER      who holds leases; hash: call that leased -> id
+--   :workers, :held:WORKER      who may hold leases; hash: call that leased -> id
 --   :finish            of fair queueing: tenant -> tag at which its last lease ends, '' -> start tag of the newest lease;
 --                      whole tokens, for small sorted sets are slow with fractions
 --   :tokens, :outcomes:KIND     kind -> tokens still to be computed; outcome -> number
@@ -28,11 +28,12 @@ local WOKEN = 8  -- as `state.agenda` has it
 local SWEPT = 100  -- late or expired jobs brought back in one step
 local LOOKED = 1000  -- jobs, or tenants, passed by in one step because they are not what is wanted
 local SIZES = {8192, 32768, 131072}  -- longest of each class but the last; what does not fit is mostly not looked at
-local SILENCED = MAX_LOST .. ' workers in a row fell silent while working on it'
+local LENGTHS = {'1', '2', '3', '4'}  -- names of these classes; numbers are slow to write
 
 local JOBS = root .. ':jobs'
 local before = {}  -- record -> tokens still to be computed when it was read
 local failed = {}  -- record -> whether it counted as failing then
+local names = {}  -- record -> its id as text
 
 local function of_state(job) return root .. ':state:' .. job[KIND] .. ':' .. job[STATE] end
 local function size(tokens)
@@ -43,8 +44,14 @@ local function size(tokens)
 end
 local function class_of(job) return job[KIND] .. '\0' .. job[NEEDS] end
 local function turns(class) return root .. ':turns:' .. class end
-local function queue(class, length, tenant) return root .. ':queue:' .. length .. ':' .. class .. '\0' .. tenant end
+local function queue(class, length, tenant)
+  return root .. ':queue:' .. LENGTHS[length] .. ':' .. class .. '\0' .. tenant
+end
 local function queue_of(job) return queue(class_of(job), size(job[TOTAL]), job[TENANT]) end
+local function id_of(job)
+  names[job] = names[job] or string.format('%d', job[ID])
+  return names[job]
+end
 -- Ids of one length, so that the older of equals comes first; the length, so that `lease` need not read the record.
 local function member(job) return string.format('%015d %d', job[ID], job[TOTAL]) end
 local function padded(id) return string.format('%015d', id) end
@@ -68,10 +75,10 @@ local function save(job, updated)
   before[job] = left(job)
   if fails(job) ~= (failed[job] or false) then
     failed[job] = fails(job)
-    call(failed[job] and 'SADD' or 'SREM', root .. ':failing', job[ID])
+    call(failed[job] and 'SADD' or 'SREM', root .. ':failing', id_of(job))
   end
   local packed = cmsgpack.pack(job)
-  call('HSET', JOBS, job[ID], packed)
+  call('HSET', JOBS, id_of(job), packed)
   return packed
 end
 
@@ -81,22 +88,29 @@ local function become(job, state)
   job[STATE] = state
   if state ~= 'leased' then call('ZADD', of_state(job), -job[PRIORITY], padded(job[ID])) end
   if state == 'done' or state == 'cancelled' then
-    call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. job[ID])
-    call('ZADD', root .. ':ended', now, job[ID])
+    call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. id_of(job))
+    call('ZADD', root .. ':ended', now, id_of(job))
   end
+end
+
+-- Out of the queue at `key`, where it is `named`.
+local function unqueue(job, key, named)
+  call('ZREM', key, named)
+  if call('EXISTS', key) == 1 then return end
+  local class, tenant = class_of(job), job[TENANT]
+  for length in ipairs(LENGTHS) do
+    if call('EXISTS', queue(class, length, tenant)) == 1 then return end
+  end
+  call('ZREM', turns(class), tenant)
+  if call('EXISTS', turns(class)) == 0 then call('SREM', root .. ':classes', class) end
 end
 
 -- Out of where it waits.
 local function leave(job)
   if job[PLACE] == 'queue' then
-    local class, tenant = class_of(job), job[TENANT]
-    call('ZREM', queue_of(job), member(job))
-    if call('EXISTS', queue(class, 1, tenant), queue(class, 2, tenant), queue(class, 3, tenant), queue(class, 4, tenant)) == 0 then
-      call('ZREM', turns(class), tenant)
-      if call('EXISTS', turns(class)) == 0 then call('SREM', root .. ':classes', class) end
-    end
+    unqueue(job, queue_of(job), member(job))
   elseif job[PLACE] ~= '' then
-    call('ZREM', root .. ':' .. job[PLACE] .. ':' .. job[KIND], job[ID])
+    call('ZREM', root .. ':' .. job[PLACE] .. ':' .. job[KIND], id_of(job))
   end
   job[PLACE] = ''
 end
@@ -121,15 +135,13 @@ end
 
 local function wait_until(job, place, at)
   leave(job)
-  call('ZADD', root .. ':' .. place .. ':' .. job[KIND], math.floor(at * 1000), job[ID])
+  call('ZADD', root .. ':' .. place .. ':' .. job[KIND], math.floor(at * 1000), id_of(job))
   job[PLACE] = place
 end
 
 -- No lease any more; the job goes on.
 local function unhold(job)
-  local held = root .. ':held:' .. job[WORKER]
-  call('HDEL', held, job[LEASED_BY])
-  if call('EXISTS', held) == 0 then call('SREM', root .. ':workers', job[WORKER]) end
+  call('HDEL', root .. ':held:' .. job[WORKER], job[LEASED_BY])
   job[WORKER], job[EXPIRES] = '', 0
 end
 
@@ -139,12 +151,13 @@ local function scopes(job)
   return paying
 end
 
--- Set aside, or give back when negative.
-local function reserve(job, tokens)
+-- Set aside for those who pay, or give back when negative.
+local function reserve(job, tokens, paying)
   if tokens == 0 then return end
-  for _, scope in ipairs(scopes(job)) do
-    local sum = call('HINCRBY', root .. ':reserved', scope, tokens)
-    if sum == 0 then call('HDEL', root .. ':reserved', scope) end
+  local sums, more = root .. ':reserved', string.format('%d', tokens)
+  for _, scope in ipairs(paying) do
+    local sum = call('HINCRBY', sums, scope, more)
+    if sum == 0 then call('HDEL', sums, scope) end
     if sum == tokens then note_payer(scope) end
   end
   job[RESERVED] = job[RESERVED] + tokens
@@ -172,15 +185,16 @@ local function charge(job, work, fills, keep)
   local seconds = math.max(work[2] - job[CHARGED_S], 0)
   job[CHARGED_TOKENS], job[CHARGED_S] = job[CHARGED_TOKENS] + tokens, job[CHARGED_S] + seconds
   if tokens > 0 then
+    local paying, more = scopes(job), string.format('%d', tokens)
     for _, period in ipairs(periods()) do
-      for _, scope in ipairs(scopes(job)) do
-        if call('HINCRBY', period[2], scope, tokens) == tokens then
-          note_payer(scope)
-          call('EXPIRE', period[2], math.ceil(period[3] - now) + DAY_S)
+      for _, scope in ipairs(paying) do
+        if call('HINCRBY', period[2], scope, more) == tokens then
+          if scope == 'a' then call('EXPIRE', period[2], math.ceil(period[3] - now) + DAY_S) end
+          if period[1] == 'month' then note_payer(scope) end  -- of the day, it is the month's first one or noted
         end
       end
     end
-    if keep then reserve(job, -math.min(tokens, job[RESERVED])) end
+    if keep then reserve(job, -math.min(tokens, job[RESERVED]), paying) end
   end
   if tokens > 0 or seconds > 0 or fills > 0 then
     to_ledger(math.floor(now / DAY_S), job[TENANT], job[LABEL], job[MACHINE], job[USER], {tokens, seconds, fills})
@@ -192,8 +206,12 @@ local function finish(job, state)
   leave(job)
   if job[WORKER] ~= '' then unhold(job) end
   if job[RESERVED] > 0 then
-    reserve(job, -job[RESERVED])
-    for _, scope in ipairs(scopes(job)) do wake(scope, WOKEN) end
+    local paying, waiting = scopes(job), {}
+    reserve(job, -job[RESERVED], paying)
+    for index, scope in ipairs(paying) do waiting[index] = root .. ':waiting:' .. scope end
+    if call('EXISTS', unpack(waiting)) > 0 then
+      for _, scope in ipairs(paying) do wake(scope, WOKEN) end
+    end
   end
   become(job, state)
   if job[KIND] == 'fill' and state ~= 'done' then
@@ -246,16 +264,16 @@ end
 local function lose(job)
   job[LOST] = job[LOST] + 1
   if job[LOST] < MAX_LOST then return true end
-  job[ERROR] = SILENCED
+  job[ERROR] = MAX_LOST .. ' workers in a row fell silent while working on it'
   finish(job, 'dead')
   return false
 end
 
 local function forget(job)
   call('ZREM', of_state(job), padded(job[ID]))
-  call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. job[ID])
-  call('ZREM', root .. ':ended', job[ID])
-  call('HDEL', JOBS, job[ID])
+  call('ZREM', root .. ':open:' .. job[KIND], job[TARGET] .. '\0' .. id_of(job))
+  call('ZREM', root .. ':ended', id_of(job))
+  call('HDEL', JOBS, id_of(job))
 end
 
 --- enqueue
@@ -281,60 +299,76 @@ job = {0, kind, target, tenant, label, priority, false, 0, 0, 0, 0, 0, total, ''
 local refused = wanted > 0 and refusal(job, wanted, defaults)
 if refused then return refused end
 job[ID] = call('INCR', root .. ':job')
-call('ZADD', root .. ':open:' .. kind, 0, target .. '\0' .. job[ID])
-reserve(job, wanted)
+call('ZADD', root .. ':open:' .. kind, 0, target .. '\0' .. id_of(job))
+reserve(job, wanted, scopes(job))
 become(job, 'queued')
 to_queue(job)
 return {'job', save(job)}
 
---- lease
+--- bring_back
 -- What is late or expired may be leased from now on.
-local function sweep(kind)
-  for _, place in ipairs({'later', 'leases'}) do
-    local due = call('ZRANGEBYSCORE', root .. ':' .. place .. ':' .. kind, '-inf', math.floor(now * 1000), 'LIMIT', 0, SWEPT)
-    for _, id in ipairs(due) do
-      local job = load(id)
-      if place == 'later' or job[LOST] + 1 < MAX_LOST then
-        to_queue(job)  -- until somebody takes it, a late renewal holds it
-        save(job, job[UPDATED])
-      else
-        lose(job)
-        save(job)
-      end
+local kind = args[1]
+for _, place in ipairs({'later', 'leases'}) do
+  local due = call('ZRANGEBYSCORE', root .. ':' .. place .. ':' .. kind, '-inf', math.floor(now * 1000), 'LIMIT', 0, SWEPT)
+  for _, id in ipairs(due) do
+    local job = load(id)
+    if place == 'later' or job[LOST] + 1 < MAX_LOST then
+      to_queue(job)  -- until somebody takes it, a late renewal holds it
+      save(job, job[UPDATED])
+    else
+      lose(job)
+      save(job)
     end
   end
 end
 
+--- hold_on
+-- The lease that was given to the same call before, whose answer may have been lost on its way.
+local id, lease_s = unpack(args)
+local job = load(id)
+job[EXPIRES] = now + lease_s
+wait_until(job, 'leases', job[EXPIRES])
+return {'job', save(job)}
+
+--- lease
 -- The first job of a queue that is short enough and of rank, with its score.
 local function first_fit(key, most, rank)
-  local from, to = 0, most and 9 or 0
+  local from, to = 0, 9
   while from < LOOKED do
     local found = call('ZRANGE', key, from, to, 'WITHSCORES')
     for index = 1, #found, 2 do
       local score = tonumber(found[index + 1])
       if rank and score > -rank then return end
-      if not most or tonumber(string.match(found[index], ' (%d+)$')) <= most then return found[index], score end
+      if tonumber(string.match(found[index], ' (%d+)$')) <= most then return found[index], score end
     end
     if #found < 2 * (to - from + 1) then return end
     from, to = to + 1, LOOKED
   end
 end
 
--- A tenant's first job of these classes: its member and score.
+-- A tenant's first job of these classes: its queue, and its member there.
 local function best_of(tenant, classes, most, rank)
-  local longest, best, score = most and size(most) or #SIZES + 1
+  local longest, queue, best, score = most and size(most) or #LENGTHS
   for _, class in ipairs(classes) do
+    local head, tail = root .. ':queue:', ':' .. class .. '\0' .. tenant
     for length = 1, longest do
-      -- Among those of about its own length alone are some too long.
-      local bound = length == longest and SIZES[length] ~= most and most
-      local found, at = first_fit(queue(class, length, tenant), bound, rank)
-      if found and (not best or at < score or (at == score and found < best)) then best, score = found, at end
+      local key, found, at = head .. LENGTHS[length] .. tail
+      if length == longest and most and SIZES[length] ~= most then
+        found, at = first_fit(key, most, rank)  -- among those of about its own length alone are some too long
+      else
+        local first = call('ZRANGE', key, '0', '0', 'WITHSCORES')
+        found, at = first[1], first[1] and tonumber(first[2])
+        if found and rank and at > -rank then found = nil end
+      end
+      if found and (not best or at < score or (at == score and found < best)) then
+        queue, best, score = key, found, at
+      end
     end
   end
-  return best
+  return queue, best
 end
 
--- The job whose turn it is, of these classes, and the start tag of its lease.
+-- The job whose turn it is, of these classes: its queue, its member there, and the start tag of its lease.
 local function next_job(classes, most, rank)
   local passed, places = {}, {}
   for _ = 1, LOOKED do
@@ -342,7 +376,7 @@ local function next_job(classes, most, rank)
     for _, class in ipairs(classes) do
       local head
       repeat
-        head = call('ZRANGE', turns(class), places[class] or 0, places[class] or 0, 'WITHSCORES')
+        head = call('ZRANGE', turns(class), places[class] or '0', places[class] or '0', 'WITHSCORES')
         local seen = head[1] and passed[head[1]]
         if seen then places[class] = (places[class] or 0) + 1 end
       until not seen
@@ -352,8 +386,8 @@ local function next_job(classes, most, rank)
       end
     end
     if not tenant then return end
-    local best = best_of(tenant, classes, most, rank)
-    if best then return tonumber(string.match(best, '^%d+')), tag end
+    local queue, best = best_of(tenant, classes, most, rank)
+    if best then return queue, best, tag end
     passed[tenant] = true
   end
 end
@@ -363,24 +397,21 @@ local function take_turn(job, tag, weights, classes)
   local finishes = root .. ':finish'
   local virtual = math.max(tag, tonumber(call('HGET', finishes, '') or 0))
   local weight = weights ~= '' and tonumber(call('HGET', root .. ':weights:' .. weights, job[TENANT]) or 1) or 1
-  local finish = virtual + math.max(math.floor((job[TOTAL] - job[KEPT]) / weight + 0.5), 1)
+  local length = math.max(math.floor((job[TOTAL] - job[KEPT]) / weight + 0.5), 1)
+  local finish = string.format('%.0f', virtual + length)
   call('HSET', finishes, '', virtual, job[TENANT], finish)
   for _, class in ipairs(classes) do call('ZADD', turns(class), 'XX', finish, job[TENANT]) end
 end
 
 local worker, kinds, lease_s, needs, most, lowest, weights, nonce = unpack(args)
 if weights ~= '' and call('EXISTS', root .. ':weights:' .. weights) == 0 then return {'weights'} end
--- The answer to the same call may have been lost on its way.
-local leased = call('HGET', root .. ':held:' .. worker, nonce)
-if leased then
-  local job = load(leased)
-  job[EXPIRES] = now + lease_s
-  wait_until(job, 'leases', job[EXPIRES])
-  return {'job', save(job)}
-end
-local wanted, classes = {}, {}
+local holds = root .. ':held:' .. worker
+local leased = call('HGET', holds, nonce)
+if leased then return hold_on(leased, lease_s) end
+local wanted, classes, millis = {}, {}, string.format('%.0f', math.floor(now * 1000))
 for _, kind in ipairs(kinds) do
-  sweep(kind)
+  local due = call('ZCOUNT', root .. ':later:' .. kind, '-inf', millis)
+  if due + call('ZCOUNT', root .. ':leases:' .. kind, '-inf', millis) > 0 then bring_back(kind) end
   wanted[kind] = true
   wanted[kind .. '\0'] = true
   for _, need in ipairs(needs or {}) do wanted[kind .. '\0' .. need] = true end
@@ -389,23 +420,29 @@ local all = call('SMEMBERS', root .. ':classes')
 for _, class in ipairs(all) do
   if wanted[class] or (not needs and wanted[string.match(class, '^%Z*')]) then classes[#classes + 1] = class end
 end
-local id, tag = next_job(classes, most, lowest)
-if not id then return {'none'} end
-local job = load(id)
-leave(job)
+local queue, found, tag = next_job(classes, most, lowest)
+if not found then return {'none'} end
+-- What follows does what `leave`, `become`, `wait_until` and `save` do, knowing the names and what cannot have changed.
+local id = string.match(found, '^0*(%d+)')
+local job = cmsgpack.unpack(call('HGET', JOBS, id))
+unqueue(job, queue, found)
 take_turn(job, tag, weights, all)
 if job[STATE] == 'leased' then
-  lose(job)
+  job[LOST] = job[LOST] + 1  -- its worker fell silent, and not too many before
   unhold(job)
 else
-  become(job, 'leased')
+  call('ZREM', of_state(job), string.match(found, '^%d+'))
+  job[STATE] = 'leased'
 end
 job[ATTEMPTS], job[WORKER], job[EXPIRES] = job[ATTEMPTS] + 1, worker, now + lease_s
 job[CHARGED_TOKENS], job[CHARGED_S], job[MACHINE], job[LEASED_BY], job[ENDED_BY] = 0, 0, '', nonce, ''
-wait_until(job, 'leases', job[EXPIRES])
-call('HSET', root .. ':held:' .. worker, nonce, id)
+job[PLACE], job[UPDATED] = 'leases', now
+call('ZADD', root .. ':leases:' .. job[KIND], math.floor(job[EXPIRES] * 1000), id)
+call('HSET', holds, nonce, id)
 call('SADD', root .. ':workers', worker)
-return {'job', save(job)}
+local packed = cmsgpack.pack(job)
+call('HSET', JOBS, id, packed)
+return {'job', packed}
 
 --- weigh
 local digest, weights = unpack(args)
@@ -476,7 +513,7 @@ local wanted = job[ASKED_TOKENS]
 if job[TOTAL] > 0 then wanted = math.min(wanted, math.max(job[TOTAL] - job[KEPT], 0)) end
 local refused = wanted > 0 and refusal(job, wanted, defaults)
 if refused then return {'spent', refused[2], wanted} end
-reserve(job, wanted)
+reserve(job, wanted, scopes(job))
 job[FAILURES], job[LOST], job[ERROR] = 0, 0, ''
 again(job)
 save(job)
@@ -490,6 +527,17 @@ for _, id in ipairs(ids) do
   save(job)
 end
 return #ids
+
+--- holders
+local found = {}
+for _, worker in ipairs(call('SMEMBERS', root .. ':workers')) do
+  if call('EXISTS', root .. ':held:' .. worker) == 1 then
+    found[#found + 1] = worker
+  else
+    call('SREM', root .. ':workers', worker)
+  end
+end
+return found
 
 --- depth
 local time = string.format('%.0f', math.floor(now * 1000))

@@ -208,7 +208,7 @@ class RedisJobs:
 
     async def holders(self) -> list[WorkerId]:
         """See `JobQueue`."""
-        return [WorkerId(name.decode()) for name in await self._server.call("SMEMBERS", f"{ROOT}:workers")]
+        return [WorkerId(name.decode()) for name in await self._server.run(self._scripts["holders"])]
 
     async def reclaim(self, worker: WorkerId) -> int:
         """See `JobQueue`."""

@@ -41,8 +41,9 @@ class Script:
     digest: str
 
 
-_LENT: Final = {"book": (("jobs", "cancel_target"),)}
-"""Programs that those of another file call as functions, by that file."""
+_LENT: Final = {"book": (("jobs", "cancel_target"),), "jobs": (("jobs", "bring_back"), ("jobs", "hold_on"))}
+"""Programs that others call as functions, by the file of those. What such a one needs is made only when it is called,
+so that who rarely calls it is not slow for it."""
 
 
 @functools.cache
@@ -73,12 +74,12 @@ def _as_function(name: str, title: str) -> str:
 
 
 def _with_needed(shared: Sequence[str], program: str) -> str:
-    """The program, behind the constants of `shared` and those functions that it needs."""
+    """The program, behind the constants of `shared` and those functions that it calls."""
     for part in reversed(shared):
         constants, *functions = re.split(r"^local function ", part, flags=re.MULTILINE)
         for function in reversed(functions):  # each names earlier ones alone
             name = function[: function.index("(")]
-            if re.search(rf"\b{name}\b", program):
+            if re.search(rf"\b{name}\(", program):
                 program = f"local function {function}{program}"
         program = f"{constants}\n{program}"
     return program

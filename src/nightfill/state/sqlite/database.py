@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import operator
 import os
 import sqlite3
 import threading
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from nightfill.errors import StateUnavailable
 from nightfill.state.sqlite.schema import migrate
+from nightfill.state.sqlite.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
 BUSY_S: Final = 5.0
 """How long a writer waits for another process's transaction, each of which takes well under a millisecond."""
 _READER_BUSY_S: Final = 0.25
-_LOG_BYTES: Final = 16 << 20
+_LOG_SHARE: Final = 1 / 4
+_LOG_BYTES: Final = (16 << 20, 256 << 20)
+"""The log is folded into the file when it has such a share of its size, within these bounds: the longer it is, the more
+often the same page is in it, and only the last of them is written again."""
 _READER_CACHE_BYTES: Final = 16 << 20
 _WRITER_CACHE_BYTES: Final = 64 << 20
 """At most, and taken as the file grows: one transition touches a page of each index, anywhere in it."""
@@ -39,13 +45,15 @@ _TOGETHER: Final = 64
 """Writes in one transaction, at most."""
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
 class _Write:
     """What somebody waits for. `future` belongs to the event loop; the outcome to the writer, until it is told."""
 
-    act: Callable[[sqlite3.Connection], Any]
+    act: Callable[[sqlite3.Connection, list[Any]], Sequence[Any]]
+    item: Any
     future: asyncio.Future[Any]
     durable: bool
     scrub: bool
@@ -74,6 +82,8 @@ class Database:
             self._writer = _connect(path, busy_s=BUSY_S, cache_bytes=_WRITER_CACHE_BYTES)
             try:
                 migrate(self._writer)
+                self.tally = Tally(self._writer)
+                """Of the transaction that is going on."""
                 self._reader = _connect(path, busy_s=_READER_BUSY_S, cache_bytes=_READER_CACHE_BYTES)
                 self._reader.execute("PRAGMA query_only = ON")
             except BaseException:
@@ -101,11 +111,27 @@ class Database:
 
         `durable` survives a power cut; `scrub` also empties the write-ahead log, where deleted bytes would linger.
         """
+        return self._submit(_each, act, durable=durable, scrub=scrub)
+
+    def together(self, act: Callable[[sqlite3.Connection, list[Item]], Sequence[T]], item: Item) -> asyncio.Future[T]:
+        """As `submit`, by an `act` of several items at once, which gives the outcome of each: all for which an equal
+        one is asked in succession.
+        """
+        return self._submit(act, item)
+
+    def _submit(
+        self,
+        act: Callable[[sqlite3.Connection, list[Item]], Sequence[T]],
+        item: Item,
+        *,
+        durable: bool = False,
+        scrub: bool = False,
+    ) -> asyncio.Future[T]:
         if self._closed:
             raise StateUnavailable(f"the state {self.path} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._asked.append(_Write(act, future, durable, scrub))
+        self._asked.append(_Write(act, item, future, durable, scrub))
         if len(self._asked) == 1:
             # After all that run now have asked, too.
             loop.call_soon(self._hand_over)
@@ -168,11 +194,15 @@ class Database:
     def _transact(self, writes: Sequence[_Write]) -> None:
         connection = self._writer
         try:
-            for write in writes:
-                write.result = write.act(connection)
+            for act, group in itertools.groupby(writes, _act_of):
+                alike = list(group)
+                for write, result in zip(alike, act(connection, [write.item for write in alike]), strict=True):
+                    write.result = result
+            self.tally.write()
             connection.execute("COMMIT")
         finally:
             if connection.in_transaction:
+                self.tally.forget()
                 connection.execute("ROLLBACK")
         if any(write.scrub for write in writes):
             # Answers "busy" as a row, not as an error, when a reader of another process is in the way; the log is
@@ -183,6 +213,13 @@ class Database:
         if mode != self._synchronous:
             self._writer.execute(f"PRAGMA synchronous = {mode}")
             self._synchronous = mode
+
+
+_act_of: Final = operator.attrgetter("act")
+
+
+def _each(connection: sqlite3.Connection, acts: list[Callable[[sqlite3.Connection], T]]) -> list[T]:
+    return [act(connection) for act in acts]
 
 
 def _tell(writes: Sequence[_Write]) -> None:
@@ -210,9 +247,10 @@ def _connect(path: Path, *, busy_s: float, cache_bytes: int) -> sqlite3.Connecti
         _use_log(connection, path)
         for pragma in ("synchronous = NORMAL", "secure_delete = ON", "foreign_keys = ON", "trusted_schema = OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
-        # Pages that change again and again are folded into the file less often.
-        connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BYTES // 4096}")
+        least, most = _LOG_BYTES
+        log_bytes = min(max(int(path.stat().st_size * _LOG_SHARE), least), most)
+        connection.execute(f"PRAGMA journal_size_limit = {log_bytes}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {log_bytes // 4096}")
         connection.execute(f"PRAGMA cache_size = {-(cache_bytes >> 10)}")
         connection.row_factory = sqlite3.Row
     except BaseException:

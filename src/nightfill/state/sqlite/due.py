@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from nightfill.state.agenda import HEADSTART_S, WOKEN
+from nightfill.state.agenda import HEADSTART_S
 
 if TYPE_CHECKING:
     import sqlite3
@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from nightfill.state.budgets import Scope
 
 _OF_JOB: Final = "substr(new.target, length(new.tenant) + 2, 64)"
-_WAKE: Final = f"""UPDATE contexts SET look_s = min(look_s, new.updated_at_s - {HEADSTART_S})
-    WHERE (tenant, name) IN (SELECT tenant, name FROM contexts WHERE waits_for = {{}}
-        ORDER BY priority DESC LIMIT {WOKEN});"""  # noqa: S608 - constants
+ANY_WAITS: Final = "SELECT EXISTS (SELECT 1 FROM contexts WHERE waits_for IS NOT NULL)"
+"""Whether a context waits for a budget."""
 
 AGENDA: Final[tuple[str, ...]] = (
     "ALTER TABLE contexts ADD COLUMN look_s REAL NOT NULL DEFAULT 0",
@@ -35,11 +34,6 @@ AGENDA: Final[tuple[str, ...]] = (
         UPDATE contexts SET look_s = min(look_s, new.updated_at_s - {HEADSTART_S})
             WHERE tenant = new.tenant AND distilled = {_OF_JOB};
     END""",  # noqa: S608 - constants
-    f"""CREATE TRIGGER jobs_give_back AFTER UPDATE OF reserved_tokens ON jobs
-        WHEN new.reserved_tokens = 0 AND old.reserved_tokens > 0 BEGIN
-        {_WAKE.format("'0'")} {_WAKE.format("'1/' || new.tenant")}
-        {_WAKE.format("'2/' || new.tenant || '/' || new.user")}
-    END""",
 )
 """Of the fifth step of the schema."""
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.errors import LeaseLost, QueueFull, StateUnavailable
@@ -28,7 +30,7 @@ from nightfill.state.jobs import (
     WorkerId,
 )
 from nightfill.state.sqlite.budgets import check
-from nightfill.state.sqlite.sums import HELD, UNFINISHED, size_of
+from nightfill.state.sqlite.sums import HELD, NOT_LEASED, UNFINISHED, size_of
 from nightfill.state.sqlite.turns import COLUMNS, OVERDUE, SKEW_S, claim, make_due, wanted
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ _SILENCED: Final = f"{MAX_LOST} workers in a row fell silent while working on it
 _PRUNED_AT_ONCE: Final = 10_000
 
 _HELD: Final = f"id = :id AND state IN {HELD} AND attempts = :fence AND worker = :worker"
+# Each state has its index.
+_HELD_BY: Final = f"""SELECT {{0}} FROM jobs WHERE state = 'leased' AND {{1}}
+    UNION SELECT {{0}} FROM jobs WHERE state = 'expired' AND {NOT_LEASED} AND {{1}}"""  # noqa: S608 - constants
 _FREE: Final = "worker = NULL, lease_boot = NULL, lease_until_s = NULL"
 _CHARGE: Final = """lease_tokens = max(lease_tokens, :tokens), lease_s = max(lease_s, :seconds),
     machine = iif(:machine = '', machine, :machine)"""
@@ -57,7 +62,28 @@ _STATES: Final = {
     JobState.CANCELLED: ("cancelled",),
 }
 """As they are in the file: see `sums`."""
+_KIND_OF: Final = {str(kind): kind for kind in JobKind}
 _STATE_OF: Final = {name: state for state, names in _STATES.items() for name in names}
+
+
+@dataclass(slots=True)
+class _Ask:
+    """Somebody's wish for a job, and what came of it."""
+
+    asked: Wanted
+    worker: WorkerId
+    lease_s: float
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Of a lease."""
+
+    lease: Lease
+    changes: str
+    values: dict[str, object]
+    outcome: str
 
 
 class SqliteJobs:
@@ -96,6 +122,7 @@ class SqliteJobs:
         """See `JobQueue`."""
 
         def act(connection: sqlite3.Connection) -> Job:
+            self._db.tally.write()
             there = connection.execute(
                 f"SELECT {COLUMNS} FROM jobs WHERE kind = ? AND target = ? AND NOT ended",  # noqa: S608 - a constant
                 (kind, target),
@@ -137,31 +164,19 @@ class SqliteJobs:
     ) -> Lease | None:
         """See `JobQueue`. A job whose lease expired for the `MAX_LOST`th time becomes dead instead."""
         asked = wanted(tuple(kinds), None if needs is None else tuple(needs), max_tokens, min_priority)
-        overdue: bool | None = None
         if asked is not self._found:
             # Asked of the reader, so that idle workers take no write lock at every look.
             ((overdue, some),) = self._db.read(asked.any, **self._times(), **asked.values)
             if not overdue and not some:
                 return None
-        claimed: list[Lease] = []
-
-        def act(connection: sqlite3.Connection) -> Lease | None:
-            late = connection.execute(OVERDUE, self._times()).fetchone()[0] if overdue is None else overdue
-            if late:
-                self._make_due(connection)
-            row = claim(connection, asked, self._times(), worker=worker, lease_s=lease_s, weights=self._rules.weights)
-            if row is None:
-                return None
-            claimed[:] = [self._held(row)]
-            return claimed[0]
-
+        ask = _Ask(asked, worker, lease_s)
         try:
-            lease = await self._db.write(act)
+            lease = await self._db.together(self._claim, ask)
         except asyncio.CancelledError:
             # The writer cannot be stopped; what it claims for a caller who has left goes back at once (where the
             # state is closed by now, when the lease expires).
             with contextlib.suppress(StateUnavailable):
-                self._db.submit(lambda connection: self._give_back(connection, claimed))
+                self._db.submit(lambda connection: self._give_back(connection, ask.lease))
             raise
         self._found = asked if lease is not None else None
         return lease
@@ -188,6 +203,7 @@ class SqliteJobs:
                 self._values(
                     lease,
                     work,
+                    boot=self._boot,
                     until_s=self._steady() + lease_s,
                     done=done_tokens,
                     total=total_tokens,
@@ -259,6 +275,7 @@ class SqliteJobs:
             if not rows:
                 return False
             (job,) = rows
+            self._db.tally.write()
             asked, total = job["asked_tokens"], job["total_tokens"]
             tokens = min(asked, max(0, total - job["kept_tokens"])) if total else asked
             now_s = self._clock()
@@ -293,7 +310,7 @@ class SqliteJobs:
 
     async def holders(self) -> list[WorkerId]:
         """See `JobQueue`."""
-        rows = self._db.read(f"SELECT DISTINCT worker FROM jobs WHERE state IN {HELD}")  # noqa: S608 - a constant
+        rows = self._db.read(_HELD_BY.format("worker", "true"))
         return [WorkerId(row["worker"]) for row in rows]
 
     async def reclaim(self, worker: WorkerId) -> int:
@@ -304,7 +321,7 @@ class SqliteJobs:
                 f"""UPDATE jobs SET lost = lost + 1, state = iif(lost + 1 >= :most, 'dead', 'queued'),
                     error = iif(lost + 1 >= :most, :error, error), not_before_s = 0, updated_at_s = :now_s, {_FREE},
                     reserved_tokens = iif(lost + 1 >= :most, 0, reserved_tokens)
-                WHERE state IN {HELD} AND worker = :worker""",  # noqa: S608 - constants
+                WHERE id IN ({_HELD_BY.format("id", "worker = :worker")})""",  # noqa: S608 - constants
                 {"worker": worker, "most": MAX_LOST, "error": _SILENCED, "now_s": self._clock()},
             ).rowcount
 
@@ -319,8 +336,9 @@ class SqliteJobs:
         """See `JobQueue`."""
         names = [name for state in (JobState if states is None else states) for name in _STATES[state]]
         # Each state by itself lies in the wanted order in its index.
-        each = f"SELECT {COLUMNS} FROM (SELECT * FROM jobs WHERE state = '{{}}' ORDER BY priority DESC, id LIMIT ?1)"  # noqa: S608
-        sql = " UNION ALL ".join(each.format(name) for name in names) + " ORDER BY priority DESC, id LIMIT ?1"
+        each = f"SELECT {COLUMNS} FROM (SELECT * FROM jobs WHERE {{}} ORDER BY priority DESC, id LIMIT ?1)"  # noqa: S608
+        sql = " UNION ALL ".join(each.format(_of_state(name)) for name in names)
+        sql += " ORDER BY priority DESC, id LIMIT ?1"
         return [self.job(row) for row in self._db.read(sql, limit)] if names else []
 
     async def prune(self, *, older_than_s: float) -> int:
@@ -346,32 +364,42 @@ class SqliteJobs:
     def _make_due(self, connection: sqlite3.Connection) -> None:
         make_due(connection, self._times(), most_lost=MAX_LOST, error=_SILENCED)
 
-    def _give_back(self, connection: sqlite3.Connection, claimed: Sequence[Lease]) -> None:
-        for lease in claimed:
+    def _claim(self, connection: sqlite3.Connection, asks: list[_Ask]) -> list[Lease | None]:
+        times = self._times()
+        if connection.execute(OVERDUE, times).fetchone()[0]:
+            self._make_due(connection)
+        for asked, group in itertools.groupby(asks, lambda ask: ask.asked):
+            alike = list(group)
+            askers = [(ask.worker, ask.lease_s) for ask in alike]
+            rows = claim(connection, asked, askers, times=times, weights=self._rules.weights, tally=self._db.tally)
+            for ask, row in itertools.zip_longest(alike, rows):
+                ask.lease = None if row is None else self._held(row)
+        return [ask.lease for ask in asks]
+
+    def _give_back(self, connection: sqlite3.Connection, lease: Lease | None) -> None:
+        if lease is not None:
             connection.execute(
                 f"UPDATE jobs SET state = 'queued', {_FREE} WHERE {_HELD}",  # noqa: S608 - constants
                 self._values(lease, NO_WORK),
             )
 
     async def _finish(self, lease: Lease, changes: str, work: Work, *, outcome: str = "", **values: object) -> None:
-        def act(connection: sqlite3.Connection) -> None:
-            changed = connection.execute(
-                f"UPDATE jobs SET {changes}, updated_at_s = :now_s, {_CHARGE}, {_FREE} WHERE {_HELD}",  # noqa: S608
-                self._values(lease, work, **values),
-            ).rowcount
-            if not changed:
-                raise _lost(lease)
-            if outcome:
-                _count(connection, lease.job.kind, outcome)
-
-        await self._db.write(act)
+        await self._db.together(_end, _End(lease, changes, self._values(lease, work, **values), outcome))
 
     def _times(self) -> dict[str, object]:
         return {"now_s": self._clock(), "steady_s": self._steady(), "boot": self._boot, "skew_s": SKEW_S}
 
     def _values(self, lease: Lease, work: Work, **more: object) -> dict[str, object]:
-        told = {"tokens": work.tokens, "seconds": work.seconds, "machine": work.machine}
-        return {**self._times(), **told, "id": lease.job.id, "fence": lease.fence, "worker": lease.worker, **more}
+        return {
+            "now_s": self._clock(),
+            "tokens": work.tokens,
+            "seconds": work.seconds,
+            "machine": work.machine,
+            "id": lease.job.id,
+            "fence": lease.fence,
+            "worker": lease.worker,
+            **more,
+        }
 
     def _held(self, row: Any) -> Lease:
         job = self.job(row)
@@ -391,8 +419,8 @@ class SqliteJobs:
         if lease_until_s is not None:
             expires_at_s = self._clock() + (lease_until_s - self._steady() if lease_boot == self._boot else 0.0)
         return Job(
-            id=JobId(id_),
-            kind=JobKind(kind),
+            id=id_,
+            kind=_KIND_OF[kind],
             target=target,
             tenant=tenant,
             label=label,
@@ -404,7 +432,7 @@ class SqliteJobs:
             not_before_s=not_before_s,
             done_tokens=done_tokens,
             total_tokens=total_tokens,
-            worker=None if worker is None else WorkerId(worker),
+            worker=worker,
             lease_expires_at_s=expires_at_s,
             error=error,
             created_at_s=created_at_s,
@@ -414,6 +442,27 @@ class SqliteJobs:
             needs=needs,
             reserved_tokens=reserved_tokens,
         )
+
+
+def _end(connection: sqlite3.Connection, ends: list[_End]) -> list[None]:
+    for changes, group in itertools.groupby(ends, lambda end: end.changes):
+        alike = list(group)
+        changed = connection.executemany(
+            f"UPDATE jobs SET {changes}, updated_at_s = :now_s, {_CHARGE}, {_FREE} WHERE {_HELD}",  # noqa: S608
+            [end.values for end in alike],
+        ).rowcount
+        if changed < len(alike):
+            # One of them; each is told by itself then.
+            raise _lost(alike[0].lease)
+    for end in ends:
+        if end.outcome:
+            _count(connection, end.lease.job.kind, end.outcome)
+    return [None] * len(ends)
+
+
+def _of_state(name: str) -> str:
+    """A condition that has an index."""
+    return f"state = '{name}'" + ("" if name == "leased" else f" AND {NOT_LEASED}")
 
 
 def cancel_target(connection: sqlite3.Connection, kind: JobKind, prefix: str, now_s: float) -> int:

@@ -1,7 +1,8 @@
-"""What a fleet asks of the state file, and the triggers that keep its sums.
+"""What a fleet asks of the state file: the tables of its sums, and the triggers that count new and forgotten jobs.
 
 How deep the queue is, who is next, what is set aside and spent: all of it follows from the rows of `jobs`, and moves
-with them, in whatever statement they move. So no code has to remember it, and nothing of it costs more for more jobs.
+with them, in whatever statement they move (`tally` writes down what updates move). So no code has to remember it, and
+nothing of it costs more for more jobs.
 
 A job is in one of these states, the first four of them seen as two from outside: `queued` (due), `waiting` (for its
 retry), `leased`, `expired` (leased, but silent for too long: due, and still its holder's until somebody takes it),
@@ -12,9 +13,13 @@ from __future__ import annotations
 
 from typing import Final
 
-DUE: Final = "('queued', 'expired')"
+DUE_STATES: Final = ("queued", "expired")
+DUE: Final = str(DUE_STATES)
 HELD: Final = "('leased', 'expired')"
-UNFINISHED: Final = "('queued', 'waiting', 'leased', 'expired')"
+NOT_LEASED: Final = "state <> 'leased'"
+"""What the index by state asks for; a statement has to say so, too."""
+UNFINISHED_STATES: Final = ("queued", "waiting", "leased", "expired")
+UNFINISHED: Final = str(UNFINISHED_STATES)
 
 
 def size_of(tokens: int) -> int:
@@ -28,15 +33,15 @@ def size_of(tokens: int) -> int:
 
 SIZE: Final = " + ".join(f"(total_tokens > {1 << bits})" for bits in range(10, 31))
 """`size_of` as an expression."""
-
-
-def _lane(job: str) -> str:
-    return f"tenant = {job}.tenant AND kind = {job}.kind AND needs = {job}.needs AND size = {job}.size"
-
-
+FIRST: Final = f"""SELECT j.id, j.priority FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE}
+    AND j.tenant = {{0}}.tenant AND j.kind = {{0}}.kind AND j.needs = {{0}}.needs AND j.size = {{0}}.size
+    ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+"""The first of the due jobs of a lane. The index has it."""
 _JOIN_LANE: Final = """
-    INSERT INTO lanes VALUES (new.tenant, new.kind, new.needs, new.size, 1)
-        ON CONFLICT (tenant, kind, needs, size) DO UPDATE SET due = due + 1;
+    INSERT INTO lanes VALUES (new.tenant, new.kind, new.needs, new.size, 1, new.id, new.priority)
+        ON CONFLICT (tenant, kind, needs, size) DO UPDATE SET due = due + 1,
+            first = iif(excluded.priority > priority, excluded.first, first),
+            priority = max(priority, excluded.priority);
     INSERT INTO turns VALUES (new.tenant, (SELECT served FROM turn), 1)
         ON CONFLICT (tenant) DO UPDATE SET served = iif(due = 0, max(served, excluded.served), served), due = due + 1;
 """
@@ -93,20 +98,26 @@ FLEET: Final[tuple[str, ...]] = (
     # With all that a look at the first job of a lane asks for, or it would read the job itself.
     f"""CREATE INDEX jobs_due ON jobs (tenant, kind, needs, size, priority DESC, id, total_tokens, state)
         WHERE state IN {DUE}""",
+    # What is leased and completed is written here twice, not four times; the leased ones have their own index.
+    "DROP INDEX jobs_by_state",
+    f"CREATE INDEX jobs_by_state ON jobs (state, priority DESC, id) WHERE {NOT_LEASED}",
     "CREATE INDEX jobs_waiting ON jobs (not_before_s) WHERE state = 'waiting'",
     "CREATE INDEX jobs_waiting_since ON jobs (updated_at_s) WHERE state = 'waiting'",
     "CREATE INDEX jobs_leased ON jobs (lease_boot, lease_until_s) WHERE state = 'leased'",
     "CREATE INDEX jobs_finished ON jobs (updated_at_s) WHERE ended",
-    # The due jobs of a tenant that the same workers may take.
+    # The due jobs of a tenant that the same workers may take, and which of them comes first.
     """CREATE TABLE lanes (
         tenant TEXT NOT NULL,
         kind TEXT NOT NULL,
         needs TEXT NOT NULL,
         size INTEGER NOT NULL,
         due INTEGER NOT NULL,
+        first INTEGER,
+        priority REAL,
         PRIMARY KEY (tenant, kind, needs, size)
     ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX lanes_by_needs ON lanes (needs, kind, size)",
+    "CREATE INDEX lanes_left ON lanes (due) WHERE due = 0",
     # `served` is the virtual time of start-time fair queueing: tokens leased, over the weight. `turn` has that of the
     # whole queue.
     """CREATE TABLE turns (
@@ -124,8 +135,9 @@ FLEET: Final[tuple[str, ...]] = (
         leased INTEGER NOT NULL,
         tokens INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
-    f"""INSERT INTO lanes SELECT tenant, kind, needs, size, count(*) FROM jobs WHERE state IN {DUE}
+    f"""INSERT INTO lanes SELECT tenant, kind, needs, size, count(*), NULL, NULL FROM jobs WHERE state IN {DUE}
         GROUP BY 1, 2, 3, 4""",  # noqa: S608 - constants
+    f"UPDATE lanes SET (first, priority) = ({FIRST.format('lanes')})",  # noqa: S608 - constants
     "INSERT INTO turns SELECT tenant, 0, sum(due) FROM lanes GROUP BY 1",
     f"""INSERT INTO queue_depth
         SELECT kind, sum(state IN {DUE}), sum(state = 'waiting'), sum(state = 'leased'),
@@ -176,46 +188,9 @@ FLEET: Final[tuple[str, ...]] = (
         INSERT INTO queue_depth VALUES (new.kind, 1, 0, 0, {_LEFT.format("new")})
             ON CONFLICT (kind) DO UPDATE SET due = due + 1, tokens = tokens + excluded.tokens;
     END""",  # noqa: S608 - constants
-    f"""CREATE TRIGGER jobs_due_again AFTER UPDATE OF state ON jobs
-        WHEN new.state IN {DUE} AND old.state NOT IN {DUE} BEGIN {_JOIN_LANE} END""",
-    f"""CREATE TRIGGER jobs_no_more_due AFTER UPDATE OF state ON jobs
-        WHEN old.state IN {DUE} AND new.state NOT IN {DUE} BEGIN
-        UPDATE lanes SET due = due - 1 WHERE {_lane("old")};
-        DELETE FROM lanes WHERE {_lane("old")} AND due = 0;
-        UPDATE turns SET due = due - 1 WHERE tenant = old.tenant;
-    END""",  # noqa: S608 - constants
-    f"""CREATE TRIGGER jobs_counted AFTER UPDATE OF state, total_tokens, done_tokens ON jobs
-        WHEN old.state <> new.state OR {_LEFT.format("old")} <> {_LEFT.format("new")} BEGIN
-        UPDATE queue_depth SET
-            due = due + (new.state IN {DUE}) - (old.state IN {DUE}),
-            later = later + (new.state = 'waiting') - (old.state = 'waiting'),
-            leased = leased + (new.state = 'leased') - (old.state = 'leased'),
-            tokens = tokens + {_LEFT.format("new")} - {_LEFT.format("old")}
-        WHERE kind = new.kind;
-    END""",  # noqa: S608 - constants
     f"""CREATE TRIGGER jobs_reserve AFTER INSERT ON jobs WHEN new.reserved_tokens > 0 BEGIN
         {_each_budget("budget_reserved", tokens="new.reserved_tokens")}
     END""",
-    f"""CREATE TRIGGER jobs_reserve_other AFTER UPDATE OF reserved_tokens ON jobs
-        WHEN new.reserved_tokens <> old.reserved_tokens BEGIN
-        {_each_budget("budget_reserved", tokens="new.reserved_tokens - old.reserved_tokens")}
-    END""",
-    f"""CREATE TRIGGER jobs_spend AFTER UPDATE OF lease_tokens, lease_s ON jobs
-        WHEN new.lease_tokens > old.lease_tokens OR new.lease_s > old.lease_s BEGIN
-        {_each_budget("budget_spent", day=_DAY, tokens="new.lease_tokens - old.lease_tokens")}
-        INSERT INTO ledger {_LEDGER_KEY[:-1]}, background_tokens, background_s)
-            VALUES ({_DAY}, new.tenant, new.label, new.machine, new.user,
-                new.lease_tokens - old.lease_tokens, new.lease_s - old.lease_s)
-            ON CONFLICT {_LEDGER_KEY} DO UPDATE SET
-                background_tokens = background_tokens + excluded.background_tokens,
-                background_s = background_s + excluded.background_s;
-    END""",  # noqa: S608 - constants
-    f"""CREATE TRIGGER jobs_filled AFTER UPDATE OF state ON jobs
-        WHEN new.state = 'done' AND new.kind = 'fill' BEGIN
-        INSERT INTO ledger {_LEDGER_KEY[:-1]}, fills)
-            VALUES ({_DAY}, new.tenant, new.label, new.machine, new.user, 1)
-            ON CONFLICT {_LEDGER_KEY} DO UPDATE SET fills = fills + 1;
-    END""",  # noqa: S608 - constants
 )
 """The fourth step of the schema."""
 
@@ -230,13 +205,6 @@ TROUBLES: Final[tuple[str, ...]] = (
     ) STRICT, WITHOUT ROWID""",
     f"""INSERT INTO job_troubles SELECT kind, sum{_FAILING.format("jobs")}, sum{_DEAD.format("jobs")}
         FROM jobs WHERE NOT ended GROUP BY kind""",  # noqa: S608 - constants
-    f"""CREATE TRIGGER jobs_in_trouble AFTER UPDATE OF state, failures ON jobs
-        WHEN {_FAILING.format("old")} <> {_FAILING.format("new")}
-            OR {_DEAD.format("old")} <> {_DEAD.format("new")} BEGIN
-        INSERT INTO job_troubles VALUES (new.kind, {_FAILING.format("new")} - {_FAILING.format("old")},
-                {_DEAD.format("new")} - {_DEAD.format("old")})
-            ON CONFLICT (kind) DO UPDATE SET failing = failing + excluded.failing, dead = dead + excluded.dead;
-    END""",  # noqa: S608 - constants
     f"""CREATE TRIGGER jobs_forgotten AFTER DELETE ON jobs WHEN {_DEAD.format("old")} BEGIN
         UPDATE job_troubles SET dead = dead - 1 WHERE kind = old.kind;
     END""",  # noqa: S608 - constants

@@ -3,29 +3,40 @@
 A tenant's `served` is the virtual time of start-time fair queueing (Goyal, Vin and Cheng, 1996): tokens leased to it,
 over its weight. The lowest one is next, and begins where the queue is by now if it is behind: whoever could not be
 served for a while, for want of the right engine, does not keep those waiting who come now. All of this looks at
-tenants and lanes, of which there are few, and never at more than the first job of a lane, but in one case: among jobs
-of about the length of `max_tokens` those that are longer are passed over.
+tenants and lanes, of which there are few, and never at more than the first job of a lane, which the lane knows, but in
+one case: among jobs of about the length of `max_tokens` those that are longer are passed over. Workers who ask for the
+same at one time are served by one look, each as if it had asked alone.
 """
 
 from __future__ import annotations
 
 import functools
+import heapq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.state.jobs import JobKind
-from nightfill.state.sqlite.sums import DUE, size_of
+from nightfill.state.sqlite.sums import DUE, DUE_STATES, NOT_LEASED, size_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nightfill.state.jobs import WorkerId
+    from nightfill.state.sqlite.tally import Tally
 
-COLUMNS: Final = """id, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s,
-    done_tokens, total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs,
-    reserved_tokens"""
+COLUMNS: Final = (
+    "id, kind, target, tenant, label, priority, state, attempts, failures, lost, not_before_s, done_tokens, "
+    "total_tokens, worker, lease_boot, lease_until_s, error, created_at_s, updated_at_s, note, user, needs, "
+    "reserved_tokens"
+)
 """Of a row of `jobs`, what a `Job` is made of."""
+_TENANT, _STATE, _ATTEMPTS, _LOST, _DONE, _TOTAL, _UPDATED = (
+    COLUMNS.split(", ").index(name)
+    for name in ("tenant", "state", "attempts", "lost", "done_tokens", "total_tokens", "updated_at_s")
+)
+_LEASE: Final = slice(_TOTAL + 1, _TOTAL + 4)
+"""`worker`, `lease_boot` and `lease_until_s`."""
 SKEW_S: Final = 60.0
 _BATCH: Final = 1000
 """Jobs that one transaction makes due, so that others need not wait for long."""
@@ -69,12 +80,14 @@ def make_due(connection: sqlite3.Connection, times: Mapping[str, object], *, mos
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a worker asks for, as statements. Both take `values`, `any` also those of `OVERDUE`."""
+    """What a worker asks for, as statements. All take `values`, `any` also those of `OVERDUE`."""
 
     any: str
     """Whether time has made jobs due that nobody has told yet, and whether one is due."""
     next: str
-    """The tenant whose turn it is, its first job, and the virtual times of the tenant and of the queue."""
+    """The `limit` tenants whose turn it is, the first job of each, and the virtual times of each and of the queue."""
+    again: str
+    """The first job of `tenant`."""
     values: Mapping[str, object]
 
 
@@ -92,62 +105,102 @@ def wanted(
         values |= names
     if max_tokens is not None:
         lanes += " AND l.size <= :size"
-        jobs += " AND j.total_tokens <= :max_tokens"
+        jobs += " AND {0}.total_tokens <= :max_tokens"
         values |= {"size": size_of(max_tokens), "max_tokens": max_tokens}
     if min_priority is not None:
-        jobs += " AND j.priority >= :min_priority"
+        jobs += " AND {0}.priority >= :min_priority"
         values["min_priority"] = min_priority
 
     def first(column: str) -> str:
-        """Of the first job of a lane; the index has it."""
-        return f"""SELECT j.{column} FROM jobs j INDEXED BY jobs_due WHERE j.state IN {DUE} AND j.tenant = l.tenant
-            AND j.kind = l.kind AND j.needs = l.needs AND j.size = l.size{jobs}
-            ORDER BY j.priority DESC, j.id LIMIT 1"""  # noqa: S608 - constants
+        """Of the first job of a lane that is wanted, by the index."""
+        return f"""SELECT f.{column} FROM jobs f INDEXED BY jobs_due WHERE f.state IN {DUE} AND f.tenant = l.tenant
+            AND f.kind = l.kind AND f.needs = l.needs AND f.size = l.size{jobs.format("f")}
+            ORDER BY f.priority DESC, f.id LIMIT 1"""  # noqa: S608 - constants
 
+    # The lane knows its first job, but where some of its jobs are too long.
+    known = "NULL" if max_tokens is None else "l.size = :size"
+    job, priority = (
+        f"iif({known}, ({first(column)}), l.{column})".replace("l.id", "l.first") for column in ("id", "priority")
+    )
     if min_priority is None:
-        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND EXISTS ({first('id')})"  # noqa: S608 - constants
+        some = f"SELECT 1 FROM lanes l WHERE {lanes} AND {job} IS NOT NULL"  # noqa: S608 - constants
     else:
         # Most lanes have none of such a rank.
         some = f"""SELECT 1 FROM jobs j INDEXED BY jobs_by_state
-            WHERE j.state IN {DUE}{jobs} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
+            WHERE j.state IN {DUE} AND j.{NOT_LEASED}{jobs.format("j")} AND {lanes.replace("l.", "j.")}"""  # noqa: S608 - constants
+        lanes += " AND l.priority >= :min_priority"
+    row = f"j.{COLUMNS.replace(', ', ', j.')}"
+    # A tenant is looked at when those before it have nothing: what has a limit is not folded into what contains it.
     return Wanted(
         any=f"{OVERDUE}, EXISTS ({some})",
-        # A tenant is looked at when those before it have nothing: what has a limit is not folded into what contains it.
-        next=f"""SELECT tenant, id, served, (SELECT served FROM turn) FROM (
-            SELECT t.tenant, t.served, (
-                SELECT id FROM (SELECT ({first("id")}) AS id, ({first("priority")}) AS priority
+        next=f"""SELECT {row}, n.served, (SELECT served FROM turn) FROM (
+            SELECT * FROM (SELECT t.served, t.tenant, (
+                SELECT id FROM (SELECT {job} AS id, {priority} AS priority
                     FROM lanes l WHERE l.tenant = t.tenant AND {lanes} LIMIT -1)
                 WHERE id IS NOT NULL ORDER BY priority DESC, id LIMIT 1
-            ) AS id FROM turns t INDEXED BY turns_next WHERE t.due > 0 ORDER BY t.served, t.tenant LIMIT -1
-        ) WHERE id IS NOT NULL LIMIT 1""",  # noqa: S608 - constants
+            ) AS id FROM turns t INDEXED BY turns_next WHERE t.due > 0 ORDER BY t.served, t.tenant LIMIT -1)
+            WHERE id IS NOT NULL LIMIT :limit
+        ) n CROSS JOIN jobs j ON j.id = n.id""",  # noqa: S608 - constants
+        again=f"""SELECT {row} FROM lanes l CROSS JOIN jobs j ON j.id = ({first("id")})
+            WHERE l.tenant = :tenant AND {lanes} ORDER BY j.priority DESC, j.id LIMIT 1""",  # noqa: S608 - constants
         values=values,
     )
+
+
+_CLAIM: Final = """UPDATE jobs SET lost = ?, state = 'leased', worker = ?, attempts = ?, lease_boot = ?,
+    lease_until_s = ?, updated_at_s = ?, lease_tokens = 0, lease_s = 0, machine = '' WHERE id = ?"""
 
 
 def claim(
     connection: sqlite3.Connection,
     asked: Wanted,
-    times: Mapping[str, object],
+    askers: Sequence[tuple[WorkerId, float]],
     *,
-    worker: WorkerId,
-    lease_s: float,
+    times: Mapping[str, Any],
     weights: Mapping[str, float],
-) -> Any:
-    """Lease the next job: its row, or None when none is due."""
-    turn = connection.execute(asked.next, asked.values).fetchall()
-    if not turn:
-        return None
-    tenant, job, served, queue = turn[0]
-    (row,) = connection.execute(
-        f"""UPDATE jobs SET lost = lost + (state = 'expired'), state = 'leased', worker = :worker,
-            attempts = attempts + 1, lease_boot = :boot, lease_until_s = :steady_s + :lease_s, updated_at_s = :now_s,
-            lease_tokens = 0, lease_s = 0, machine = ''
-        WHERE id = :job RETURNING {COLUMNS}""",  # noqa: S608 - constants
-        {**times, "worker": worker, "lease_s": lease_s, "job": job},
-    ).fetchall()
-    begin = max(served, queue)
-    cost = max(1, row["total_tokens"] - row["done_tokens"]) / weights.get(tenant, 1.0)
-    connection.execute("UPDATE turns SET served = ? WHERE tenant = ?", (begin + cost, tenant))
-    if begin > queue:
-        connection.execute("UPDATE turn SET served = ?", (begin,))
-    return row
+    tally: Tally,
+) -> list[Any]:
+    """Lease the next jobs to these workers for so many seconds: `COLUMNS` of each, none for those who come too late."""
+    tally.write()
+    found = connection.execute(asked.next, {**asked.values, "limit": len(askers)}).fetchall()
+    if not found:
+        return []
+    queue = begun = found[0][-1]
+    # A heap: the tenant with the lowest virtual time comes first. None: its next job is to be looked for.
+    turns: list[tuple[float, str, Any]] = [
+        (row[-2], row[_TENANT], row[:-2] if row[_STATE] in DUE_STATES else None) for row in found
+    ]
+    heapq.heapify(turns)
+    rows: list[Any] = []
+    claims: list[tuple[Any, ...]] = []
+    for worker, lease_s in askers:
+        while turns and turns[0][2] is None:
+            # It had its turn, and has it again already.
+            connection.executemany(_CLAIM, claims)
+            claims.clear()
+            served, tenant, _ = turns[0]
+            following = connection.execute(asked.again, {**asked.values, "tenant": tenant}).fetchone()
+            if following is None:
+                heapq.heappop(turns)
+            else:
+                turns[0] = (served, tenant, following)
+        if not turns:
+            break
+        served, tenant, job = turns[0]
+        row = list(job)
+        row[_LOST] += row[_STATE] == "expired"
+        row[_STATE] = "leased"
+        row[_ATTEMPTS] += 1
+        lease = (worker, times["boot"], times["steady_s"] + lease_s)
+        row[_LEASE] = lease
+        row[_UPDATED] = times["now_s"]
+        claims.append((row[_LOST], worker, row[_ATTEMPTS], *lease[1:], times["now_s"], row[0]))
+        rows.append(row)
+        queue = max(served, queue)
+        served = queue + max(1, row[_TOTAL] - row[_DONE]) / weights.get(tenant, 1.0)
+        tally.serve(tenant, served)
+        heapq.heapreplace(turns, (served, tenant, None))
+    connection.executemany(_CLAIM, claims)
+    if queue > begun:
+        connection.execute("UPDATE turn SET served = ?", (queue,))
+    return rows

@@ -150,13 +150,17 @@ async def test_no_statement_of_the_queue_goes_through_all_jobs(tmp_path: Path) -
         for connection in (state._database._writer, state._database._reader):
             connection.set_trace_callback(None)
         plans = 0
+        # Those that are leased are few: there is an index of them alone.
+        through_all = (
+            r"SCAN (jobs|j|f|budget_spent|ledger|access_hours|lanes)\b(?! USING (COVERING )?INDEX jobs_leased)"
+        )
         with plain(tmp_path / "s.db") as raw:
             for statement in said:
                 if not re.match(r"\s*(SELECT|UPDATE|INSERT|DELETE)", statement):
                     continue
                 for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}"):
                     plans += 1
-                    assert not re.match(r"SCAN (jobs|j|f|budget_spent|ledger|access_hours|lanes)\b", row[3]), statement
+                    assert not re.match(through_all, row[3]), statement
         assert plans > 30
 
 
