@@ -23,7 +23,8 @@
     |   |-- EngineTimeout           sent nothing within its deadline (504)
     |   |-- EngineRefused           answered with an error of its own (its status passes through)
     |   |-- EngineUnfit             runs, but was started otherwise than nightfill needs; the message names the flag
-    |   `-- EngineStart             could not be started; the message carries the engine's last words
+    |   |-- EngineStart             could not be started; the message carries the engine's last words
+    |   `-- WokeWrong               woke from sleep, and does not compute what it did before
     |-- KvError                     the store; a reader treats each of these as a miss
     |   |-- BlockCorrupt            checksum, tag, length or header differ
     |   |   `-- KeyUnknown          sealed under a key that this process lacks: perhaps good, and not ours to delete
@@ -162,6 +163,10 @@ class EngineUnfit(EngineError):
 
 class EngineStart(EngineError):
     """The engine could not be started."""
+
+
+class WokeWrong(EngineError):
+    """The engine woke from sleep and does not compute what it did before."""
 
 
 class KvError(NightfillError):
