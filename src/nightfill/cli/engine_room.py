@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.llama.engine import LlamaEngine
@@ -14,6 +15,7 @@ from nightfill.errors import BadSetting, EngineError, EngineTimeout, EngineUnava
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AsyncExitStack
 
     from nightfill.cli.rooms import Rooms
     from nightfill.config import EngineSettings, Role, Settings
@@ -24,14 +26,11 @@ _ASK_AGAIN_S: Final = 0.5
 
 
 def engines_for(settings: Settings, *roles: Role) -> tuple[EngineSettings, ...]:
-    """The configured engines that have one of these roles. Raises BadSetting unless the engines fit together."""
-    llamas = [engine.name for engine in settings.engines if engine.kind == "llama"]
+    """The configured engines that have one of these roles. Raises BadSetting where none is configured."""
     if not settings.engines:
         raise BadSetting(
             "engines: none is configured: give --model FILE.gguf, or --model demo:small to try it out", param="engines"
         )
-    if len(llamas) > 1:
-        raise BadSetting(f"engines: at most one may be of kind llama, not {', '.join(llamas)}", param="engines")
     return tuple(engine for engine in settings.engines if set(engine.roles or _DEFAULT_ROLES) & set(roles))
 
 
@@ -41,6 +40,47 @@ def engines_to_serve(settings: Settings) -> tuple[EngineSettings, ...]:
     if not found:
         raise BadSetting("engines: none has the role serve, or decode, so nobody could answer", param="engines")
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """One engine that answers requests."""
+
+    settings: EngineSettings
+    engine: Engine
+    """What is asked."""
+    llama: LlamaEngine | None = None
+    """The embedded engine behind it, where it is one."""
+
+
+async def open_served(rooms: Rooms, stack: AsyncExitStack) -> list[Served]:
+    """All engines that answer requests, starting; `stack` closes them. Raises BadSetting."""
+    prefill = [make_vllm(one, rooms) for one in engines_for(rooms.settings, "prefill")]
+    for helper in prefill:
+        stack.push_async_callback(helper.aclose)
+    served = []
+    for one in engines_to_serve(rooms.settings):
+        if one.kind == "llama":
+            llama = await make_llama(one, rooms, filling=False)
+            found = Served(settings=one, engine=llama, llama=llama)
+        elif prefill and "decode" in one.roles:
+            found = Served(settings=one, engine=make_split(prefill, one, rooms))
+        else:
+            found = Served(settings=one, engine=make_vllm(one, rooms))
+        stack.push_async_callback(found.engine.aclose)
+        served.append(found)
+    return served
+
+
+async def descriptions_of(served: Sequence[Served]) -> list[Description]:
+    """What those of our own say of themselves; where there are none, what the first server elsewhere does that is up.
+
+    Raises EngineError when one of our own does not come up, or none of the servers.
+    """
+    own = [one.llama for one in served if one.llama is not None]
+    if own:
+        return [await engine.describe() for engine in own]
+    return [await first_described([(one.engine, one.settings.start_timeout_s) for one in served])]
 
 
 async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> LlamaEngine:

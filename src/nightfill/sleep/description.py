@@ -9,8 +9,12 @@ from nightfill.contexts.context import Signature
 from nightfill.engines.engine import Description, Reuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from nightfill.state.engines import EngineNote
+
+SEEN_S: Final = 600.0
+"""So long a worker counts as there since it last told of its engine."""
 _KINDS: Final[Mapping[str, type]] = {
     "engine": str,
     "model": str,
@@ -39,3 +43,10 @@ def description_of(note: Mapping[str, str | int | bool]) -> Description | None:
         return None
     values: dict[str, Any] = {name: note[name] for name in _KINDS}
     return Description(**{**values, "reuse": Reuse[values["reuse"]], "signature": Signature(values["signature"])})
+
+
+def seen_last(notes: Sequence[EngineNote]) -> list[Description]:
+    """The engines that were there when the last of them was, one of each signature."""
+    since_s = max((note.seen_at_s for note in notes), default=0.0) - SEEN_S
+    found = [description_of(note.body) for note in notes if note.seen_at_s > since_s]
+    return list({one.signature: one for one in found if one is not None}.values())

@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.2
 """How often the queue is asked for work, and the book for changes."""
 NOTE_EVERY_S: Final = 60.0
-"""How often it is told that an engine is still here; see `planner.SEEN_S`."""
+"""How often it is told that an engine is still here; see `description.SEEN_S`."""
 UPKEEP_EVERY_S: Final = 60.0
 PRUNE_EVERY_S: Final = 3600.0
 KEEP_JOBS_S: Final = 7 * 86400.0
