@@ -43,7 +43,7 @@ class SqliteAccessLog:
         marks = ", ".join("?" * len(_COLUMNS))
         sql = f"INSERT INTO accesses ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 - constants
         hours = [(row.tenant, row.context, row.at_s // _HOUR_S, row.broken, row.at_s) for row in rows if row.context]
-        hours += [(_NOBODY, row.model, row.at_s // _HOUR_S, False, row.at_s) for row in rows if asks(row)]
+        hours += [(_NOBODY, ContextName(row.model), row.at_s // _HOUR_S, False, row.at_s) for row in rows if asks(row)]
 
         def act(connection: sqlite3.Connection) -> None:
             connection.executemany(sql, values)

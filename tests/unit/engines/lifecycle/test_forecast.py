@@ -32,7 +32,9 @@ def daily(clock: str, *, days: int, first: datetime = MONDAY, only: Iterable[int
 def foreseen(times: Iterable[str], now: str, zone: tzinfo = UTC) -> str | None:
     now_s = datetime.fromisoformat(now).replace(tzinfo=zone).timestamp()
     expected = next_use(asked(times, zone), now_s=now_s, zone=zone)
-    return expected and f"{datetime.fromtimestamp(expected.at_s, zone):%a %Y-%m-%d %H:%M}"
+    if expected is None:
+        return None
+    return f"{datetime.fromtimestamp(expected.at_s, zone):%a %Y-%m-%d %H:%M}"
 
 
 @pytest.mark.parametrize(
