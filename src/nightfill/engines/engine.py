@@ -100,6 +100,13 @@ class Tokens:
     prompt: int | None = None
     reused: int | None = None
     output: int | None = None
+    drafted: int | None = None
+    """Guessed ahead (speculative decoding)."""
+    accepted: int | None = None
+    """Of those, the ones that the model agreed with; they are part of `output`."""
+    compute_s: float | None = None
+    """Seconds that the engine worked on the request, its waiting lines left out; other requests may have shared them.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

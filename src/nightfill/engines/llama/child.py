@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from nightfill.engines.llama.child_config import ENVIRONMENT, START_FAILED, Armed, ChildConfig, Listening
+from nightfill.engines.llama.child_config import ENVIRONMENT, START_FAILED, Armed, ChildConfig, Drafting, Listening
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -139,6 +139,8 @@ def parameters(config: ChildConfig) -> Any:
         params.n_batch = params.n_ubatch = max(config.n_batch, _EMBEDDING_BATCH)
     threads = config.n_threads or len(os.sched_getaffinity(0))
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    if config.drafting is not None:
+        _speculate(params.speculative, config.drafting, threads=threads, n_gpu_layers=config.n_gpu_layers)
 
     params.hostnames = ["127.0.0.1"]
     params.port = 0  # the kernel gives a free one when the server binds it: no race
@@ -155,6 +157,26 @@ def parameters(config: ChildConfig) -> Any:
     params.ui = False
     params.log_json = False
     return params
+
+
+def _speculate(speculative: Any, drafting: Drafting, *, threads: int, n_gpu_layers: int) -> None:
+    from xllamacpp import common_speculative_type as kinds
+
+    kind = {
+        "ngram": kinds.COMMON_SPECULATIVE_TYPE_NGRAM_MOD,
+        "draft": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE,
+        "eagle3": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3,
+        "mtp": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_MTP,
+    }[drafting.method]
+    speculative.types = [kind]
+    guess = speculative.ngram_mod if drafting.method == "ngram" else speculative.draft
+    if drafting.tokens:
+        guess.n_max = drafting.tokens
+        guess.n_min = min(guess.n_min, drafting.tokens)
+    draft = speculative.draft
+    draft.mparams.path = drafting.model
+    draft.n_gpu_layers = n_gpu_layers
+    draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
 
 
 if __name__ == "__main__":

@@ -15,6 +15,16 @@ ENVIRONMENT: Final = {
 """Must be set before the child starts: libraries read it when they load."""
 
 
+class Drafting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How tokens are guessed, to be checked several at a time."""
+
+    method: Literal["ngram", "draft", "eagle3", "mtp"]
+    model: str = ""
+    """Path of the GGUF file that guesses; empty for none of its own."""
+    tokens: int = 0
+    """Guessed at once, at most; 0 for llama.cpp's default."""
+
+
 class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One llama.cpp server; names as llama.cpp has them. Sent as one line of JSON on the child's standard input."""
 
@@ -47,6 +57,7 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     n_gpu_layers: int = 0
     embeddings: bool = False
     """Also serve embeddings, with mean pooling."""
+    drafting: Drafting | None = None
 
 
 class Armed(msgspec.Struct, frozen=True, tag="armed"):
