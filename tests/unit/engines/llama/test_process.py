@@ -14,7 +14,8 @@ import pytest
 
 from nightfill.engines.backoff import BackoffPolicy
 from nightfill.engines.llama.child_config import ChildConfig
-from nightfill.engines.llama.process import LlamaProcess, State
+from nightfill.engines.llama.process import LlamaProcess
+from nightfill.engines.supervised import State
 from nightfill.errors import EngineStart, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ async def test_waiting_for_a_child_has_a_deadline(make: Make) -> None:
 async def test_a_fault_of_our_own_in_the_supervision_surfaces_instead_of_hanging(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nightfill.engines.llama.process.after_exit", None)
+    monkeypatch.setattr("nightfill.engines.supervised.after_exit", None)
     process = await make("fails")
     with pytest.raises(EngineStart, match="supervision failed: TypeError"):
         await process.ready(30)
