@@ -45,7 +45,7 @@ class SpeculationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     model: str = ""
     """Of `draft`, `eagle` and `eagle3`: a GGUF file (llama.cpp) or a model's folder or name (vLLM)."""
     tokens: int = 0
-    """Guessed at once, at most; 0 for the engine's own default."""
+    """Guessed at once, at most; 0 for llama.cpp's own default, and for 3 of vLLM."""
 
 
 class LaunchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

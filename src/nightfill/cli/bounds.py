@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from nightfill.cli.experiment_bounds import check_experiments, check_speculation
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ def check_bounds(settings: Settings) -> None:
         if not engine.name or engine.name in names[:index]:
             raise _bad(f"engines.{index}.name", engine.name, "must be there, and unlike those of the other engines")
         _check_engine(engine, index)
+        check_speculation(engine, index)
+    check_experiments(settings)
     if not settings.kv.tiers:
         raise _bad("kv.tiers", [], "must have at least one tier")
     for index, tier in enumerate(settings.kv.tiers):

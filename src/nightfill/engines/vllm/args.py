@@ -19,7 +19,7 @@ from nightfill.errors import BadSetting
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nightfill.config import EngineSettings, Settings
+    from nightfill.config import EngineSettings, Settings, SpeculationSettings
 
 CONNECTOR: Final = "NightfillConnector"
 TIER: Final = "NightfillTier"
@@ -35,6 +35,8 @@ KvDtype = Literal["auto", "fp8_e4m3", "fp8_e5m2"]
 
 _STEP_TOKENS: Final = (256, 2048)
 """Least and most tokens of one step where live requests meet fills; vLLM runs no more requests at once than that."""
+_GUESSED: Final = 3
+"""Tokens at once, where the settings do not say: vLLM has no default for most methods."""
 _CPU_BLOCK_TOKENS: Final = 128
 _CPU_KV_BYTES: Final = 1 << 30
 
@@ -105,7 +107,7 @@ def launch(settings: Settings, engine: EngineSettings, wanted: Wanted) -> Launch
         # vLLM schedules asynchronously where it can, which it cannot on a processor; each way has a class of its own.
         argv += ["--scheduler-cls", CPU_SCHEDULER if wanted.cpu else SCHEDULER]
         argv += ["--additional-config", _json({NAME: {"slice_tokens": wanted.idle_slice_tokens}})]
-    argv += _memory(settings, wanted)
+    argv += [*_memory(settings, wanted), *_speculation(engine.speculation), *_reports(settings, engine)]
     if wanted.cpu:
         # Two servers that pin threads pick the same cores, and threads that spin on busy cores take seconds per token.
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.threads or 1)}
@@ -233,6 +235,25 @@ def _step(settings: Settings, engine: EngineSettings) -> list[str]:
         return []
     least, most = _STEP_TOKENS
     return ["--max-num-batched-tokens", str(max(least, min(most, settings.sleep.max_slice_tokens)))]
+
+
+def _speculation(wanted: SpeculationSettings) -> list[str]:
+    """Layers of a guessing model are in vLLM's KV cache too: the plug-in's signature has them in it."""
+    if wanted.method == "none":
+        return []
+    config: dict[str, str | int] = {
+        "method": "draft_model" if wanted.method == "draft" else wanted.method,
+        "num_speculative_tokens": wanted.tokens or _GUESSED,
+    }
+    if wanted.model:
+        config["model"] = wanted.model
+    return ["--speculative-config", _json(config), "--per-request-spec-decode-metrics", "summary"]
+
+
+def _reports(settings: Settings, engine: EngineSettings) -> list[str]:
+    """Experiments compare the seconds that engines work on a request."""
+    compared = any(engine.name in (one.a, one.b) for one in settings.experiments)
+    return ["--enable-per-request-metrics"] if compared else []
 
 
 def _memory(settings: Settings, wanted: Wanted) -> list[str]:

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from nightfill.config import ByteSize, Duration, EngineSettings, KvSettings, Role, Settings, SleepSettings, TierSettings
+from nightfill.config import (
+    ByteSize,
+    Duration,
+    EngineSettings,
+    ExperimentSettings,
+    KvSettings,
+    Role,
+    Settings,
+    SleepSettings,
+    SpeculationSettings,
+    TierSettings,
+)
 from nightfill.engines.vllm.args import API_KEY, Launch, Wanted, launch, plain
 from nightfill.errors import BadSetting
 
@@ -199,3 +210,31 @@ def test_a_url_without_an_address_is_refused(url: str) -> None:
 
 def test_the_longest_context_is_passed_on() -> None:
     assert value(start(msgspec.structs.replace(ENGINE, context_length=8192)).argv, "--max-model-len") == "8192"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (SpeculationSettings(method="ngram", tokens=5), {"method": "ngram", "num_speculative_tokens": 5}),
+        (
+            SpeculationSettings(method="draft", model="/models/small"),
+            {"method": "draft_model", "num_speculative_tokens": 3, "model": "/models/small"},
+        ),
+        (
+            SpeculationSettings(method="eagle3", model="org/head", tokens=4),
+            {"method": "eagle3", "num_speculative_tokens": 4, "model": "org/head"},
+        ),
+        (SpeculationSettings(method="mtp"), {"method": "mtp", "num_speculative_tokens": 3}),
+    ],
+)
+def test_speculation_is_asked_for_and_reported_by_request(wanted: SpeculationSettings, told: dict[str, Any]) -> None:
+    argv = start(msgspec.structs.replace(ENGINE, speculation=wanted)).argv
+    assert msgspec.json.decode(value(argv, "--speculative-config")) == told
+    assert value(argv, "--per-request-spec-decode-metrics") == "summary"
+    assert "--speculative-config" not in start().argv
+
+
+def test_an_engine_of_an_experiment_reports_the_seconds_of_each_request() -> None:
+    settings = Settings(experiments=(ExperimentSettings(name="x", a="other", b="local"),))
+    assert "--enable-per-request-metrics" in start(settings=settings).argv
+    assert "--enable-per-request-metrics" not in start().argv
