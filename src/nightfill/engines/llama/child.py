@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from nightfill.engines.llama.adapter_file import intact, mark_of
 from nightfill.engines.llama.child_config import ENVIRONMENT, START_FAILED, Armed, ChildConfig, Drafting, Listening
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ def main() -> NoReturn:
         os._exit(0)
     scheduling = _go_behind() if config.background else "normal"
     _say(lines.fileno(), Armed(scheduling=scheduling))
-    port = _serve(config)
-    _say(lines.fileno(), Listening(port=port))
+    _say(lines.fileno(), _serve(config))
     while os.read(0, 4096):
         pass
     os._exit(0)
@@ -81,21 +81,32 @@ _server: Any = None
 """Keeps the running server from being collected."""
 
 
-def _serve(config: ChildConfig) -> int:
+def _serve(config: ChildConfig) -> Listening:
     global _server
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import xllamacpp
 
-    try:
-        _server = xllamacpp.Server(parameters(config))
-        port = urlsplit(_server.listening_address).port
-    except (RuntimeError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        sys.stderr.flush()
-        os._exit(START_FAILED)
+    adapters = config.adapters
+    while True:
+        marks = [mark_of(one) for one in adapters]
+        try:
+            _server = xllamacpp.Server(parameters(msgspec.structs.replace(config, adapters=adapters)))
+        except (RuntimeError, ValueError) as error:
+            sys.stderr.write(f"{error}\n")
+            sys.stderr.flush()
+            if not adapters:
+                os._exit(START_FAILED)
+            # Most likely it is the newest: the others were loaded before. The model serves in any case.
+            adapters = adapters[:-1]
+            continue
+        read = intact(adapters, marks)
+        if read == adapters:
+            break
+        _server, adapters = None, read
+    port = urlsplit(_server.listening_address).port
     assert port is not None
-    return int(port)
+    return Listening(port=int(port), adapters=tuple(one.sha256 for one in adapters))
 
 
 def parameters(config: ChildConfig) -> Any:
@@ -141,6 +152,9 @@ def parameters(config: ChildConfig) -> Any:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     if config.drafting is not None:
         _speculate(params.speculative, config.drafting, threads=threads, n_gpu_layers=config.n_gpu_layers)
+
+    # Not applied but where a request says so; llama.cpp's own switch for that does nothing here.
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(one.path, 0.0) for one in config.adapters]
 
     params.hostnames = ["127.0.0.1"]
     params.port = 0  # the kernel gives a free one when the server binds it: no race

@@ -25,6 +25,15 @@ class Drafting(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Guessed at once, at most; 0 for llama.cpp's default."""
 
 
+class AdapterFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A LoRA adapter to load."""
+
+    path: str
+    """Of a GGUF file."""
+    sha256: str
+    """Of its content, in hex; a file of other content is not loaded."""
+
+
 class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One llama.cpp server; names as llama.cpp has them. Sent as one line of JSON on the child's standard input."""
 
@@ -58,6 +67,8 @@ class ChildConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     embeddings: bool = False
     """Also serve embeddings, with mean pooling."""
     drafting: Drafting | None = None
+    adapters: tuple[AdapterFile, ...] = ()
+    """Loaded, and not applied: each request says which it is under."""
 
 
 class Armed(msgspec.Struct, frozen=True, tag="armed"):
@@ -70,6 +81,8 @@ class Listening(msgspec.Struct, frozen=True, tag="listening"):
     """Second line: the model is loaded, and 127.0.0.1 answers on `port`."""
 
     port: int
+    adapters: tuple[str, ...] = ()
+    """SHA-256 of those that it has, by their ids; fewer than it was told where one is gone, changed or not for it."""
 
 
 START_FAILED: Final = 3

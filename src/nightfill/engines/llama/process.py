@@ -55,6 +55,8 @@ class LlamaProcess(Supervised["_Child"]):
         self._command = command
         self._start_timeout_s = start_timeout_s
         self._port = 0
+        self.adapters: tuple[str, ...] = ()
+        """SHA-256 of the LoRA adapters that the child has, by their ids."""
         self._frozen_since_s: float | None = None
         self._frozen_before_s = 0.0
 
@@ -121,7 +123,7 @@ class LlamaProcess(Supervised["_Child"]):
         line = await self._line(child, deadline_s)
         if not isinstance(line, Listening):
             return False
-        self._port = line.port
+        self._port, self.adapters = line.port, line.adapters
         return True
 
     async def _line(self, child: _Child, deadline_s: float) -> Armed | Listening | None:
