@@ -1,4 +1,4 @@
-"""A vLLM server that runs elsewhere, to serve with or to fill with."""
+"""A vLLM server, ours or one that runs elsewhere, to serve with or to fill with."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import Content
     from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
     from nightfill.engines.vllm.api import Model
+    from nightfill.engines.vllm.server import VllmServer
     from nightfill.kv.store import Store
 
 DESCRIBED_S: Final = 30.0
@@ -69,18 +70,23 @@ class VllmEngine:
         first_byte_timeout_s: float = 900.0,
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
+        server: VllmServer | None = None,
     ) -> None:
-        """`plugin`: ours must be inside. Without it the server keeps KV its own way, and nothing can be filled."""
+        """`plugin`: ours must be inside. Without it the server keeps KV its own way, and nothing can be filled.
+
+        `server`: where we started it; `settings` are its own then, and it ends with this.
+        """
         self.name = settings.name
         self._plugin = plugin
         self.in_flight = 0
         """Requests that were sent to it and have not ended."""
         self._settings = settings
+        self._server = server
         self._store = store
         self._block_tokens = block_tokens
         self._clock = clock
         self._api = VllmApi(
-            settings.url,
+            settings.url if server is None else lambda: server.url,
             engine=settings.name,
             api_key=settings.api_key,
             first_byte_timeout_s=first_byte_timeout_s,
@@ -264,8 +270,10 @@ class VllmEngine:
         return await self._api.health()
 
     async def aclose(self) -> None:
-        """Close the connections; the server stays."""
+        """Close the connections. A server that runs elsewhere stays, one of ours ends."""
         await self._api.aclose()
+        if self._server is not None:
+            await self._server.aclose()
 
 
 def _wants_usage(call: Call) -> bool:
