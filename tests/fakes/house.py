@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
+    from nightfill.gateway.engines_admin import Keeper
     from nightfill.gateway.server import Server
     from nightfill.gateway.stored import AnswerRoom
 
@@ -47,6 +48,7 @@ class House:
     autoscale: Autoscale | None = None
     answers: AnswerRoom | None = None
     discovery: Discovery | None = None
+    keeper: Keeper | None = None
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -68,6 +70,7 @@ class House:
             histories=self.histories,
             answers=self.answers,
             discovery=self.discovery,
+            keeper=self.keeper,
         ) as server:
             yield server
 

@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("nightfill.cli.serve:serve", "Serve a model, and fill contexts while it is idle."),
     "work": ("nightfill.cli.work:work", "Run a background worker alone."),
     "context": ("nightfill.cli.context:context", "Add, list, fill and remove contexts."),
+    "models": ("nightfill.cli.models:models", "Show which models are awake; put them to sleep, wake and pin them."),
     "jobs": ("nightfill.cli.jobs:jobs", "Look at background work; retry or cancel it."),
     "plan": ("nightfill.cli.plan:plan", "Say what would be filled next, and why."),
     "answers": ("nightfill.cli.answers:answers", "List and clear stored answers, and see how they do."),

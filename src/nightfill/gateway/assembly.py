@@ -10,6 +10,7 @@ from nightfill.gateway.admin import Admin
 from nightfill.gateway.admission import Admission
 from nightfill.gateway.app import Gateway
 from nightfill.gateway.audit import Audits
+from nightfill.gateway.engines_admin import EnginesAdmin
 from nightfill.gateway.fleet import Fleet
 from nightfill.gateway.history import History
 from nightfill.gateway.inference import Inference
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.admin import Planner
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
+    from nightfill.gateway.engines_admin import Keeper
     from nightfill.gateway.removal import Forget
     from nightfill.gateway.stored import AnswerRoom
     from nightfill.observe.metrics import Metrics
@@ -60,6 +62,7 @@ async def serving(
     discovery: Discovery | None = None,
     answers: AnswerRoom | None = None,
     settle_s: float = 0.0,
+    keeper: Keeper | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
@@ -69,7 +72,7 @@ async def serving(
     engine, by the engine's name. autoscale: how many workers are wished for. route: how engines are chosen.
     histories: which chats are filled for their next turn. discovery: looks for contexts in what was answered.
     answers: what stored answers are kept in.
-    settle_s: what other hosts need to see a change of a context.
+    settle_s: what other hosts need to see a change of a context. keeper: puts models to sleep and wakes them.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
@@ -99,7 +102,9 @@ async def serving(
         queue=queue,
         limits=contexts,
         describe=inference.descriptions,
-        standings=fleet.standings,
+        engines=EnginesAdmin(
+            describe=inference.descriptions, standings=fleet.standings, keeper=keeper, tenants=tuple(settings.api_keys)
+        ),
         forget=forget,
         plan=plan,
         accounts=accounts,
