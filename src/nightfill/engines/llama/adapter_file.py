@@ -23,14 +23,19 @@ def mark_of(adapter: AdapterFile) -> Mark | None:
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
+def sha256_of(path: str | Path) -> str | None:
+    """Of its content, in hex; None where it cannot be read. Blocks: half a second per gigabyte."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
 def intact(adapters: Sequence[AdapterFile], marks: Sequence[Mark | None]) -> tuple[AdapterFile, ...]:
     """Those whose content is right, and was so since their `marks` were taken: who read them meanwhile, read that."""
-    return tuple(one for one, mark in zip(adapters, marks, strict=True) if _is_right(one) and mark_of(one) == mark)
-
-
-def _is_right(adapter: AdapterFile) -> bool:
-    try:
-        with Path(adapter.path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == adapter.sha256
-    except OSError:
-        return False
+    return tuple(
+        one
+        for one, mark in zip(adapters, marks, strict=True)
+        if sha256_of(one.path) == one.sha256 and mark_of(one) == mark
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.llama import demo_model, scratch
+from nightfill.engines.llama.adapters import register
 from nightfill.engines.llama.child_config import ChildConfig
 from nightfill.engines.llama.gguf_file import GgufHead, read_head, weights_digest
 from nightfill.engines.llama.speculation import drafting
@@ -18,6 +19,7 @@ from nightfill.errors import BadSetting
 if TYPE_CHECKING:
     from nightfill.config import EngineSettings
     from nightfill.contexts.context import Signature
+    from nightfill.engines.adapted import Adapter
     from nightfill.engines.llama.child_config import Drafting
 
 DEFAULT_CONTEXT: Final = 32768
@@ -38,6 +40,7 @@ class LlamaModel:
     """For a child that fills, at the lowest priority, instead of one that serves."""
     drafting: Drafting | None = None
     """How it guesses tokens; a child that fills writes none, and does not."""
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def version(self) -> str:
@@ -139,6 +142,7 @@ def _path_of(model: str, cache_dir: Path) -> Path:
 def load(settings: EngineSettings, *, filling: bool, cache_dir: Path, scratch_dir: str, data_dir: Path) -> LlamaModel:
     """Everything that a child of this model needs, with a scratch folder of its own."""
     path, head, signature = resolve(settings, cache_dir=cache_dir)
+    adapters = register(settings.adapters, architecture=head.architecture, cache_dir=cache_dir)
     guesses = drafting(settings.speculation, find=lambda model: _path_of(model, cache_dir))
     # One slot file at a time, in 16-bit KV of a model with grouped attention: a tenth of the weights is a good guess.
     need_bytes = max(256 << 20, head.file_bytes // 10)
@@ -151,4 +155,5 @@ def load(settings: EngineSettings, *, filling: bool, cache_dir: Path, scratch_di
         scratch=folder,
         filling=filling,
         drafting=guesses,
+        adapters=adapters,
     )

@@ -21,6 +21,7 @@ from nightfill.errors import EngineUnavailable
 
 if TYPE_CHECKING:
     from nightfill.engines.backoff import BackoffPolicy
+    from nightfill.engines.llama.child_config import AdapterFile
 
 CHILD: Final = (sys.executable, "-m", "nightfill.engines.llama.child")
 # The layers below the server see tokens only; the server itself quotes requests and answers in its errors.
@@ -102,6 +103,10 @@ class LlamaProcess(Supervised["_Child"]):
         self._config = msgspec.structs.replace(config, api_key=self.api_key, parent_pid=os.getpid())
         self.streams = _streams(config)
         self.start()
+
+    async def adapt(self, adapters: tuple[AdapterFile, ...]) -> None:
+        """`restart` with these LoRA adapters, and else as it is."""
+        await self.restart(msgspec.structs.replace(self._config, adapters=adapters))
 
     def _apply_freeze(self) -> None:
         # A child that is not armed yet would be left behind, stopped for ever, if we were killed now.

@@ -41,8 +41,8 @@ class Slot:
     last_used_s: float = 0.0
     kept: bool = False
     """What it holds cannot be had back from the store: other requests take it last."""
-    adapter: str | None = None
-    """That its last request was under, empty for none; None while that is not known."""
+    scales: tuple[float, ...] | None = None
+    """Of the adapters that its last request was under; None while that is not known."""
 
     def holds(self, spans: Sequence[Span]) -> int:
         """Tokens at the front of `spans` that the slot still has."""
@@ -57,7 +57,7 @@ class Slot:
         """The slot is empty now, in the process of this generation."""
         self.generation, self.spans, self.text, self.kept = generation, (), b"", False
         self.said, self.tokens, self.reply_tokens = None, 0, 0
-        self.adapter = None
+        self.scales = None
 
 
 def common_bytes(a: bytes, b: bytes) -> int:
