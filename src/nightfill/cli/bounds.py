@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nightfill.cli.experiment_bounds import check_experiments, check_speculation
+from nightfill.cli.lifecycle_bounds import check_launch, check_lifecycle
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "experiments.*.max_error_share": (0, 1),
     "experiments.*.max_drift": (0, 100),
     "experiments.*.min_requests": (1, 1_000_000),
+    "experiments.*.patience_s": (0.1, 86400),
 }
 """Lowest and highest value that is allowed; `*` stands for any item of a list or an object."""
 
@@ -140,7 +142,9 @@ def check_bounds(settings: Settings) -> None:
         if not engine.name or engine.name in names[:index]:
             raise _bad(f"engines.{index}.name", engine.name, "must be there, and unlike those of the other engines")
         _check_engine(engine, index)
+        check_launch(engine, index)
         check_speculation(engine, index)
+    check_lifecycle(settings)
     check_experiments(settings)
     if not settings.kv.tiers:
         raise _bad("kv.tiers", [], "must have at least one tier")
@@ -170,7 +174,7 @@ def _check_engine(engine: EngineSettings, index: int) -> None:
         for name in ("url", "api_key", "roles"):
             if getattr(engine, name):
                 raise _unshown(f"engines.{index}.{name}", "is for kind: vllm only")
-    elif not engine.url.startswith(("http://", "https://")):
+    elif engine.url and not engine.url.startswith(("http://", "https://")):
         raise _unshown(f"engines.{index}.url", "must be the http:// or https:// address of a vLLM server")
 
 
