@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.engines_admin import Keeper
+    from nightfill.gateway.experiments import Experiments
     from nightfill.gateway.server import Server
     from nightfill.gateway.stored import AnswerRoom
 
@@ -48,6 +49,7 @@ class House:
     autoscale: Autoscale | None = None
     answers: AnswerRoom | None = None
     discovery: Discovery | None = None
+    experiments: Experiments | None = None
     keeper: Keeper | None = None
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
@@ -70,6 +72,7 @@ class House:
             histories=self.histories,
             answers=self.answers,
             discovery=self.discovery,
+            experiments=self.experiments,
             keeper=self.keeper,
         ) as server:
             yield server

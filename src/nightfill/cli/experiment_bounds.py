@@ -29,9 +29,10 @@ def check_speculation(engine: EngineSettings, index: int) -> None:
 
 
 def check_experiments(settings: Settings) -> None:
-    """Raise BadSetting unless each has a name of its own, and two engines that answer requests, or one with a mode."""
+    """Raise BadSetting unless each has its own name and arm a, and another engine or a mode as arm b."""
     roles = {engine.name: engine.roles or ("serve", "fill") for engine in settings.engines}
     seen: set[str] = set()
+    firsts: set[str] = set()
     rivals: set[str] = set()
     for index, one in enumerate(settings.experiments):
         key = f"experiments.{index}"
@@ -44,6 +45,9 @@ def check_experiments(settings: Settings) -> None:
                 raise _bad(f"{key}.{arm}", engine, "must name an engine that answers requests")
         if one.a == one.b and not one.mode:
             raise _bad(f"{key}.b", one.b, "must be another engine than a, unless a mode is given")
+        if one.a in firsts:
+            raise _bad(f"{key}.a", one.a, "is arm a of another experiment already")
+        firsts.add(one.a)
         if one.b != one.a:
             rivals.add(one.b)
     for index, one in enumerate(settings.experiments):

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.engines_admin import EnginesAdmin
     from nightfill.gateway.exchange import Exchange
+    from nightfill.gateway.experiments_admin import ExperimentsAdmin
     from nightfill.gateway.removal import Forget
     from nightfill.observe.metrics import Sample
     from nightfill.sleep.autoscale import Scale
@@ -113,6 +114,7 @@ class Admin:
         autoscale: Autoscale | None = None,
         discovery: Discovery | None = None,
         settle_s: float = 0.0,
+        experiments: ExperimentsAdmin | None = None,
     ) -> None:
         self._settle_s = settle_s
         self._book = book
@@ -124,7 +126,9 @@ class Admin:
         self._accounts = accounts
         self._autoscale = autoscale
         self._discovery = discovery
-        self._engines = engines
+        self._rooms: dict[str, EnginesAdmin | ExperimentsAdmin] = {"engines": engines}
+        if experiments is not None:
+            self._rooms["experiments"] = experiments
 
     async def job_counts(self) -> tuple[dict[str, int], int]:
         """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before. However many
@@ -179,8 +183,8 @@ class Admin:
                 return self._context_handlers(parse_name(name, param="name"), action)
             case ["jobs"]:
                 return {"GET": self._jobs}
-            case ["engines", *rest]:
-                return self._engines.handlers(rest)
+            case ["engines" | "experiments" as room, *rest] if room in self._rooms:
+                return self._rooms[room].handlers(rest)
             case ["plan"] if self._plan is not None:
                 return {"GET": functools.partial(self._planned, query)}
             case ["autoscale"] if self._autoscale is not None:

@@ -146,6 +146,10 @@ class Fleet:
         members = await self.members()
         return [members[index] for index in serving(model, [member.description.model for member in members])]
 
+    def named(self, engine: str) -> Member | None:
+        """The engine of that name, if it has said what it is."""
+        return next((one for one in self._members if one.said is not None and one.said.engine == engine), None)
+
     def order(self, plans: Mapping[Member, Plan], session: bytes | None) -> list[tuple[Member, Reason]]:
         """The engines in the order in which to ask them, each with what speaks for it; `plans` are those of one request
         for each.

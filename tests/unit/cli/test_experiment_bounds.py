@@ -10,6 +10,7 @@ from nightfill.errors import BadSetting
 
 LLAMA = EngineSettings(name="one", model="m.gguf")
 OTHER = EngineSettings(name="two", model="m.gguf")
+THIRD = EngineSettings(name="three", model="m.gguf")
 FILLS = EngineSettings(name="fills", kind="vllm", url="http://h", roles=("fill",))
 
 
@@ -19,7 +20,7 @@ def speculating(kind: Any, **wanted: Any) -> Settings:
 
 
 def trying(*experiments: ExperimentSettings) -> Settings:
-    return Settings(engines=(LLAMA, OTHER, FILLS), experiments=experiments)
+    return Settings(engines=(LLAMA, OTHER, THIRD, FILLS), experiments=experiments)
 
 
 def experiment(name: str = "x", a: str = "one", b: str = "two", **more: Any) -> ExperimentSettings:
@@ -58,7 +59,7 @@ def test_speculation_that_does_not_is_refused(kind: str, wanted: dict[str, Any],
 
 
 def test_experiments_between_engines_and_of_a_mode_are_taken() -> None:
-    check_bounds(trying(experiment(), experiment("y", b="one", mode="distilled"), experiment("z")))
+    check_bounds(trying(experiment(), experiment("y", a="three", b="three", mode="distilled")))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,7 @@ def test_experiments_between_engines_and_of_a_mode_are_taken() -> None:
         ([experiment(a="nobody")], r"experiments\.0\.a"),
         ([experiment(b="fills")], r"experiments\.0\.b"),
         ([experiment(b="one")], "unless a mode is given"),
+        ([experiment(), experiment("y", b="three")], r"experiments\.1\.a = 'one': is arm a of another"),
         ([experiment(), experiment("y", a="two", b="one")], r"experiments\.0\.a = 'one': is arm b"),
     ],
 )
