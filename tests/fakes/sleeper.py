@@ -10,6 +10,8 @@ from nightfill.engines.lifecycle.sleeper import Footprint, Woken
 from nightfill.errors import EngineStart, EngineUnavailable, KvError, WokeWrong
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nightfill.engines.lifecycle.sleeper import Level
 
 Fault = Literal["", "fail", "hang", "wrong", "bug"]
@@ -18,7 +20,10 @@ Where = Literal["stopped", "asleep_1", "asleep_2", "up"]
 
 @dataclass
 class FakeSleeper:
-    """`log` has what was called, in order. It has its full size from the beginning of `wake` to the end of `sleep`."""
+    """`log` has what was called, in order. It has its full size from the beginning of `wake` to the end of `sleep`.
+
+    Whoever breaks the contract finds it in `breaches`: an error raised here would count as the engine's own.
+    """
 
     name: str = "m"
     size_bytes: int = 100
@@ -37,7 +42,11 @@ class FakeSleeper:
     log: list[str] = field(default_factory=list)
     where: Where = "stopped"
     is_warm: bool = False
+    deaths: int = 0
     stop_hangs: bool = False
+    breaches: list[str] = field(default_factory=list)
+    on_step: Callable[[], None] = field(default=lambda: None)
+    """Called at the beginning and the end of each call."""
     _busy: str = ""
     _rising: bool = False
     _died: asyncio.Event = field(default_factory=asyncio.Event)
@@ -61,12 +70,14 @@ class FakeSleeper:
     def die(self, words: str = "out of memory") -> None:
         """Its process ends by itself."""
         if self.running:
-            self.where, self.is_warm, self._words = "stopped", False, words
+            self.where, self.is_warm, self._words, self.in_flight = "stopped", False, words, 0
+            self.deaths += 1
             self._died.set()
 
-    async def _step(self, method: str, seconds: float, *, idle: bool = True) -> Fault:
-        assert not self._busy, f"{method} while {self._busy} is under way"
-        assert not (idle and self.in_flight), f"{method} with {self.in_flight} requests in flight"
+    async def _step(self, method: str, seconds: float) -> Fault:
+        self._expect(not self._busy, f"{method} while {self._busy} is under way")
+        self._expect(not self.in_flight, f"{method} with {self.in_flight} requests in flight")
+        self.on_step()
         self.log.append(method)
         self._busy = method
         try:
@@ -82,9 +93,10 @@ class FakeSleeper:
             return fault
         finally:
             self._busy = ""
+            self.on_step()
 
     async def wake(self) -> Woken:
-        assert self.where != "up", "woken twice"
+        self._expect(self.where != "up", "woken twice")
         came_from, self._rising = self.where, True
         try:
             await self._step("wake", self.wake_s)
@@ -110,8 +122,9 @@ class FakeSleeper:
         self._check()
 
     async def sleep(self, level: Level) -> None:
-        assert self.where in ("up", "asleep_1")
-        assert level in self.levels
+        awake = self.where == "up" or self._died.is_set()
+        self._expect(awake or (self.where, level) == ("asleep_1", 2), f"{self.where} to level {level}")
+        self._expect(level in self.levels, f"it has no level {level}")
         await self._step(f"sleep {level}", self.sleep_s)
         self._check()
         self.where, self.is_warm = ("asleep_1" if level == 1 else "asleep_2"), False
@@ -128,6 +141,10 @@ class FakeSleeper:
     async def ended(self) -> str:
         await self._died.wait()
         return self._words
+
+    def _expect(self, kept: bool, what: str) -> None:
+        if not kept:
+            self.breaches.append(what)
 
     def _check(self) -> None:
         if not self.running:

@@ -72,7 +72,8 @@ class Acts:
             if not again:
                 raise
             self.to(model, S.STARTING, f"starts anew: {_said(exc, model)}")
-            await self.stop(model)
+            if not await self._ended_by_us(model):  # its room is still its own meanwhile
+                raise
             return await self._warmed(model, again=False)
         return Woken(seconds={**woken.seconds, "warm": self.clock() - began_s}, fresh=woken.fresh)
 
@@ -145,15 +146,19 @@ class Acts:
 
     async def stop(self, model: Model) -> None:
         """End its process, wherever it is. Its room is free afterwards, unless even that did not end in time."""
+        if await self._ended_by_us(model):
+            model.held_bytes = model.host_bytes = 0
+            model.footprint = Footprint(device_bytes=0)
+
+    async def _ended_by_us(self, model: Model) -> bool:
         await self._unwatched(model)
         try:
             async with asyncio.timeout(self.settings.sleep_timeout_s):
                 await model.sleeper.stop()
         except TimeoutError:
-            _log.error("model %s: did not stop within %g s", model.name, self.settings.sleep_timeout_s)
-            return
-        model.held_bytes = model.host_bytes = 0
-        model.footprint = Footprint(device_bytes=0)
+            _log.error("model %s: did not stop within %g s", model.name, self.settings.sleep_timeout_s)  # noqa: TRY400
+            return False
+        return True
 
     @contextlib.asynccontextmanager
     async def _or_fail(self, model: Model, limit_s: float, what: str) -> AsyncIterator[None]:
@@ -187,15 +192,15 @@ class Acts:
                 raise EngineUnavailable(f"its process ended by itself: {_words(model)}", engine=model.name)
             return task.result()
         finally:
-            await _ended(task)
+            await _over(task)
 
     async def _unwatched(self, model: Model) -> None:
         if model.watch is not None:
             watch, model.watch = model.watch, None
-            await _ended(watch)
+            await _over(watch)
 
 
-async def _ended(task: asyncio.Task[Any]) -> None:
+async def _over(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():
