@@ -40,6 +40,7 @@ _SEED_DIGITS: Final = 10
 _QK_NORM: Final = 1.6
 _HEAD_SCALE: Final = 4.0
 _RESIDUAL_SCALE: Final = 1.0
+LOOP_TOKENS: Final = 150
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,8 @@ class Size:
     kv_heads: int
     head_dim: int
     feed_forward: int
+    loops: bool = False
+    """Each token has one that always follows it, whatever came before: the text repeats itself every `LOOP_TOKENS`."""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -67,8 +70,14 @@ SIZES: Final[dict[str, Size]] = {
     "small": Size(weights="f16", hidden=384, layers=4, heads=2, kv_heads=1, head_dim=64, feed_forward=768),
     "medium": Size(weights="q8_0", hidden=1024, layers=16, heads=16, kv_heads=4, head_dim=64, feed_forward=3072),
     "large": Size(weights="q8_0", hidden=1536, layers=20, heads=24, kv_heads=4, head_dim=64, feed_forward=4608),
+    "loop": Size(weights="f16", hidden=256, layers=4, heads=2, kv_heads=1, head_dim=64, feed_forward=512, loops=True),
+    "loop-medium": Size(
+        weights="q8_0", hidden=1024, layers=16, heads=16, kv_heads=4, head_dim=64, feed_forward=3072, loops=True
+    ),
 }
-"""For tests; for the demonstration; for benchmarks; for benchmarks of loading, 0.6 GB."""
+"""For tests; for the demonstration; for benchmarks; for benchmarks of loading, 0.6 GB; and for speculative decoding: a
+model that goes round in circles, in two sizes that go round in the same ones.
+"""
 
 
 def named(name: str) -> tuple[Size, int]:
@@ -188,10 +197,15 @@ def _tensors(shape: Size, seed: int, vocabulary: Vocabulary) -> Iterator[tuple[s
     def ones(count: int, value: float = 1.0) -> NDArray[np.generic]:
         return np.full(count, value, dtype=np.float32)
 
-    def matrix(rows: int, columns: int, scale: float | NDArray[np.float64]) -> NDArray[np.generic]:
-        """Uniform random numbers of standard deviation `scale / sqrt(columns)`; one scale for all rows or one each."""
+    def drawn(rows: int, columns: int) -> NDArray[np.int8]:
         whole = bits.random_raw(rows * columns // 8).view(np.int8).reshape(rows, columns)
-        np.maximum(whole, -127, out=whole)
+        return np.maximum(whole, -127)
+
+    def matrix(
+        rows: int, columns: int, scale: float | NDArray[np.float64], whole: NDArray[np.int8] | None = None
+    ) -> NDArray[np.generic]:
+        """Uniform random numbers of standard deviation `scale / sqrt(columns)`; one scale for all rows or one each."""
+        whole = drawn(rows, columns) if whole is None else whole
         deviation = ((255**2 - 1) / 12) ** 0.5  # of whole numbers from -127 to 127, all alike
         factors = np.full(rows, scale / (deviation * columns**0.5), dtype=np.float32).reshape(rows, 1)
         if shape.weights == "q8_0":
@@ -199,8 +213,21 @@ def _tensors(shape: Size, seed: int, vocabulary: Vocabulary) -> Iterator[tuple[s
         return (whole * factors).astype("<f2")
 
     speakable = np.array([vocabulary.is_speakable(token) for token in range(len(vocabulary.tokens))])
-    yield "token_embd.weight", matrix(len(vocabulary.tokens), hidden, hidden**0.5)
-    yield "output.weight", matrix(len(speakable), hidden, np.where(speakable, _HEAD_SCALE, 0.0))
+    count, residual_scale = len(speakable), _RESIDUAL_SCALE
+    if shape.loops:
+        # Nothing is added to a token's embedding on its way, and the output of each token is what comes before it.
+        residual_scale = 0.0
+        round_trips = _loops(bits, speakable)
+        before = np.zeros(count, dtype=np.intp)
+        before[round_trips] = np.roll(round_trips, 1, axis=1)
+        embedded = drawn(count, hidden)
+        scales = np.zeros(count)
+        scales[round_trips] = _HEAD_SCALE
+        yield "token_embd.weight", matrix(count, hidden, hidden**0.5, embedded)
+        yield "output.weight", matrix(count, hidden, scales, embedded[before])
+    else:
+        yield "token_embd.weight", matrix(count, hidden, hidden**0.5)
+        yield "output.weight", matrix(count, hidden, np.where(speakable, _HEAD_SCALE, 0.0))
     yield "output_norm.weight", ones(hidden)
     for layer in range(shape.layers):
         block = f"blk.{layer}."
@@ -210,11 +237,28 @@ def _tensors(shape: Size, seed: int, vocabulary: Vocabulary) -> Iterator[tuple[s
         yield block + "attn_q.weight", matrix(qk, hidden, 1)
         yield block + "attn_k.weight", matrix(kv, hidden, 1)
         yield block + "attn_v.weight", matrix(kv, hidden, 1)
-        yield block + "attn_output.weight", matrix(hidden, qk, _RESIDUAL_SCALE)
+        yield block + "attn_output.weight", matrix(hidden, qk, residual_scale)
         yield block + "ffn_norm.weight", ones(hidden)
         yield block + "ffn_gate.weight", matrix(shape.feed_forward, hidden, 1)
         yield block + "ffn_up.weight", matrix(shape.feed_forward, hidden, 1)
-        yield block + "ffn_down.weight", matrix(hidden, shape.feed_forward, _RESIDUAL_SCALE)
+        yield block + "ffn_down.weight", matrix(hidden, shape.feed_forward, residual_scale)
+
+
+def loop(vocabulary: Vocabulary, seed: int = 0) -> list[int]:
+    """Tokens that follow each other in the models that loop, the first after the last."""
+    import numpy as np
+
+    speakable = np.array([vocabulary.is_speakable(token) for token in range(len(vocabulary.tokens))])
+    return [int(token) for token in _loops(np.random.PCG64(_SEED + seed), speakable)[0]]
+
+
+def _loops(bits: np.random.PCG64, speakable: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """All tokens that may be said but a few, in rows of `LOOP_TOKENS`."""
+    import numpy as np
+
+    tokens = np.flatnonzero(speakable)
+    order = tokens[np.argsort(bits.random_raw(len(tokens)))]
+    return order[: len(order) // LOOP_TOKENS * LOOP_TOKENS].reshape(-1, LOOP_TOKENS)
 
 
 def _q8_blocks(whole: NDArray[np.int8], factors: NDArray[np.float32]) -> NDArray[np.generic]:

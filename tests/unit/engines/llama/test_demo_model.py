@@ -125,3 +125,12 @@ def test_nothing_that_would_end_or_spoil_a_text_is_ever_said() -> None:
     assert "\0" not in (text := b"".join(vocabulary.bytes_of(token) for token in said).decode())
     assert {"\n", " ", "a", "def"} <= {vocabulary.bytes_of(token).decode() for token in said}
     assert text.isascii()
+
+
+def test_models_that_loop_agree_on_what_follows_and_no_token_follows_two(tmp_path: Path) -> None:
+    vocabulary = demo_vocabulary.load()
+    loop = demo_model.loop(vocabulary)
+    assert len(set(loop)) == demo_model.LOOP_TOKENS
+    assert all(vocabulary.is_speakable(token) for token in loop)
+    assert demo_model.loop(vocabulary) == loop != demo_model.loop(vocabulary, seed=1)
+    assert read_head(demo_model.ensure("loop", tmp_path)).vocabulary == len(vocabulary.tokens)
