@@ -79,16 +79,16 @@ class Acts:
 
     def _measured(self, model: Model, footprint: Footprint) -> None:
         model.footprint = footprint
-        if model.size_bytes is None:
-            model.size_bytes = footprint.device_bytes
         there = self.devices[model.managed.device]
-        if model.size_bytes > there:
+        if model.size_bytes is None and footprint.device_bytes:  # zero: it has just died
+            model.size_bytes = footprint.device_bytes
+        if model.size_bytes is not None and model.size_bytes > there:
             raise EngineStart(
                 f"takes {model.size_bytes} bytes, and device {model.managed.device} has {there}"
                 " (lifecycle.devices, max_bytes)",
                 engine=model.name,
             )
-        model.held_bytes = model.size_bytes
+        model.held_bytes = model.size_bytes or there
 
     def _awake(self, model: Model, woken: Woken) -> None:
         now_s, oldest_s = self.clock(), model.line.oldest_s

@@ -33,6 +33,8 @@ S = ModelState
 UP: Final = frozenset({S.STARTING, S.WARMING, S.AWAKE, S.DRAINING})
 """States in which a model takes its full size of the device, or is about to, or still does."""
 
+_ASLEEP: Final = frozenset({S.ASLEEP_1, S.ASLEEP_2})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
@@ -213,9 +215,9 @@ class _Room:
     def _need(self, model: View) -> int:
         if model.size_bytes is not None:
             return model.size_bytes
-        # Of unknown size: all that those who are not up leave of the device, so that no guess exceeds it.
+        # Of unknown size: all that those who sleep leave of the device, so that no guess exceeds it.
         return self.max_bytes - sum(
-            other.held_bytes for other in self.models if other is not model and other.state not in UP
+            other.held_bytes for other in self.models if other is not model and other.state in _ASLEEP
         )
 
     def _never(self, model: View) -> str | None:
