@@ -7,9 +7,8 @@ from urllib.parse import quote
 
 import click
 
-from nightfill.cli.output import echo_json, echo_table, json_option, show_ago
-from nightfill.cli.root import environment
-from nightfill.cli.running_server import address_of, ask
+from nightfill.cli.output import echo_json, echo_table, show_ago
+from nightfill.cli.running_server import server_of, server_options
 from nightfill.cli.units import show_bytes, show_duration
 
 if TYPE_CHECKING:
@@ -20,14 +19,8 @@ _WAIT_S: Final = 600.0
 """For a model to wake, which takes it minutes where it is large."""
 
 
-def _server_options(command: Any) -> Any:
-    command = click.option("--url", help="Address of the server.  [default: as the settings say]")(command)
-    text = "Name of the environment variable with the API key.  [default: the key in the settings]"
-    return json_option(click.option("--api-key-env", help=text)(command))
-
-
 @click.group(invoke_without_command=True)
-@_server_options
+@server_options
 @click.pass_context
 def models(ctx: click.Context, /, url: str | None, api_key_env: str | None, as_json: bool) -> None:
     """Show the models of a running server, and put them to sleep (settings: `lifecycle`, `engines.N.device`).
@@ -43,7 +36,7 @@ def models(ctx: click.Context, /, url: str | None, api_key_env: str | None, as_j
 
 
 @models.command("ls")
-@_server_options
+@server_options
 @click.pass_obj
 def list_models(options: Options, /, url: str | None, api_key_env: str | None, as_json: bool) -> None:
     """List the models, their states and their memory."""
@@ -53,7 +46,7 @@ def list_models(options: Options, /, url: str | None, api_key_env: str | None, a
 @models.command()
 @click.argument("name")
 @click.option("--level", type=click.IntRange(1, 2), help="1: quick to wake; 2: holds next to nothing.")
-@_server_options
+@server_options
 @click.pass_obj
 def sleep(
     options: Options, /, name: str, level: int | None, url: str | None, api_key_env: str | None, as_json: bool
@@ -64,7 +57,7 @@ def sleep(
 
 @models.command()
 @click.argument("name")
-@_server_options
+@server_options
 @click.pass_obj
 def wake(options: Options, /, name: str, url: str | None, api_key_env: str | None, as_json: bool) -> None:
     """Wake a model, and put others to sleep where it needs their memory."""
@@ -73,7 +66,7 @@ def wake(options: Options, /, name: str, url: str | None, api_key_env: str | Non
 
 @models.command()
 @click.argument("name")
-@_server_options
+@server_options
 @click.pass_obj
 def pin(options: Options, /, name: str, url: str | None, api_key_env: str | None, as_json: bool) -> None:
     """Keep a model awake: it is put to sleep by hand alone. Until the server ends."""
@@ -82,24 +75,11 @@ def pin(options: Options, /, name: str, url: str | None, api_key_env: str | None
 
 @models.command()
 @click.argument("name")
-@_server_options
+@server_options
 @click.pass_obj
 def unpin(options: Options, /, name: str, url: str | None, api_key_env: str | None, as_json: bool) -> None:
     """Let a model sleep again."""
     _act(options, name, "unpin", url, api_key_env, {}, as_json=as_json)
-
-
-def _asked(
-    options: Options, url: str | None, key_name: str | None, method: str, path: str, body: object = None
-) -> dict[str, Any]:
-    from nightfill.cli.workspace import Workspace
-
-    settings = Workspace.load(options).settings
-    keys = settings.gateway.api_keys
-    # A key of the settings is for the address of the settings alone.
-    own = keys.get("default") or (next(iter(keys.values())) if len(keys) == 1 else "") if url is None else ""
-    key = environment().get(key_name, "") if key_name else own
-    return ask(url or address_of(settings), method, path, key, body=body, wait_s=_WAIT_S)
 
 
 def _act(
@@ -112,7 +92,9 @@ def _act(
     *,
     as_json: bool,
 ) -> None:
-    found = _asked(options, url, key_name, "POST", f"{_PATH}/{quote(name, safe='')}/{action}", body or None)
+    found = server_of(options, url, key_name).ask(
+        "POST", f"{_PATH}/{quote(name, safe='')}/{action}", body or None, wait_s=_WAIT_S
+    )
     if as_json:
         echo_json(found)
     else:
@@ -120,7 +102,7 @@ def _act(
 
 
 def _list(options: Options, url: str | None, key_name: str | None, *, as_json: bool) -> None:
-    found = _asked(options, url, key_name, "GET", _PATH)["data"]
+    found = server_of(options, url, key_name).ask("GET", _PATH)["data"]
     if as_json:
         echo_json(found)
         return
