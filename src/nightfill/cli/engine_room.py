@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.llama.engine import LlamaEngine
 from nightfill.engines.llama.model import load
 from nightfill.engines.llama.process import LlamaProcess
 from nightfill.engines.vllm.engine import VllmEngine
+from nightfill.engines.vllm.server import VllmServer
 from nightfill.engines.vllm.split import SplitEngine
 from nightfill.errors import BadSetting, EngineError, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from contextlib import AsyncExitStack
 
     from nightfill.cli.rooms import Rooms
     from nightfill.config import EngineSettings, Role, Settings
@@ -34,6 +33,11 @@ def engines_for(settings: Settings, *roles: Role) -> tuple[EngineSettings, ...]:
     return tuple(engine for engine in settings.engines if set(engine.roles or _DEFAULT_ROLES) & set(roles))
 
 
+def engines_to_fill(settings: Settings) -> tuple[EngineSettings, ...]:
+    """Those that a worker can reach; a vLLM server of our own is known to the gateway alone, which started it."""
+    return tuple(one for one in engines_for(settings, "fill") if one.kind == "llama" or one.url)
+
+
 def engines_to_serve(settings: Settings) -> tuple[EngineSettings, ...]:
     """Those that answer requests. Raises BadSetting where there is none."""
     found = engines_for(settings, "serve", "decode")
@@ -42,49 +46,20 @@ def engines_to_serve(settings: Settings) -> tuple[EngineSettings, ...]:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
-    """One engine that answers requests."""
-
-    settings: EngineSettings
-    engine: Engine
-    """What is asked."""
-    llama: LlamaEngine | None = None
-    """The embedded engine behind it, where it is one."""
-
-
-async def open_served(rooms: Rooms, stack: AsyncExitStack) -> list[Served]:
-    """All engines that answer requests, starting; `stack` closes them. Raises BadSetting."""
-    prefill = [make_vllm(one, rooms) for one in engines_for(rooms.settings, "prefill")]
-    for helper in prefill:
-        stack.push_async_callback(helper.aclose)
-    served = []
-    for one in engines_to_serve(rooms.settings):
-        if one.kind == "llama":
-            llama = await make_llama(one, rooms, filling=False)
-            found = Served(settings=one, engine=llama, llama=llama)
-        elif prefill and "decode" in one.roles:
-            found = Served(settings=one, engine=make_split(prefill, one, rooms))
-        else:
-            found = Served(settings=one, engine=make_vllm(one, rooms))
-        stack.push_async_callback(found.engine.aclose)
-        served.append(found)
-    return served
-
-
-async def descriptions_of(served: Sequence[Served]) -> list[Description]:
-    """What those of our own say of themselves; where there are none, what the first server elsewhere does that is up.
-
-    Raises EngineError when one of our own does not come up, or none of the servers.
-    """
-    own = [one.llama for one in served if one.llama is not None]
-    if own:
-        return [await engine.describe() for engine in own]
-    return [await first_described([(one.engine, one.settings.start_timeout_s) for one in served])]
-
-
 async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> LlamaEngine:
     """An engine with its child process starting. The caller closes it. Raises BadSetting for an unusable model."""
+    engine, process = await make_embedded(wanted, rooms, filling=filling)
+    process.start()
+    return engine
+
+
+async def make_embedded(
+    wanted: EngineSettings, rooms: Rooms, *, filling: bool = False
+) -> tuple[LlamaEngine, LlamaProcess]:
+    """The same with its child not started yet; one that may sleep is not started again by itself when it ends.
+
+    The caller closes the engine, and so the child.
+    """
     model = await asyncio.to_thread(
         load,
         wanted,
@@ -94,10 +69,10 @@ async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> 
         data_dir=rooms.data_dir,
     )
     name = f"{wanted.name}-fill" if filling else wanted.name
-    process = LlamaProcess(model.child(), name=name, start_timeout_s=wanted.start_timeout_s)
-    process.start()
+    again = filling or not wanted.device
+    process = LlamaProcess(model.child(), name=name, start_timeout_s=wanted.start_timeout_s, again=again)
     gateway = rooms.settings.gateway
-    return LlamaEngine(
+    engine = LlamaEngine(
         model,
         process=process,
         store=rooms.store,
@@ -107,6 +82,7 @@ async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> 
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
     )
+    return engine, process
 
 
 def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
@@ -121,6 +97,25 @@ def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
     )
+
+
+def make_launched(wanted: EngineSettings, rooms: Rooms) -> tuple[VllmEngine, VllmServer]:
+    """A server of our own, and a client of it that ends it; started, unless its model may sleep. Raises BadSetting."""
+    gateway = rooms.settings.gateway
+    server = VllmServer(rooms.settings, wanted, data_dir=rooms.data_dir.absolute(), again=not wanted.device)
+    if not wanted.device:
+        server.start()
+    engine = VllmEngine(
+        server.settings,
+        store=rooms.store,
+        block_tokens=rooms.settings.kv.block_tokens,
+        plugin=rooms.settings.kv_backend == "nightfill",
+        always_restore=rooms.settings.kv.restore == "always",
+        first_byte_timeout_s=gateway.first_byte_timeout_s,
+        idle_timeout_s=gateway.idle_timeout_s,
+        server=server,
+    )
+    return engine, server
 
 
 async def make_filler(wanted: EngineSettings, rooms: Rooms) -> Engine:
@@ -147,7 +142,7 @@ async def first_described(engines: Sequence[tuple[Engine, float]]) -> Descriptio
     Raises what ails the last of them when none does.
     """
     failure: EngineError | None = None
-    tasks = [asyncio.create_task(_described(engine, within_s), name="first look") for engine, within_s in engines]
+    tasks = [asyncio.create_task(described(engine, within_s), name="first look") for engine, within_s in engines]
     try:
         for done in asyncio.as_completed(tasks):
             try:
@@ -162,7 +157,8 @@ async def first_described(engines: Sequence[tuple[Engine, float]]) -> Descriptio
     raise failure
 
 
-async def _described(engine: Engine, within_s: float) -> Description:
+async def described(engine: Engine, within_s: float) -> Description:
+    """What the engine says of itself; asked again for so many seconds while it is not there. Raises EngineError."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + within_s
     while True:

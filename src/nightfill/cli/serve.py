@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -15,11 +16,12 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nightfill.cli.engine_room import Served
+    from nightfill.cli.lifecycle_room import LifecycleRoom
     from nightfill.cli.rooms import Rooms
     from nightfill.cli.root import Options
+    from nightfill.cli.served import Served
     from nightfill.cli.workspace import Workspace
-    from nightfill.engines.engine import Description
+    from nightfill.engines.engine import Description, Engine
     from nightfill.gateway import Server
     from nightfill.state.load import LoadBoard
 
@@ -62,8 +64,9 @@ def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -
 
 async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
-    from nightfill.cli.engine_room import descriptions_of, engines_to_serve, open_served
+    from nightfill.cli.engine_room import engines_to_serve
     from nightfill.cli.rooms import open_board, open_rooms, sole
+    from nightfill.cli.served import descriptions_of, open_served
     from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
     from nightfill.sleep import note_of
@@ -81,21 +84,24 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
         stack.enter_context(sole(rooms.data_dir / "serve.lock", "serves"))
         remote = any(one.kind == "vllm" for one in wanted)
         board = await stack.enter_async_context(open_board(rooms, serves=True, shared_engines=remote))
-        served = await open_served(rooms, stack)
+        served, models = await open_served(rooms, stack)
         descriptions = await unless(stop, descriptions_of(served))
         if descriptions is None:
             return
         for description in descriptions:
             await rooms.state.engines.put(description.engine, note_of(description))
-        server = await _open_gateway(workspace, rooms, board, served, stack)
+        server = await _open_gateway(workspace, rooms, board, served, models, stack)
+        if models is not None:
+            called = {one.engine: one.model for one in descriptions}
+            await stack.enter_async_context(models.looked_after(rooms.state, called, stop))
         await _open_background(rooms, board, served, descriptions, stop, stack)
         first = descriptions[0]
         where = {"url": server.url, "model": first.model, "pid": os.getpid(), "engine": first.version}
         if as_json:
             click.echo(msgspec.json.encode(where).decode())
         else:
-            models = ", ".join(dict.fromkeys(one.model for one in descriptions))
-            click.echo(f"serving {models} on {server.url}/v1 (data in {rooms.data_dir})")
+            names = ", ".join(dict.fromkeys(one.model for one in descriptions))
+            click.echo(f"serving {names} on {server.url}/v1 (data in {rooms.data_dir})")
         await stop.wait()
         # At once, and not when the worker has ended, which may take it seconds.
         server.refuse()
@@ -103,7 +109,12 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
 
 
 async def _open_gateway(
-    workspace: Workspace, rooms: Rooms, board: LoadBoard, served: Sequence[Served], stack: AsyncExitStack
+    workspace: Workspace,
+    rooms: Rooms,
+    board: LoadBoard,
+    served: Sequence[Served],
+    models: LifecycleRoom | None,
+    stack: AsyncExitStack,
 ) -> Server:
     """The front door, listening until `stack` ends."""
     from nightfill.cli.answer_room import answer_room
@@ -119,6 +130,8 @@ async def _open_gateway(
     metrics = Metrics()
     metrics.watch(lambda: store_samples(rooms.store.report()))
     metrics.watch(lambda: deletion_samples(rooms.state.deletions))
+    if models is not None:
+        metrics.watch(models.samples)
     return await stack.enter_async_context(
         serving(
             settings=settings.gateway,
@@ -140,6 +153,7 @@ async def _open_gateway(
             settle_s=settle_s(settings),
             answers=await stack.enter_async_context(answer_room(rooms)),
             discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
+            keeper=models.lifecycle if models is not None else None,
         )
     )
 
@@ -154,24 +168,45 @@ async def _open_background(
 ) -> None:
     """What goes on beside the gateway until `stack` ends: deletions, warm slots, the worker."""
     from nightfill.cli.deletion import settling
-    from nightfill.cli.engine_room import engines_for
-    from nightfill.cli.upkeep import forget_deleted, running
+    from nightfill.cli.engine_room import engines_for, engines_to_fill
+    from nightfill.cli.upkeep import forget_deleted, running, store_upkeep
+    from nightfill.cli.work import make_worker
     from nightfill.cli.worker_process import WorkerProcess
     from nightfill.engines.engine import Reuse
-    from nightfill.sleep import Warmer, warming
+    from nightfill.sleep import EnginePool, Warmer, warming
 
     settings = rooms.settings
     await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
     own = {one.settings.name: one.llama for one in served if one.llama is not None}
+    awake = {one.settings.name for one in served if one.sleeper is None}
     if own:
         forgetting = forget_deleted(rooms, list(own.values()), stop)
         await stack.enter_async_context(running(forgetting, name="forget deleted"))
     if not settings.sleep.enabled:
         return
     for description in descriptions:
-        if description.reuse is Reuse.NONE and description.engine in own:
+        # The slots of a model that sleeps are gone, and to keep them warm would keep it awake.
+        if description.reuse is Reuse.NONE and description.engine in own.keys() & awake:
             warmer = Warmer(rooms.state, board, own[description.engine], settings.sleep)
             await stack.enter_async_context(warming(warmer, stop))
-    if engines_for(settings, "fill"):
+    fillers = engines_to_fill(settings)
+    launched = [
+        one for one in served if one.own and one.llama is None and one.settings in engines_for(settings, "fill")
+    ]
+    if fillers:
         worker = WorkerProcess(msgspec.structs.replace(settings, data_dir=str(rooms.data_dir)))
         await stack.enter_async_context(worker.running())
+    if launched:
+        # Its servers are ours, and who sends a request to one that sleeps must be seen by the lifecycle.
+        pool = EnginePool(
+            {one.settings.name: partial(_lend, one.engine) for one in launched},
+            idle_stop_s={one.settings.name: float("inf") for one in launched},
+            owns=False,
+        )
+        upkeep = None if fillers else store_upkeep(rooms)
+        filling = make_worker(rooms, board, pool, [one.settings for one in launched], upkeep=upkeep)
+        await stack.enter_async_context(running(filling.run(stop), name="fill"))
+
+
+async def _lend(engine: Engine) -> Engine:
+    return engine

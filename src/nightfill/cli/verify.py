@@ -83,11 +83,11 @@ def verify(
 
 
 async def _verify(workspace: Workspace, names: Sequence[str], engine_name: str | None, scope: Scope) -> list[Found]:
-    from nightfill.cli.engine_room import engines_for, make_filler
+    from nightfill.cli.engine_room import engines_to_fill, make_filler
     from nightfill.cli.rooms import open_rooms
     from nightfill.errors import BadSetting
 
-    wanted = [one for one in engines_for(workspace.settings, "fill") if engine_name in (None, one.name)]
+    wanted = [one for one in engines_to_fill(workspace.settings) if engine_name in (None, one.name)]
     if not wanted:
         raise BadSetting(f"engines: no engine with the role fill is called {engine_name!r}", param="--engine")
     async with open_rooms(workspace) as rooms:

@@ -38,8 +38,11 @@ class EnginePool:
         factories: Mapping[str, EngineFactory],
         *,
         idle_stop_s: Mapping[str, float],
+        owns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Unless it `owns` the engines, nothing is ended: somebody else has them, too."""
+        self._owns = owns
         self._factories = dict(factories)
         self._idle_stop_s = idle_stop_s
         self._clock = clock
@@ -77,7 +80,7 @@ class EnginePool:
                 if not await there.engine.healthy():
                     _log.warning("engine %s does not answer: a new one takes its place", name)
                     del self._running[name]
-                    await there.engine.aclose()
+                    await self._end(there)
                     there = None
             if there is None:
                 there = self._running[name] = _Running(await self._factories[name]())
@@ -92,11 +95,15 @@ class EnginePool:
             for name, running in list(self._running.items()):
                 if not running.users and now_s - running.used_at_s >= self._idle_stop_s[name]:
                     del self._running[name]
-                    await running.engine.aclose()
+                    await self._end(running)
                     _log.info("engine %s: stopped, no background work", name)
 
     async def aclose(self) -> None:
         """End all engines. Idempotent."""
         async with self._changing:
             while self._running:
-                await self._running.popitem()[1].engine.aclose()
+                await self._end(self._running.popitem()[1])
+
+    async def _end(self, running: _Running) -> None:
+        if self._owns:
+            await running.engine.aclose()
