@@ -28,6 +28,8 @@ class State(enum.Enum):
 
     STARTING = enum.auto()
     READY = enum.auto()
+    ASLEEP = enum.auto()
+    """It runs without its model."""
     BACKOFF = enum.auto()
     """It ended, and will be started again."""
     STOPPED = enum.auto()
@@ -63,7 +65,7 @@ class Supervised(abc.ABC, Generic[ChildT]):
         self.name = name
         self.state = State.STOPPED
         self.generation = 0
-        """Counts the processes started: what one holds belongs to one generation."""
+        """Counts the loads of the model: what one holds belongs to one generation."""
         self._policy = policy or BackoffPolicy()
         self._again = again
         self._words = words
@@ -93,14 +95,14 @@ class Supervised(abc.ABC, Generic[ChildT]):
         """Wait until it answers.
 
         Raises EngineStart with the process's last words if it cannot be started, EngineTimeout after `timeout_s`
-        seconds, EngineUnavailable if it is stopped.
+        seconds, EngineUnavailable if it is stopped or asleep.
         """
-        settled = (State.READY, State.FAILED, State.STOPPED)
+        settled = (State.READY, State.FAILED, State.STOPPED, State.ASLEEP)
         await self.until(lambda: self.state in settled, timeout_s)
         if self.state is State.FAILED:
             raise EngineStart(f"could not be started: {self.last_words}", engine=self.name)
-        if self.state is State.STOPPED:
-            raise EngineUnavailable("is stopped", engine=self.name)
+        if self.state is not State.READY:
+            raise EngineUnavailable(f"is {self.state.name.lower()}", engine=self.name)
 
     async def until(self, holds: Callable[[], bool], timeout_s: float | None) -> None:
         """Wait until `holds()`, asked at each change of state. Raises EngineTimeout."""
@@ -188,10 +190,19 @@ class Supervised(abc.ABC, Generic[ChildT]):
                 await child.process.wait()
         finally:
             self._become(State.BACKOFF)
+            ending = asyncio.create_task(self._end(child, listener), name=f"end of {self.name}")
+            try:
+                await asyncio.shield(ending)
+            finally:
+                await asyncio.wait({ending})  # who closes meanwhile does not leave half of it behind
+        self._words.note(f"ended with status {child.process.returncode}")
+        return 0.0 if ready_at_s is None else time.monotonic() - ready_at_s
+
+    async def _end(self, child: ChildT, listener: asyncio.Task[None]) -> None:
+        try:
             await child.end()
             await asyncio.wait({listener}, timeout=_SILENT_S)  # it ends with the pipe
+        finally:
             listener.cancel()
             self._child = None
             child.release()
-        self._words.note(f"ended with status {child.process.returncode}")
-        return 0.0 if ready_at_s is None else time.monotonic() - ready_at_s

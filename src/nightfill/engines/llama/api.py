@@ -202,6 +202,10 @@ class LlamaApi:
         other._lora = lora
         return other
 
+    def drop_idle(self) -> None:
+        """Close the connections that are kept for later calls."""
+        self._upstream.drop_idle()
+
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
         await self._upstream.aclose()

@@ -1,12 +1,13 @@
 """One llama.cpp server as a child process: `python -m nightfill.engines.llama.child`. The only importer of xllamacpp.
 
-It reads a `ChildConfig` from standard input, says `Armed` and `Listening` on standard output, and ends when its
-standard input does. llama.cpp's own words go to standard error.
+It reads a `ChildConfig` from standard input, says `Armed` and `Listening` on standard output, does as it is told by
+further lines, and ends when its standard input does. llama.cpp's own words go to standard error.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -16,7 +17,18 @@ from urllib.parse import urlsplit
 import msgspec
 
 from nightfill.engines.llama.adapter_file import intact, mark_of
-from nightfill.engines.llama.child_config import ENVIRONMENT, START_FAILED, Armed, ChildConfig, Drafting, Listening
+from nightfill.engines.llama.child_config import (
+    ENVIRONMENT,
+    START_FAILED,
+    Armed,
+    ChildConfig,
+    Drafting,
+    Listening,
+    Load,
+    Order,
+    Release,
+    Released,
+)
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -37,14 +49,23 @@ def main() -> NoReturn:
     _die_with_parent()
     lines = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints must not get between our lines
-    config = _read_config()
+    told = sys.stdin.buffer
+    line = told.readline()
+    if not line:
+        os._exit(0)
+    config = msgspec.json.decode(line, type=ChildConfig)
     if os.getppid() != config.parent_pid:  # it ended before the signal was asked for
         os._exit(0)
     scheduling = _go_behind() if config.background else "normal"
     _say(lines.fileno(), Armed(scheduling=scheduling))
-    _say(lines.fileno(), _serve(config))
-    while os.read(0, 4096):
-        pass
+    _say(lines.fileno(), _serve(config, warmup=True))
+    while line := told.readline():
+        match msgspec.json.decode(line, type=Order):
+            case Release():
+                _release()
+                _say(lines.fileno(), Released())
+            case Load():
+                _say(lines.fileno(), _serve(config, warmup=False))
     os._exit(0)
 
 
@@ -52,16 +73,6 @@ def _die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         sys.stderr.write(f"PR_SET_PDEATHSIG refused: {os.strerror(ctypes.get_errno())}\n")
-
-
-def _read_config() -> ChildConfig:
-    text = b""
-    while not text.endswith(b"\n"):
-        piece = os.read(0, 65536)  # unbuffered: what follows the line is for the loop that waits for the end
-        if not piece:
-            os._exit(0)
-        text += piece
-    return msgspec.json.decode(text, type=ChildConfig)
 
 
 def _go_behind() -> Literal["idle", "nice"]:
@@ -73,7 +84,7 @@ def _go_behind() -> Literal["idle", "nice"]:
     return "idle"
 
 
-def _say(fd: int, line: Armed | Listening) -> None:
+def _say(fd: int, line: Armed | Listening | Released) -> None:
     os.write(fd, msgspec.json.encode(line) + b"\n")
 
 
@@ -81,7 +92,15 @@ _server: Any = None
 """Keeps the running server from being collected."""
 
 
-def _serve(config: ChildConfig) -> Listening:
+def _release() -> None:
+    """Waits for connected clients: our parent has closed its connections, and ends us if it takes long all the same."""
+    global _server
+    _server = None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _serve(config: ChildConfig, *, warmup: bool) -> Listening:
     global _server
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -91,7 +110,9 @@ def _serve(config: ChildConfig) -> Listening:
     while True:
         marks = [mark_of(one) for one in adapters]
         try:
-            _server = xllamacpp.Server(parameters(msgspec.structs.replace(config, adapters=adapters)))
+            params = parameters(msgspec.structs.replace(config, adapters=adapters))
+            params.warmup = warmup
+            _server = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as error:
             sys.stderr.write(f"{error}\n")
             sys.stderr.flush()

@@ -11,6 +11,8 @@ ENVIRONMENT: Final = {
     "GOMP_SPINCOUNT": "1000",
     # After a failed assertion ggml would start a debugger on itself, whose output may hold text.
     "GGML_NO_BACKTRACE": "1",
+    # Memory in large pages where the kernel has them: an empty KV cache is there in a third of the time.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """Must be set before the child starts: libraries read it when they load."""
 
@@ -78,12 +80,27 @@ class Armed(msgspec.Struct, frozen=True, tag="armed"):
 
 
 class Listening(msgspec.Struct, frozen=True, tag="listening"):
-    """Second line: the model is loaded, and 127.0.0.1 answers on `port`."""
+    """Second line, and the answer to `Load`: the model is loaded, and 127.0.0.1 answers on `port`."""
 
     port: int
     adapters: tuple[str, ...] = ()
     """SHA-256 of those that it has, by their ids; fewer than it was told where one is gone, changed or not for it."""
 
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """Told to let go of the model: weights and KV are given back, the process stays."""
+
+
+class Released(msgspec.Struct, frozen=True, tag="released"):
+    """Its answer: the memory is with the system again, and nothing listens any more."""
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """Told to load the model again, as it was, but without llama.cpp's own warm-up: whoever wakes it warms it."""
+
+
+Order = Release | Load
+"""One line each on the child's standard input, after its configuration."""
 
 START_FAILED: Final = 3
 """Exit status of a child whose server could not start; the reason is on its standard error."""

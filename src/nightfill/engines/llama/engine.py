@@ -18,7 +18,7 @@ from nightfill.engines.difference import common_prefix, unlike_chats, unlike_pro
 from nightfill.engines.engine import Description, Reuse, Slice
 from nightfill.engines.llama.adapters import Rack
 from nightfill.engines.llama.api import LlamaApi
-from nightfill.engines.llama.fill import SLOT, LlamaFill, slice_end
+from nightfill.engines.llama.fill import SLOT, SMALLEST_BATCH, LlamaFill, slice_end
 from nightfill.engines.llama.probe import probe
 from nightfill.engines.llama.reply import LlamaReply
 from nightfill.engines.llama.sampler import LlamaSampler
@@ -202,6 +202,7 @@ class LlamaEngine:
                 # Not the fill that it was given: llama.cpp would go on from that wherever the tokens agree.
                 await self._api.slot_erase(slot.id)
                 slot.forget(slot.generation)
+                slot.restored = False
                 held = 0
             if lora.scales and slot.scales != lora.scales and (prefix is not None or call.path not in _SAYS_ADAPTERS):
                 # A change of adapters empties the slot: let it do so before something is restored into it, not after.
@@ -221,7 +222,9 @@ class LlamaEngine:
                     await self._look_again_if_filled_again(prefix, spans)
                     # The slot's own content goes with the restore, whatever comes of it.
                     slot.forget(slot.generation)
+                    was_restored, slot.restored = slot.restored, True
                     loaded = await self._transfer.load(slot.id, prefix)
+                    slot.restored = loaded.tokens > 0 or was_restored
                     held, restore_s = loaded.tokens, loaded.seconds
                     self._restores.loaded(nbytes=loaded.bytes, seconds=loaded.seconds)
             computes = not restores or (weighed is not None and not weighed.load)
@@ -254,8 +257,12 @@ class LlamaEngine:
                 self._restores.computed(tokens=tokens, seconds=seconds)
                 if not reply.kept():
                     slot.forget(slot.generation)
-                elif computes and reply.tokens.output is not None:
-                    slot.spans = spans  # computed by the request itself, if it was not there
+                else:
+                    if computes and reply.tokens.output is not None:
+                        slot.spans = spans  # computed by the request itself, if it was not there
+                    trims = description.reuse is Reuse.TRIM and reply.tokens.reused is not None
+                    solid = (reply.tokens.prompt or 0) - SMALLEST_BATCH
+                    slot.answered(prefix if trims else None, solid_tokens=solid, reused=reply.tokens.reused or 0)
                 slot.reply_tokens = reply.tokens.output or 0
                 slot.tokens = (reply.tokens.prompt or 0) + slot.reply_tokens
                 if goes_on[1] and restore_s == 0.0 and reply.tokens.reused is not None:
@@ -379,7 +386,7 @@ class LlamaEngine:
     @property
     def held(self) -> frozenset[BlockKey]:
         """Keys of the filled prefixes that its slots were given."""
-        return self._slots.held
+        return self._slots.held(generation=self._process.generation)
 
     async def forget(self, keys: Collection[BlockKey]) -> bool:
         """Clear the slots that hold KV of any of these keys, and what slot files left in the scratch folder.
@@ -390,8 +397,27 @@ class LlamaEngine:
             for slot in slots:
                 await self._api.slot_erase(slot.id)
                 slot.forget(slot.generation)
+                slot.restored = False
         await self._transfer.clear_scratch()
-        return self._slots.held.isdisjoint(keys)
+        return self.held.isdisjoint(keys)
+
+    async def keep(self) -> int:
+        """Store what requests had to compute of filled prefixes because the store had lost it; how many of them.
+
+        Nothing of what was restored once: it may have been lost for being wrong. Raises EngineError, KvError.
+        """
+        kept = 0
+        if self._transfer.plain:
+            for slot, prefix, tokens in self._slots.computed(generation=self._process.generation):
+                if self._transfer.stored(prefix) < tokens:
+                    await self._transfer.save(slot, prefix, reached=tokens)
+                    kept += 1
+        return kept
+
+    def let_go(self) -> None:
+        """The child is about to drop what its slots hold, or has ended: close the connections that nobody uses."""
+        self._api.drop_idle()
+        self._slots.forget_free()
 
     @property
     def freezes(self) -> bool:

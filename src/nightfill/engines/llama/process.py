@@ -10,24 +10,27 @@ import secrets
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from nightfill.engines.last_words import LastWords
-from nightfill.engines.llama.child_config import ENVIRONMENT, Armed, ChildConfig, Listening
+from nightfill.engines.llama.child_config import ENVIRONMENT, Armed, ChildConfig, Listening, Load, Release, Released
 from nightfill.engines.supervised import State, Supervised
-from nightfill.errors import EngineUnavailable
+from nightfill.errors import EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
     from nightfill.engines.backoff import BackoffPolicy
-    from nightfill.engines.llama.child_config import AdapterFile
+    from nightfill.engines.llama.child_config import AdapterFile, Order
 
+LineT = TypeVar("LineT", Armed, Listening, Released)
 CHILD: Final = (sys.executable, "-m", "nightfill.engines.llama.child")
 # The layers below the server see tokens only; the server itself quotes requests and answers in its errors.
 TEXTLESS: Final = re.compile(rb"[\d.]+ E (llama|ggml|gguf|CUDA)\w*: (?!.*grammar)|.*GGML_ASSERT\(|terminate called")
 _STOP_S: Final = 3.0
 """For a child to end after SIGTERM; then SIGKILL."""
+_RELEASE_S: Final = 5.0
+"""For a child to let go of its model. It takes some 20 ms; but llama.cpp may wait for a client, or for itself."""
 _LEAST_WAIT_S: Final = 0.05
 
 
@@ -44,9 +47,12 @@ class LlamaProcess(Supervised["_Child"]):
         policy: BackoffPolicy | None = None,
         start_timeout_s: float = 300.0,
         command: tuple[str, ...] = CHILD,
+        again: bool = True,
     ) -> None:
-        """`name` is the engine's, for messages. `config.api_key` and `config.parent_pid` are filled in here."""
-        super().__init__(name, words=LastWords(TEXTLESS), policy=policy)
+        """`name` is the engine's, for messages. `config.api_key` and `config.parent_pid` are filled in here. Without
+        `again` it is not started again by itself when it ends: for whoever puts it to sleep and wakes it.
+        """
+        super().__init__(name, words=LastWords(TEXTLESS), policy=policy, again=again)
         self.api_key: Final = secrets.token_urlsafe(32)
         """Constant over restarts."""
         self._config = msgspec.structs.replace(config, api_key=self.api_key, parent_pid=os.getpid())
@@ -54,8 +60,10 @@ class LlamaProcess(Supervised["_Child"]):
         self.streams = _streams(config)
         """Runs of KV cells: slot files are for servers with as many."""
         self._command = command
-        self._start_timeout_s = start_timeout_s
+        self.start_timeout_s: Final = start_timeout_s
         self._port = 0
+        self.armed_s = 0.0
+        """When the child that runs was there, before it loaded anything, in monotonic seconds."""
         self.adapters: tuple[str, ...] = ()
         """SHA-256 of the LoRA adapters that the child has, by their ids."""
         self._frozen_since_s: float | None = None
@@ -108,6 +116,48 @@ class LlamaProcess(Supervised["_Child"]):
         """`restart` with these LoRA adapters, and else as it is."""
         await self.restart(msgspec.structs.replace(self._config, adapters=adapters))
 
+    async def release(self) -> None:
+        """Have the child let go of its model: weights and KV are given back, the process stays. Close the connections
+        to it before. Not for one that is started again by itself.
+
+        Raises EngineUnavailable unless it is ready, or when it ends over it; EngineTimeout after 5 seconds. Close it
+        then.
+        """
+        child = self._child
+        if child is None or self.state is not State.READY:
+            raise EngineUnavailable(f"is {self.state.name.lower()}", engine=self.name)
+        assert not self._again, "it would load its model by itself if it ended asleep"
+        self._become(State.ASLEEP)
+        child.tell(Release())
+        await self._answer(child, Released, within_s=_RELEASE_S, what="let go of its model")
+
+    async def load(self) -> None:
+        """Have a child that is asleep load its model again, without llama.cpp's warm-up.
+
+        Raises EngineUnavailable with its last words when it cannot, EngineTimeout when it takes longer than a start may.
+        Close it then.
+        """
+        child = self._child
+        if child is None or self.state is not State.ASLEEP:
+            raise EngineUnavailable(f"is {self.state.name.lower()}", engine=self.name)
+        self._words.begin()
+        self.generation += 1
+        self._become(State.STARTING)
+        child.tell(Load())
+        line = await self._answer(child, Listening, within_s=self.start_timeout_s, what="load its model")
+        self._port, self.adapters = line.port, line.adapters
+        self._words.serving()
+        self._become(State.READY)
+
+    async def _answer(self, child: _Child, wanted: type[LineT], *, within_s: float, what: str) -> LineT:
+        line = await self._line(child, self.clock() + within_s, late=f"did not {what} within {within_s:g} s")
+        if isinstance(line, wanted):
+            return line
+        if not child.silent:
+            raise EngineTimeout(f"did not {what}: {self.last_words}", engine=self.name)
+        await self.until(lambda: self.state is State.FAILED, 2 * _STOP_S)  # by then it is known why
+        raise EngineUnavailable(f"ended when it was to {what}: {self.last_words}", engine=self.name)
+
     def _apply_freeze(self) -> None:
         # A child that is not armed yet would be left behind, stopped for ever, if we were killed now.
         if self._child is not None and self._child.armed:
@@ -118,29 +168,30 @@ class LlamaProcess(Supervised["_Child"]):
 
     async def _bring_up(self, child: _Child) -> bool:
         """Whether it came to listen; the time that it was frozen does not count."""
-        deadline_s = self.clock() + self._start_timeout_s
-        child.tell(msgspec.json.encode(self._config) + b"\n")
-        if not isinstance(await self._line(child, deadline_s), Armed):
+        deadline_s = self.clock() + self.start_timeout_s
+        late = f"not up after {self.start_timeout_s:g} s"
+        child.tell(self._config)
+        if not isinstance(await self._line(child, deadline_s, late=late), Armed):
             return False
-        child.armed = True
+        child.armed, self.armed_s = True, time.monotonic()
         if self.frozen:
             self._apply_freeze()
-        line = await self._line(child, deadline_s)
+        line = await self._line(child, deadline_s, late=late)
         if not isinstance(line, Listening):
             return False
         self._port, self.adapters = line.port, line.adapters
         return True
 
-    async def _line(self, child: _Child, deadline_s: float) -> Armed | Listening | None:
+    async def _line(self, child: _Child, deadline_s: float, *, late: str) -> Armed | Listening | Released | None:
         reading = asyncio.create_task(child.read_line(), name=f"standard output of {self.name}")
         try:
             while not reading.done() and (left_s := deadline_s - self.clock()) > 0:
                 await asyncio.wait({reading}, timeout=max(left_s, _LEAST_WAIT_S))
             if not reading.done():
-                self._words.note(f"not up after {self._start_timeout_s:g} s")
+                self._words.note(late)
                 return None
             line = reading.result()
-            return msgspec.json.decode(line, type=Armed | Listening) if line else None
+            return msgspec.json.decode(line, type=Armed | Listening | Released) if line else None
         except (msgspec.DecodeError, ValueError):
             self._words.note("said something else than its port")
             return None
@@ -181,13 +232,19 @@ class _Child:
             await process.wait()
             raise
 
-    def tell(self, line: bytes) -> None:
+    def tell(self, line: ChildConfig | Order) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(line)
+        self.process.stdin.write(msgspec.json.encode(line) + b"\n")
 
     async def read_line(self) -> bytes:
         assert self.process.stdout is not None
         return await self.process.stdout.readline()
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has said its last line."""
+        assert self.process.stdout is not None
+        return self.process.stdout.at_eof()
 
     async def read_errors(self) -> bytes:
         assert self.process.stderr is not None
