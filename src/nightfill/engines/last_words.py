@@ -8,16 +8,18 @@ from typing import Final
 
 _LINES: Final = 40
 _LINE_BYTES: Final = 400
-_STAMP: Final = re.compile(r"^[\d.]+ [EWI] ")
-"""llama.cpp's."""
+_NOTHING: Final = re.compile(rb"(?!)")
+_STAMP: Final = re.compile(r"^([\d.]+ [EWI] |(\(\w+( pid=\d+)?\) )?(ERROR|CRITICAL) [^\]]*\] )")
+"""llama.cpp's, and vLLM's."""
 
 
 class LastWords:
     """The tail of what a child says. Not thread-safe."""
 
-    def __init__(self, textless: re.Pattern[bytes]) -> None:
-        """`textless` matches, from their start, the lines that cannot quote a request."""
+    def __init__(self, textless: re.Pattern[bytes], dull: re.Pattern[bytes] = _NOTHING) -> None:
+        """From their start, `textless` matches lines that cannot quote a request, `dull` those that explain nothing."""
         self._textless = textless
+        self._dull = dull
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._partial = b""
         self._serving = False
@@ -36,7 +38,8 @@ class LastWords:
         *whole, rest = (self._partial + data).split(b"\n")
         self._partial = rest[:_LINE_BYTES]  # what is beyond it is lost, not the next line
         for line in whole:
-            if line.strip() and (not self._serving or self._textless.match(line)):
+            worth_it = line.strip() and not self._dull.match(line)
+            if worth_it and (not self._serving or self._textless.match(line)):
                 self._lines.append(line[:_LINE_BYTES].decode("utf-8", "replace"))
 
     def note(self, line: str) -> None:
@@ -44,5 +47,5 @@ class LastWords:
         self._lines.append(line)
 
     def tail(self, lines: int = 6) -> str:
-        """The last so many lines, joined by `; `, without llama.cpp's time stamps."""
+        """The last so many lines, joined by `; `, without time stamps."""
         return "; ".join(_STAMP.sub("", line) for line in list(self._lines)[-lines:])

@@ -41,6 +41,11 @@ _LOG_BYTES: Final = 8 << 20
 """Then a new file is begun; the one before is kept."""
 # Below its HTTP surface vLLM sees tokens, but for the shapes that answers are to have.
 _TEXTLESS: Final = re.compile(rb"\((EngineCore|Worker)\S* pid=\d+\) (ERROR|CRITICAL) (?!.*(gramma|schema|regex))")
+# Of an exception the last line is worth keeping, not where it went through.
+_DULL: Final = re.compile(
+    rb"(\(\w+( pid=\d+)?\) )?((DEBUG|INFO|WARNING) |((ERROR|CRITICAL) [^\]]*\] ?)?(\s*$|    |  File |Traceback ))"
+    rb"|.*\w*Warning: |  warnings\.warn\(|[IW]\d{4} "
+)
 
 
 class VllmServer(Supervised["_Child"]):
@@ -59,7 +64,7 @@ class VllmServer(Supervised["_Child"]):
         """`data_dir` is absolute; the server's log and the store's settings for it go to `engines` below it. Raises
         BadSetting.
         """
-        super().__init__(engine.name, words=LastWords(_TEXTLESS), policy=policy, again=again)
+        super().__init__(engine.name, words=LastWords(_TEXTLESS, _DULL), policy=policy, again=again)
         self.asleep = False
         """Set by who puts it to sleep: requests would hang, so there is no `url`."""
         self.api_key: Final = secrets.token_urlsafe(32)
@@ -102,7 +107,8 @@ class VllmServer(Supervised["_Child"]):
     @property
     def last_words(self) -> str:
         """The end of what the servers said, and how they ended; no request's text."""
-        return f"{self._words.tail()} (more in {self.log})" if self._words.tail() else ""
+        words = self._words.tail()
+        return words and f"{words} (more in {self.log})"
 
     async def _spawn(self) -> _Child:
         self._port = _free_port()
@@ -138,7 +144,12 @@ class VllmServer(Supervised["_Child"]):
                     break
                 if now_s - told_s > _PROGRESS_S:
                     told_s = now_s
-                    logger.info("engine %s: starting for %.0f s: %s", self.name, now_s - began_s, self._words.tail(1))
+                    logger.info(
+                        "engine %s: starting for %.0f s; it says in %s how far it is",
+                        self.name,
+                        now_s - began_s,
+                        self.log,
+                    )
                 await asyncio.wait({ended}, timeout=_LOOK_S)
             return False
         finally:
