@@ -33,8 +33,6 @@ S = ModelState
 UP: Final = frozenset({S.STARTING, S.WARMING, S.AWAKE, S.DRAINING})
 """States in which a model takes its full size of the device, or is about to, or still does."""
 
-_ASLEEP: Final = frozenset({S.ASLEEP_1, S.ASLEEP_2})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
@@ -75,6 +73,11 @@ class View:
     def idle(self) -> bool:
         """No request is in flight or waits."""
         return self.in_flight == 0 and self.asked_s is None
+
+    @property
+    def unknown(self) -> bool:
+        """It is to be loaded, and nobody knows yet what it will take."""
+        return self.size_bytes is None and self.state not in UP and (not self.tried or self.asked_s is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +218,12 @@ class _Room:
     def _need(self, model: View) -> int:
         if model.size_bytes is not None:
             return model.size_bytes
-        # Of unknown size: all that those who sleep leave of the device, so that no guess exceeds it.
+        # Of unknown size: the whole device, so that no guess exceeds it, but for what nobody asleep can give back.
         return self.max_bytes - sum(
-            other.held_bytes for other in self.models if other is not model and other.state in _ASLEEP
+            other.held_bytes
+            for other in self.models
+            if other is not model
+            and (other.state is S.ASLEEP_2 or (other.state is S.ASLEEP_1 and 2 not in other.levels))
         )
 
     def _never(self, model: View) -> str | None:
@@ -360,6 +366,8 @@ class _Host:
             return 1
         if 1 not in model.levels:
             return 2
+        if any(other.unknown and other.device == model.device for other in self.everybody):
+            return 2  # it needs the whole device
         short = model.host_1_bytes - free
         if short <= 0:
             return 1
