@@ -31,11 +31,18 @@ def require_matplotlib() -> None:
         ) from exc
 
 
-def draw(arms: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitle: str = "") -> None:
+def draw(
+    arms: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    title: str,
+    subtitle: str = "",
+    axis: str = "time to first token (logarithmic)",
+) -> None:
     """Write a PNG: one dot per query and a bar at the median of each arm, on a logarithmic axis of seconds.
 
-    `arms` maps a name to its TTFTs in seconds, all above 0, at least one arm with a value; the first comes on top.
-    Raises BadSetting when matplotlib is missing or `path` cannot be written.
+    `arms` maps a name to its times in seconds (of `axis`), all above 0, at least one arm with a value; the first comes
+    on top. Raises BadSetting when matplotlib is missing or `path` cannot be written.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,7 +56,7 @@ def draw(arms: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitl
     rng = random.Random(0)  # noqa: S311 - only spreads the dots
     for row, ordered in enumerate(shown.values()):
         _arm(axes, row, ordered, _COLOURS[row % len(_COLOURS)], rng)
-    _axis(axes, shown)
+    _axis(axes, shown, axis)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
     axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
     _save(figure, path)
@@ -77,7 +84,7 @@ def _arm(axes: Any, row: int, ordered: Sequence[float], colour: str, rng: random
     )
 
 
-def _axis(axes: Any, shown: Mapping[str, Sequence[float]]) -> None:
+def _axis(axes: Any, shown: Mapping[str, Sequence[float]], label: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low = min(values[0] for values in shown.values())
@@ -92,7 +99,7 @@ def _axis(axes: Any, shown: Mapping[str, Sequence[float]]) -> None:
         range(len(shown)), [f"{name}\n{len(values)} queries" for name, values in shown.items()], fontsize=10
     )
     axes.set_ylim(len(shown) - 0.4, -0.75)
-    axes.set_xlabel("time to first token (logarithmic)", fontsize=9, color=_INK)
+    axes.set_xlabel(label, fontsize=9, color=_INK)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.8, zorder=0)
     axes.tick_params(length=0)
     for side in ("top", "right", "left"):

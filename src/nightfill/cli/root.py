@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "simulate": ("nightfill.cli.simulate:simulate", "Replay recorded traffic through each policy."),
     "profile": ("nightfill.cli.profile:profile", "Find prefixes that recur in logs of requests."),
     "discovered": ("nightfill.cli.discovered:discovered", "Show prefixes that recur in a server's traffic."),
+    "experiment": ("nightfill.cli.experiment:experiment", "Compare two ways to answer on a share of the traffic."),
     "vllm-args": ("nightfill.cli.vllm_args:vllm_args", "Print the command line that starts a vLLM server."),
     "doctor": ("nightfill.cli.doctor:doctor", "Check this machine, and say what to do."),
     "demo": ("nightfill.cli.demo:demo", "Show the whole of it on this machine, in minutes."),

@@ -121,6 +121,7 @@ async def _open_gateway(
     from nightfill.cli.books import settle_s
     from nightfill.cli.deletion import forget_fill
     from nightfill.cli.discovered import discovery_of
+    from nightfill.cli.experiment import experiments_of
     from nightfill.cli.night import Scaler
     from nightfill.cli.upkeep import deletion_samples, plan_shown, store_samples
     from nightfill.gateway import Accounts, serving
@@ -153,6 +154,7 @@ async def _open_gateway(
             settle_s=settle_s(settings),
             answers=await stack.enter_async_context(answer_room(rooms)),
             discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
+            experiments=experiments_of(rooms),
             keeper=models.lifecycle if models is not None else None,
         )
     )
