@@ -134,7 +134,7 @@ class LlamaProcess(Supervised["_Child"]):
     async def load(self) -> None:
         """Have a child that is asleep load its model again, without llama.cpp's warm-up.
 
-        Raises EngineUnavailable with its last words when it cannot, EngineTimeout when it takes longer than a start may.
+        Raises EngineUnavailable with its last words when it cannot, EngineTimeout when it takes longer than a start.
         Close it then.
         """
         child = self._child
