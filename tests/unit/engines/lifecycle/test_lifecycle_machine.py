@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import hypothesis.strategies as st
-from hypothesis import settings as hypothesis_settings
+from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fakes.sleeper import FakeSleeper, Fault
@@ -238,5 +238,11 @@ class Machine(RuleBasedStateMachine):
             self.all_is_well()
 
 
-Machine.TestCase.settings = hypothesis_settings(max_examples=40, stateful_step_count=40, deadline=None)
-test_the_lifecycle_keeps_its_promises = Machine.TestCase
+Machine.TestCase.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    phases=[Phase.generate],  # to shrink a failure takes minutes: take this line away for that
+    derandomize=True,
+)
+TestLifecycle = Machine.TestCase
