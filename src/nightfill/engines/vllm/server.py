@@ -19,7 +19,7 @@ from nightfill.engines.last_words import LastWords
 from nightfill.engines.supervised import State, Supervised
 from nightfill.engines.vllm.api import VllmApi
 from nightfill.engines.vllm.launched import called, inherited, launched
-from nightfill.errors import EngineError, EngineRefused, EngineUnavailable
+from nightfill.errors import EngineError, EngineRefused, EngineStart, EngineUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,8 +65,6 @@ class VllmServer(Supervised["_Child"]):
         BadSetting.
         """
         super().__init__(engine.name, words=LastWords(_TEXTLESS, _DULL), policy=policy, again=again)
-        self.asleep = False
-        """Set by who puts it to sleep: requests would hang, so there is no `url`."""
         self.api_key: Final = secrets.token_urlsafe(32)
         self.settings: Final = msgspec.structs.replace(engine, model=called(engine), api_key=self.api_key)
         self._all = settings
@@ -92,16 +90,30 @@ class VllmServer(Supervised["_Child"]):
 
     @property
     def url(self) -> str:
-        """Base address. Raises EngineUnavailable unless it answers requests."""
-        if self.asleep:
-            raise EngineUnavailable("is asleep", engine=self.name)
-        return self.base
+        """Base address. Raises EngineUnavailable unless it answers requests, EngineStart where it never will."""
+        if self.state is State.FAILED:
+            raise EngineStart(f"could not be started: {self.last_words}", engine=self.name)
+        if self.state is not State.READY:
+            raise EngineUnavailable(f"is {self.state.name.lower()}", engine=self.name)
+        return self._address
 
     @property
     def base(self) -> str:
-        """Its address, also asleep. Raises EngineUnavailable unless ready."""
-        if self.state is not State.READY:
-            raise EngineUnavailable(f"is {self.state.name.lower()}", engine=self.name)
+        """Its address, also asleep. Raises EngineUnavailable while it does not run."""
+        return self._address if self.state is State.ASLEEP else self.url
+
+    def fall_asleep(self) -> None:
+        """No `url` from now on: a request to a server that sleeps hangs until it wakes."""
+        if self.state is State.READY:
+            self._become(State.ASLEEP)
+
+    def wake_up(self) -> None:
+        """It answers requests again."""
+        if self.state is State.ASLEEP:
+            self._become(State.READY)
+
+    @property
+    def _address(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
     @property
@@ -112,7 +124,6 @@ class VllmServer(Supervised["_Child"]):
 
     async def _spawn(self) -> _Child:
         self._port = _free_port()
-        self.asleep = False
         start = self._launch(self._port)
         log = await asyncio.to_thread(self._prepare, start)
         environment = {**inherited(dict(os.environ)), **start.env}
@@ -132,8 +143,8 @@ class VllmServer(Supervised["_Child"]):
         limit_s = self._engine.start_timeout_s
         began_s = told_s = time.monotonic()
         ended = asyncio.create_task(child.process.wait(), name=f"end of {self.name}")
-        api = VllmApi(f"http://127.0.0.1:{self._port}", engine=self.name, api_key=self.api_key)
-        stranger = VllmApi(f"http://127.0.0.1:{self._port}", engine=self.name)
+        api = VllmApi(self._address, engine=self.name, api_key=self.api_key)
+        stranger = VllmApi(self._address, engine=self.name)
         try:
             while not ended.done():
                 if await api.health():

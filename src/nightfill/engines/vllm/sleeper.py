@@ -76,7 +76,8 @@ class VllmSleeper:
             loaded_s = time.monotonic()
             await self._forget()
             seconds = {"load": loaded_s - began_s, "reset": time.monotonic() - loaded_s}
-        self._level, self._server.asleep = None, False
+        self._level = None
+        self._server.wake_up()
         return Woken(seconds=seconds)
 
     async def _awake(self, tag: str = "") -> None:
@@ -120,7 +121,7 @@ class VllmSleeper:
         if self._level is not None:
             await self.stop()
             return
-        self._server.asleep = True
+        self._server.fall_asleep()
         await self._api.sleep(level)
         if not await self._api.is_sleeping():
             raise EngineError("does not sleep after it was told to", engine=self._server.name)
@@ -157,4 +158,4 @@ class VllmSleeper:
         return VllmApi(lambda: server.base, engine=server.name, api_key=server.api_key)
 
     def _runs(self) -> bool:
-        return self._server.state is State.READY and self._server.generation == self._up
+        return self._server.state in (State.READY, State.ASLEEP) and self._server.generation == self._up

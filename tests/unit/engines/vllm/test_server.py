@@ -118,6 +118,8 @@ async def test_bad_flags_are_given_up_with_what_the_program_said(make: Make, tmp
     with pytest.raises(EngineStart, match=r"unrecognized arguments: --bogus; ended with status 2 \(more in .*v1.log\)"):
         await server.ready(30)
     assert (len(noted(tmp_path, "starts")), server.alive) == (2, False)
+    with pytest.raises(EngineStart, match="unrecognized arguments"):  # whoever asks need not wait
+        _ = server.url
 
 
 async def test_a_start_that_fails_once_is_tried_again(make: Make) -> None:
@@ -174,10 +176,13 @@ async def test_a_server_without_a_key_is_refused(make: Make) -> None:
 async def test_a_sleeping_server_has_no_address_for_requests(make: Make) -> None:
     server = await make("works")
     await server.ready(30)
-    server.asleep = True
+    address = server.url
+    server.fall_asleep()
     with pytest.raises(EngineUnavailable, match="is asleep"):
         _ = server.url
-    assert server.base.startswith("http://127.0.0.1:")
+    assert server.base == address
+    server.wake_up()
+    assert server.url == address
 
 
 FAILED_START = """\
