@@ -196,7 +196,7 @@ class Serve:
 
     # --- life ---
 
-    def start(self) -> Serve:
+    def start(self, *, within_s: float = UP_WITHIN_S) -> Serve:
         """Start it and wait until it says where it listens."""
         assert self._process is None
         with self.log.open("a", encoding="utf-8") as log:
@@ -209,7 +209,7 @@ class Serve:
                 text=True,
             )
         assert self._process.stdout is not None
-        watchdog = _kill_after(self._process, UP_WITHIN_S)
+        watchdog = _kill_after(self._process, within_s)
         try:
             line = self._process.stdout.readline()
         finally:
