@@ -7,20 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
 
     from nightfill.engines.llama.child_config import AdapterFile
 
 Mark = tuple[int, ...]
-
-
-def mark_of(adapter: AdapterFile) -> Mark | None:
-    """Changes with every change of the file; None where there is none."""
-    try:
-        status = Path(adapter.path).stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+"""Changes with every change of a file."""
 
 
 def sha256_of(path: str | Path) -> str | None:
@@ -32,10 +24,25 @@ def sha256_of(path: str | Path) -> str | None:
         return None
 
 
-def intact(adapters: Sequence[AdapterFile], marks: Sequence[Mark | None]) -> tuple[AdapterFile, ...]:
-    """Those whose content is right, and was so since their `marks` were taken: who read them meanwhile, read that."""
-    return tuple(
-        one
-        for one, mark in zip(adapters, marks, strict=True)
-        if sha256_of(one.path) == one.sha256 and mark_of(one) == mark
-    )
+def intact(adapters: Iterable[AdapterFile]) -> tuple[dict[str, Mark], tuple[AdapterFile, ...]]:
+    """Those whose content is right, and the marks of their files from before they were looked at."""
+    marks, right = {}, []
+    for one in adapters:
+        mark = _mark_of(one.path)
+        if mark is not None and sha256_of(one.path) == one.sha256:
+            marks[one.path] = mark
+            right.append(one)
+    return marks, tuple(right)
+
+
+def intact_since(marks: Mapping[str, Mark]) -> bool:
+    """Whether the files are as they were: whoever has read them meanwhile has read what was looked at."""
+    return all(_mark_of(path) == mark for path, mark in marks.items())
+
+
+def _mark_of(path: str) -> Mark | None:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns

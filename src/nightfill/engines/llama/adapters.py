@@ -91,6 +91,8 @@ class Rack:
         self._drain_s = drain_s
         self._users = 0
         self._changing = False
+        self._starting: asyncio.Task[None] | None = None
+        self._closed = False
         self._news = asyncio.Event()
         self._used: dict[str, int] = {}
         """Digests, by when they were used last."""
@@ -138,6 +140,12 @@ class Rack:
         self._users += 1
         return self._lora(name)
 
+    async def aclose(self) -> None:
+        """Load no more; what is being loaded is, before this returns. Idempotent."""
+        self._closed = True
+        if self._starting is not None:
+            await asyncio.wait({self._starting})
+
     def _lora(self, name: str) -> Lora:
         process, generation = self._process, self._process.generation
         chosen = self._adapters.get(name)
@@ -159,11 +167,13 @@ class Rack:
         try:
             await self._check(adapter)
             await self._drained(adapter)
-            starting = asyncio.create_task(self._start_with(adapter), name=f"load adapter {adapter.name}")
+            if self._closed:
+                raise EngineUnavailable("is closed", engine=self._process.name)
+            self._starting = asyncio.create_task(self._start_with(adapter), name=f"load adapter {adapter.name}")
             try:
-                await asyncio.shield(starting)
+                await asyncio.shield(self._starting)
             except asyncio.CancelledError:
-                await asyncio.wait({starting})
+                await asyncio.wait({self._starting})
                 raise
         finally:
             self._changing = False

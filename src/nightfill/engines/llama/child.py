@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from nightfill.engines.llama.adapter_file import intact, mark_of
+from nightfill.engines.llama.adapter_file import intact, intact_since
 from nightfill.engines.llama.child_config import (
     ENVIRONMENT,
     START_FAILED,
@@ -106,13 +106,13 @@ def _serve(config: ChildConfig, *, warmup: bool) -> Listening:
         os.environ.setdefault(name, value)
     import xllamacpp
 
-    adapters = config.adapters
+    marks, adapters = intact(config.adapters)
     while True:
-        marks = [mark_of(one) for one in adapters]
         try:
             params = parameters(msgspec.structs.replace(config, adapters=adapters))
             params.warmup = warmup
             _server = xllamacpp.Server(params)
+            break
         except (RuntimeError, ValueError) as error:
             sys.stderr.write(f"{error}\n")
             sys.stderr.flush()
@@ -120,14 +120,13 @@ def _serve(config: ChildConfig, *, warmup: bool) -> Listening:
                 os._exit(START_FAILED)
             # Most likely it is the newest: the others were loaded before. The model serves in any case.
             adapters = adapters[:-1]
-            continue
-        read = intact(adapters, marks)
-        if read == adapters:
-            break
-        _server, adapters = None, read
-    port = urlsplit(_server.listening_address).port
-    assert port is not None
-    return Listening(port=int(port), adapters=tuple(one.sha256 for one in adapters))
+    if intact_since(marks):
+        port = urlsplit(_server.listening_address).port
+        assert port is not None
+        return Listening(port=int(port), adapters=tuple(one.sha256 for one in adapters))
+    sys.stderr.write("an adapter's file was changed while it was read\n")
+    sys.stderr.flush()
+    os._exit(START_FAILED)
 
 
 def parameters(config: ChildConfig) -> Any:

@@ -438,6 +438,7 @@ class LlamaEngine:
 
     async def aclose(self) -> None:
         """End the child and remove its scratch folder."""
+        await self._rack.aclose()
         await self._process.aclose()
         await self._api.aclose()
         self._pool.shutdown(wait=True, cancel_futures=True)
