@@ -182,7 +182,10 @@ class Lifecycle:
             message = f"could not be woken, and is tried again in {left_s:.1f} s: {model.error}"
             raise EngineUnavailable(message, engine=model.name)
         self._changed.set()
-        await model.line.wait()
+        try:
+            await model.line.wait()
+        finally:
+            self._changed.set()  # who left may have been the last for whom others were to give way
 
     def _leave(self, model: Model) -> None:
         model.in_flight -= 1
