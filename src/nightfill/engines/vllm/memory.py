@@ -29,15 +29,17 @@ def host_bytes(pids: Iterable[int]) -> int:
     return total
 
 
-def device_bytes(listing: str, pids: Collection[int]) -> int | None:
-    """Of these processes, over all devices, as nvidia-smi lists them; None when it names none of them.
+def device_bytes(listing: str, pids: Collection[int], *, engine: str) -> int:
+    """Of these processes, over all devices, as nvidia-smi lists them.
 
-    Lines in another shape are passed over: a driver without the figure says `[N/A]`, and one inside a container may
-    know processes by their ids outside.
+    Lines in another shape are passed over: a driver without the figure says `[N/A]`. Raises EngineError, for `engine`,
+    when there is nothing of these processes: inside a container they may be listed by their ids outside.
     """
     rows = [_ROW.fullmatch(line) for line in listing.splitlines()]
     found = [int(row[2]) * _MIB for row in rows if row is not None and int(row[1]) in pids]
-    return sum(found) if found else None
+    if not found:
+        raise EngineError(f"cannot be measured: {_COMMAND[0]} does not say what its processes take", engine=engine)
+    return sum(found)
 
 
 async def device_listing(engine: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nightfill.engines.lifecycle.sleeper import Level
     from nightfill.engines.vllm.server import VllmServer
 
+_LOG: Final = logging.getLogger(__name__)
 _PROBE: Final = tuple(range(1, 33))
 """Token ids that every vocabulary has."""
 _PROBE_TOKENS: Final = 8
@@ -43,6 +45,8 @@ class VllmSleeper:
         self._cpu = cpu
         self._start_timeout_s = start_timeout_s
         self._api = self._client()
+        self._told = False
+        """That its memory cannot be measured."""
         self._level: Level | None = None
         self._up: int | None = None
         """Generation of the process that is to run; None when none is."""
@@ -135,7 +139,7 @@ class VllmSleeper:
         await self._server.aclose()
 
     async def footprint(self) -> Footprint:
-        """Of all its processes. Raises EngineError where there is no telling how much of a GPU they take."""
+        """Of all its processes; 0 of a GPU, which makes it fill the device, where there is no telling."""
         pid = self._server.pid
         if pid is None:
             return Footprint(device_bytes=0)
@@ -143,9 +147,12 @@ class VllmSleeper:
         held = await asyncio.to_thread(host_bytes, pids)
         if self._cpu:
             return Footprint(device_bytes=held)
-        found = device_bytes(await device_listing(self._server.name), pids)
-        if found is None:
-            raise EngineError("cannot be measured: nvidia-smi names none of its processes", engine=self._server.name)
+        try:
+            found = device_bytes(await device_listing(self._server.name), pids, engine=self._server.name)
+        except EngineError as error:
+            if not self._told:
+                _LOG.warning("%s; its model is taken to fill its device", error)
+            self._told, found = True, 0
         return Footprint(device_bytes=found, host_bytes=held)
 
     async def ended(self) -> str:
