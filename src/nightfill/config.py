@@ -450,7 +450,7 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     name: str
     """What engines call it (`engines.N.device`)."""
     max_bytes: ByteSize
-    """Models that are awake on it take no more together, each as measured when it was first loaded."""
+    """Models on it take no more together: awake, what each took when it was first loaded; asleep, what it still holds."""
 
 
 class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -465,7 +465,7 @@ class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     level_2_after_s: Duration = Duration(3600)
     """A model asleep at level 1 for so long goes to level 2; 0 for never."""
     min_awake_s: Duration = Duration(2)
-    """Once awake, a model is not put to sleep for another one before so long, unless nobody asks it any more."""
+    """Once awake, a model does not give way to another one before so long, even where nobody asks it."""
     max_turn_s: Duration = Duration(15)
     """While others wait for its memory, a model takes requests for so long after it woke; then it gives way."""
     max_waiting: int = 256

@@ -35,6 +35,7 @@ class FakeSleeper:
     warm_s: float = 0.1
     keep_s: float = 0.1
     sleep_s: float = 0.5
+    stop_s: float = 0.0
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     """What becomes of the next calls, by method; fine where there is none."""
     in_flight: int = 0
@@ -133,6 +134,7 @@ class FakeSleeper:
         if self.stop_hangs:
             await asyncio.Event().wait()
         self.log.append("stop")
+        await asyncio.sleep(self.stop_s)
         self.where, self.is_warm = "stopped", False
 
     async def footprint(self) -> Footprint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from functools import partial
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Event", "Lifecycle", "Managed", "Status", "Woke"]
 
 S = ModelState
+_log = logging.getLogger(__name__)
 _OVER: Final = "is being stopped for good"
 _RESTS: Final = frozenset({S.STOPPED, S.ASLEEP_1, S.ASLEEP_2, S.FAILED})
 
@@ -204,6 +206,9 @@ class Lifecycle:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(look_s):
                             await self._changed.wait()
+        except Exception:
+            _log.exception("the lifecycle ends: no model wakes any more")
+            raise
         finally:
             self._closed = True
             for model in self._models.values():

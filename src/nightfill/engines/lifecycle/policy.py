@@ -1,9 +1,9 @@
 """Which model wakes, which gives way to it, and how deep it sleeps: pure, over frozen views and a clock.
 
 Models of a device share its bytes. Whoever waits is served by model, in turns: a model that is awake serves all that
-arrives for it until its turn is over (`max_turn_s`, counted only while others wait), or until nobody asks it any more
-(and `min_awake_s` is over). Then the room goes to the model whose oldest request has waited longest; what is free
-beside it is kept for it, so that nobody smaller slips in before it.
+arrives for it until others wait and its turn is over (`max_turn_s` after it woke), or until nobody asks it any more
+(`min_awake_s` after it woke at the earliest). Then the room goes to the model whose oldest request has waited longest;
+what is free beside it is kept for it, so that nobody smaller slips in before it.
 
 The bound on waiting that follows, for `n` models on a device that holds one: a request is let through within
 

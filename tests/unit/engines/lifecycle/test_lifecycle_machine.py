@@ -67,7 +67,7 @@ class Machine(RuleBasedStateMachine):
             "e": FakeSleeper("e", 40, level_1_bytes=2, host_1_bytes=20),
         }
         for sleeper in self.sleepers.values():
-            sleeper.on_step = self.look_at_memory
+            sleeper.on_step, sleeper.stop_s = self.look_at_memory, 0.5
         self.wrong: list[str] = []
         self.events: list[Event] = []
         self.asked: list[Asked] = []

@@ -42,6 +42,12 @@ def test_who_waits_is_woken_into_free_room() -> None:
     assert decided(model("a", asked_s=999), model("b", S.AWAKE, 40)) == (Wake("a", "requests wait"),)
 
 
+def test_who_is_being_acted_on_is_left_alone_and_keeps_its_place() -> None:
+    falling = model("a", acting=True, asked_s=990)
+    assert decided(falling) == ()
+    assert decided(falling, model("b", asked_s=999)) == ()
+
+
 def test_room_goes_to_whoever_waited_longest_and_is_not_given_to_who_came_later() -> None:
     busy = model("busy", S.AWAKE, 50, in_flight=1, woke_s=995)
     assert decided(busy, model("large", asked_s=990), model("small", size=30, asked_s=991)) == ()
@@ -98,6 +104,8 @@ def test_a_model_goes_back_to_work_when_nobody_waits_for_its_room_any_more() -> 
 def test_of_two_that_drain_only_who_is_needed_goes_on_with_it() -> None:
     models = [model("a", S.DRAINING, 60, in_flight=1), model("b", S.DRAINING, 40, in_flight=1)]
     assert briefly(decided(*models, model("new", size=60, asked_s=999))) == ["resume b"]
+    alike = [model(name, S.DRAINING, 40, in_flight=1) for name in "ab"]
+    assert briefly(decided(*alike, model("new", size=60, asked_s=999))) == ["resume a"]
 
 
 def test_a_model_of_unknown_size_is_loaded_alone() -> None:
