@@ -450,7 +450,7 @@ class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     name: str
     """What engines call it (`engines.N.device`)."""
     max_bytes: ByteSize
-    """Models on it take no more together: awake, what each took when it was first loaded; asleep, what it still holds."""
+    """Models on it take no more together: awake as measured when first loaded, asleep what they still hold."""
 
 
 class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

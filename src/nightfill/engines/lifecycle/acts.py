@@ -156,7 +156,7 @@ class Acts:
             async with asyncio.timeout(self.settings.sleep_timeout_s):
                 await model.sleeper.stop()
         except TimeoutError:
-            _log.error("model %s: did not stop within %g s", model.name, self.settings.sleep_timeout_s)  # noqa: TRY400
+            _log.error("model %s: did not stop within %g s", model.name, self.settings.sleep_timeout_s)
             return False
         return True
 
