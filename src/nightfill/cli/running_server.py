@@ -52,14 +52,15 @@ class RunningServer:
 
 def server_of(options: Options, url: str | None, key_name: str | None) -> RunningServer:
     """The server that the options name, else that of the settings, with whose key it is asked."""
+    key = environment().get(key_name, "") if key_name else ""
+    if url is not None:
+        return RunningServer(address=url, key=key)  # a key of the settings is for the address of the settings alone
     from nightfill.cli.workspace import Workspace
 
     settings = Workspace.load(options).settings
     keys = settings.gateway.api_keys
-    # A key of the settings is for the address of the settings alone.
-    own = keys.get("default") or (next(iter(keys.values())) if len(keys) == 1 else "") if url is None else ""
-    key = environment().get(key_name, "") if key_name else own
-    return RunningServer(address=url or address_of(settings), key=key)
+    own = keys.get("default") or (next(iter(keys.values())) if len(keys) == 1 else "")
+    return RunningServer(address=address_of(settings), key=key if key_name else own)
 
 
 def address_of(settings: Settings) -> str:

@@ -141,6 +141,13 @@ class Fleet:
             raise EngineUnavailable("no engine is configured", engine="*")
         raise EngineUnavailable(f"not ready within {self._describe_s:g} s", engine="*")
 
+    async def settled(self) -> None:
+        """Wait until each engine was asked once what it is, and not for those that do not answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._describe_s):
+                while not all(member.heard for member in self._members):
+                    await self._news.wait()
+
     async def serving(self, model: str | None) -> list[Member]:
         """The engines that serve `model`, in no order. Raises as `members` and `route.serving`."""
         members = await self.members()

@@ -116,7 +116,8 @@ class Inference:
         """Serve one request for `path`. Raises NightfillError while no answer was begun."""
         arrived_s = time.time() - (time.monotonic() - exchange.started_s)
         ask = decode_ask(path, body, exchange.headers)
-        members = await self._fleet.serving(ask.model)
+        session = session_of(tenant, exchange.headers, ask.members)
+        members, drawn = await self._candidates(exchange, tenant, ask, session)
         if path == "/v1/embeddings":
             able = [member for member in members if member.description.embeddings]
             if not able:
@@ -126,12 +127,6 @@ class Inference:
             name.decode(): exchange.headers[name].decode("latin-1") for name in _FORWARDED if name in exchange.headers
         }
         headers["x-request-id"] = exchange.request_id.decode()
-        session = session_of(tenant, exchange.headers, ask.members)
-        drawn = None
-        if self._experiments is not None:
-            choice, who = exchange.headers.get(HEADER), session or exchange.request_id
-            drawn = self._experiments.draw(tenant, ask, members, choice=choice, who=who)
-            members = self._experiments.usual(members)
         plans = await self._plans(tenant, ask, members, headers)
         choices = self._fleet.order(plans, session)
         tried = None
@@ -153,6 +148,18 @@ class Inference:
             attempt = Attempt(last=place == len(choices) - 1, drawn=drawn)
             if await self._ask(exchange, tenant, member, plan, ask, tried, attempt, arrived_s=arrived_s):
                 return
+
+    async def _candidates(
+        self, exchange: Exchange, tenant: Tenant, ask: Ask, session: bytes | None
+    ) -> tuple[list[Member], Drawn | None]:
+        """The engines that answer requests of no arm B, and the arm of the request."""
+        if self._experiments is None:
+            return await self._fleet.serving(ask.model), None
+        await self._fleet.settled()  # or arm B's engine could seem to be all that there is
+        members = await self._fleet.serving(ask.model)
+        choice, who = exchange.headers.get(HEADER), session or exchange.request_id
+        drawn = self._experiments.draw(tenant, ask, members, choice=choice, who=who)
+        return self._experiments.usual(members), drawn
 
     async def _try(
         self, exchange: Exchange, tenant: Tenant, drawn: Drawn, ask: Ask, headers: Mapping[str, str], arrived_s: float

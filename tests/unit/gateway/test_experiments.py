@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from nightfill.engines.engine import Description
     from nightfill.errors import NightfillError
 
 PATH = "/v1/chat/completions"
@@ -285,6 +286,21 @@ async def test_an_arm_b_that_is_not_up_yet_is_missed_and_has_not_failed() -> Non
         assert (await view(client, "/x"))["arms"]["b"]["missed"] == 1
         assert trial.counts == ((0, 0), (0, 0))
         assert (await ask(client, headers={"x-nightfill-experiment": "x=b"})).status == 503
+
+
+async def test_arm_b_is_not_taken_for_all_there_is_while_arm_a_says_what_it_is() -> None:
+    class Slow(FakeEngine):
+        async def describe(self) -> Description:
+            await gate.wait()
+            return await super().describe()
+
+    gate = asyncio.Event()
+    trial = Trial(a=Slow(name="one"), share=0.0)
+    async with trial.open() as client, asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(ask(client))
+        await trial.b.probed.wait()
+        gate.set()
+        assert (await asked).engine == "one"
 
 
 async def test_one_engine_is_compared_with_itself_in_another_mode() -> None:
