@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,12 +156,21 @@ def test_a_context_filled_before_either_sleep_serves_after_it(serve: Serve) -> N
     assert "def f_" not in log, "no text of a prompt"
 
 
-def test_what_is_stored_while_a_server_falls_asleep_is_not_lost(serve: Serve) -> None:
-    serve.put("late", source_text(2, functions=60))
-    serve.wait_ready("late")
+def test_what_is_being_stored_while_a_server_falls_asleep_gets_to_the_store(serve: Serve) -> None:
+    behind = Behind(serve)
+    prompt = random.Random(2).choices(range(300, 2000), k=6 * BLOCK + 1)
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 1, "cache_salt": "ab" * 32}
+
+    def computed(**wish: bool) -> dict[str, Any]:
+        status, answer = behind.ask("POST", "/v1/completions", {**body, "kv_transfer_params": {"nightfill": wish}})
+        assert status == 200, answer
+        return dict(answer)
+
+    computed(store=True)
     put_to_sleep(serve, 1)
-    (fill,) = serve.fills("late")
-    assert serve.ask(context="late").reused >= fill["tokens"] == fill["stored_tokens"]
+    assert serve.request("POST", "/v1/nightfill/engines/v1/wake").status == 200
+    report = computed(store=False, report=True, load=True)["kv_transfer_params"]["nightfill"]
+    assert (report["cached"], report["found"], report["loaded"]) == (0, 6 * BLOCK, 6 * BLOCK)
 
 
 def test_a_sleeping_server_answers_all_but_requests_and_nobody_without_its_key(serve: Serve) -> None:
