@@ -73,13 +73,13 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     name: str = "local"
     """How errors, metrics and headers call it; unlike the other engines' names."""
     kind: Literal["llama", "vllm"] = "llama"
-    """`llama`: llama.cpp in child processes of ours. `vllm`: a server at `url`, started with what `nightfill vllm-args`
-    prints.
+    """`llama`: llama.cpp in child processes of ours. `vllm`: a vLLM server; one at `url` is to be started with what
+    `nightfill vllm-args` prints.
     """
     url: str = ""
     """Of a vLLM server that runs elsewhere, such as `http://10.0.0.5:8000`. Empty: nightfill starts one of `model`."""
     api_key: str = ""
-    """That the vLLM server asks for."""
+    """That the server at `url` asks for."""
     roles: tuple[Role, ...] = ()
     """What a vLLM server is for; empty for `serve` and `fill`. `prefill` and `decode` split a request between two."""
     machine: str = ""

@@ -217,7 +217,8 @@ def _address(engine: EngineSettings) -> tuple[str, int]:
     except ValueError as exc:
         raise BadSetting(f"engine {engine.name}: url: no usable port", param="url") from exc
     if not host:
-        raise BadSetting(f"engine {engine.name}: url: it names no host", param="url")
+        why = "it names no host" if engine.url else "it has none: nightfill serve starts this server itself"
+        raise BadSetting(f"engine {engine.name}: url: {why}", param="url")
     return host, port or 80
 
 

@@ -208,6 +208,11 @@ def test_a_url_without_an_address_is_refused(url: str) -> None:
         start(msgspec.structs.replace(ENGINE, url=url))
 
 
+def test_a_server_that_nightfill_starts_itself_has_no_command_line_for_others() -> None:
+    with pytest.raises(BadSetting, match="nightfill serve starts this server itself"):
+        start(msgspec.structs.replace(ENGINE, url=""))
+
+
 def test_the_longest_context_is_passed_on() -> None:
     assert value(start(msgspec.structs.replace(ENGINE, context_length=8192)).argv, "--max-model-len") == "8192"
 
