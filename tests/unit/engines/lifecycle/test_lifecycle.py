@@ -84,21 +84,21 @@ async def test_a_hundred_first_requests_wake_a_model_once_warm_it_once_and_get_i
 
 @virtual
 async def test_a_request_that_comes_when_the_line_is_released_stays_behind_it() -> None:
-    sleeper, order = FakeSleeper(), list[str]()
+    order, late = list[str](), list[asyncio.Task[None]]()
 
-    async def ask(lifecycle: Lifecycle, name: str) -> None:
+    async def ask(name: str) -> None:
         async with lifecycle.use("m"):
             order.append(name)
 
-    async def ask_as_soon_as_it_is_awake(lifecycle: Lifecycle) -> None:
-        while lifecycle.state("m") is not S.AWAKE:  # noqa: ASYNC110 - in the very round of the loop
-            await asyncio.sleep(0)
-        await asyncio.gather(*(ask(lifecycle, f"late {number}") for number in range(3)))
+    class Events(list[Event]):
+        def append(self, event: Event) -> None:
+            if event.after is S.AWAKE:  # these run before anybody in line does
+                late.extend(asyncio.create_task(ask(f"late {number}")) for number in range(3))
 
-    async with lifecycle_of(sleeper) as lifecycle:
-        late = asyncio.create_task(ask_as_soon_as_it_is_awake(lifecycle))
-        sleeper.warm_s = sleeper.wake_s = 0.0
-        await asyncio.gather(*(ask(lifecycle, f"first {number}") for number in range(3)), late)
+    lifecycle = lifecycle_of(FakeSleeper(), events=Events())
+    async with lifecycle:
+        await asyncio.gather(*(ask(f"first {number}") for number in range(3)))
+        await asyncio.gather(*late)
     assert order == [f"{who} {number}" for who in ("first", "late") for number in range(3)]
 
 
@@ -151,6 +151,16 @@ async def test_a_model_that_woke_wrong_is_started_anew_once() -> None:
         assert (status_of(lifecycle, "m").wakes, status_of(lifecycle, "m").failures) == (1, 0)
         assert [event.after for event in events] == [S.STARTING, S.WARMING, S.STARTING, S.WARMING, S.AWAKE]
         assert events[2].reason == "starts anew: says other things than before"
+
+
+@virtual
+async def test_a_model_that_is_started_anew_keeps_its_room() -> None:
+    a, b, most = FakeSleeper("a", 60, faults={"warm": ["wrong"]}), FakeSleeper("b", 60), list[int]()
+    for sleeper in (a, b):
+        sleeper.on_step = lambda: most.append(a.device_bytes + b.device_bytes)
+    async with lifecycle_of(a, b) as lifecycle:
+        await asyncio.gather(lifecycle.wake("a"), lifecycle.wake("b"))
+    assert max(most) == 60
 
 
 @virtual
@@ -330,6 +340,18 @@ async def test_host_memory_for_sleepers_is_bounded() -> None:
         await lifecycle.sleep("a")
         await asyncio.sleep(1)
         assert [lifecycle.state("a"), lifecycle.state("b")] == [S.ASLEEP_1, S.ASLEEP_2]
+
+
+@virtual
+async def test_a_model_that_woke_leaves_its_host_memory_to_others() -> None:
+    a, b = FakeSleeper("a", 50, host_1_bytes=60), FakeSleeper("b", 50, host_1_bytes=60)
+    async with measured(a, b, host_max_bytes=ByteSize(100)) as lifecycle:
+        await lifecycle.wake("a")
+        await lifecycle.sleep("a")
+        await lifecycle.wake("a")
+        await lifecycle.sleep("b")
+        await asyncio.sleep(1)
+        assert [lifecycle.state("a"), lifecycle.state("b")] == [S.AWAKE, S.ASLEEP_1]
 
 
 # --- by hand ---
