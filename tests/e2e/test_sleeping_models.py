@@ -90,11 +90,15 @@ def ends_by_arrival(serve: Serve) -> list[float]:
         return [end_s for (end_s,) in rows]
 
 
+def children(serve: Serve) -> list[int]:
+    """Process ids of the models."""
+    return [one.pid for one in processes() if one.parent == serve.pid and "llama.child" in one.command]
+
+
 @contextlib.contextmanager
 def standing_still(serve: Serve) -> Iterator[None]:
     """The child of the model that sleeps does nothing inside, so that waking it hangs."""
-    children = [one.pid for one in processes() if one.parent == serve.pid and "llama.child" in one.command]
-    pid = min(children, key=resident)
+    pid = min(children(serve), key=resident)
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -192,6 +196,20 @@ def test_models_are_moved_by_the_command_line(serve: Serve) -> None:
         ["a", "model-a", "awake"],
         ["b", "model-b", "asleep_2"],
     ]
+
+
+def test_models_whose_processes_were_killed_are_there_for_the_next_requests(serve: Serve) -> None:
+    a_sleeps_b_is_awake(serve)
+    failures = serve.metric("nightfill_model_failures_total")
+    pids = children(serve)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    eventually(
+        lambda: serve.metric("nightfill_model_failures_total") == failures + 2, within_s=10, what="it is noticed"
+    )
+    for name in ("b", "a"):
+        assert serve.ask(model=f"model-{name}").status == 200
+    assert set(children(serve)).isdisjoint(pids)
 
 
 def test_a_request_whose_model_does_not_wake_in_time_is_told_so(new_serve: Callable[..., Serve]) -> None:
