@@ -477,7 +477,7 @@ class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     sleep_timeout_s: Duration = Duration(60)
     """For a model without requests to be put to sleep; then it is stopped."""
     retry_after_s: Duration = Duration(10)
-    """A model that failed is not tried again before so long."""
+    """A model that failed is not tried again before so long; doubled with each further failure, five times at most."""
     forecast: bool = True
     """Wake models before the time of day and week at which they were asked for the first time on most past days."""
     wake_ahead_s: Duration = Duration(60)

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _ASLEEP: Final[Mapping[Level, ModelState]] = MappingProxyType({1: S.ASLEEP_1, 2: S.ASLEEP_2})
 _NO_SECONDS: Final[Mapping[str, float]] = MappingProxyType({})
 _BACKOFF: Final = BackoffPolicy()
+_MOST_DOUBLINGS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ class Acts:
         )
         model.woke_s = now_s
         model.wakes += 1
-        model.refuses, model.error = False, ""
+        model.refuses, model.error, model.doublings = False, "", 0
         self.to(model, S.AWAKE, "it is warm", woken.seconds)
         model.let_in()
 
@@ -177,7 +178,8 @@ class Acts:
     async def _fail(self, model: Model, error: str) -> None:
         model.failures += 1
         model.error, model.refuses = error, True
-        model.retry_at_s = self.clock() + self.settings.retry_after_s
+        model.retry_at_s = self.clock() + self.settings.retry_after_s * 2.0**model.doublings
+        model.doublings = min(model.doublings + 1, _MOST_DOUBLINGS)
         self.to(model, S.FAILED, error)
         model.refuse(error)
         await self.stop(model)

@@ -111,7 +111,8 @@ class Lifecycle:
             self._leave(model)
 
     async def wake(self, name: str) -> None:
-        """As a request would that asks nothing. Raises as `use`."""
+        """As a request would that asks nothing, but one that failed is tried again at once. Raises as `use`."""
+        self._model(name).retry_at_s = -math.inf
         async with self.use(name):
             pass
 

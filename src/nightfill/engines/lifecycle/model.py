@@ -114,6 +114,8 @@ class Model:
     retry_at_s: float = -math.inf
     refuses: bool = False
     """Until `retry_at_s` requests are refused instead of waiting."""
+    doublings: int = 0
+    """Of the time before it is tried again, since it last woke."""
     tried: bool = False
     exits: int = 0
     """Of its process by itself, since it was last healthy."""

@@ -53,6 +53,11 @@ def status_of(lifecycle: Lifecycle, name: str) -> Status:
     return next(status for status in lifecycle.statuses() if status.name == name)
 
 
+async def ask(lifecycle: Lifecycle, name: str = "m") -> None:
+    async with lifecycle.use(name):
+        pass
+
+
 async def held_for(lifecycle: Lifecycle, sleeper: FakeSleeper, seconds: float) -> None:
     async with lifecycle.use(sleeper.name):
         sleeper.in_flight += 1
@@ -119,17 +124,30 @@ async def test_the_deadline_holds_when_the_wake_hangs() -> None:
 
 @virtual
 async def test_a_model_that_fails_answers_everybody_at_once_and_is_not_tried_again_at_once() -> None:
-    sleeper = FakeSleeper(faults={"wake": ["fail"]})
+    sleeper = FakeSleeper(faults={"wake": ["fail", "fail", "fail"]})
     async with lifecycle_of(sleeper) as lifecycle:
-        answers = await asyncio.gather(*(lifecycle.wake("m") for _ in range(3)), return_exceptions=True)
+        answers = await asyncio.gather(*(ask(lifecycle) for _ in range(3)), return_exceptions=True)
         assert [str(answer) for answer in answers] == ["engine m: no wake today"] * 3
         assert {type(answer) for answer in answers} == {EngineUnavailable}
-        with pytest.raises(EngineUnavailable, match=r"tried again in 10\.0 s: no wake today"):
-            await lifecycle.wake("m")
-        assert sleeper.log == ["wake", "stop"]
-        await asyncio.sleep(10)
+        for pause_s in (10, 20, 40):
+            with pytest.raises(EngineUnavailable, match=rf"tried again in {pause_s}\.0 s: no wake today"):
+                await ask(lifecycle)
+            await asyncio.sleep(pause_s)
+            if pause_s < 40:
+                with pytest.raises(EngineUnavailable, match="no wake today"):
+                    await ask(lifecycle)
+        assert sleeper.log == ["wake", "stop"] * 3
+        await ask(lifecycle)
+        assert (status_of(lifecycle, "m").error, status_of(lifecycle, "m").failures) == ("", 3)
+
+
+@virtual
+async def test_by_hand_a_model_that_failed_is_tried_again_at_once() -> None:
+    sleeper = FakeSleeper(faults={"wake": ["fail"]})
+    async with lifecycle_of(sleeper) as lifecycle:
+        with pytest.raises(EngineUnavailable):
+            await ask(lifecycle)
         await lifecycle.wake("m")
-        assert (status_of(lifecycle, "m").error, status_of(lifecycle, "m").failures) == ("", 1)
 
 
 @virtual
@@ -455,7 +473,7 @@ async def test_a_model_whose_process_ends_is_woken_again_after_a_while_for_those
             await until(lambda: lifecycle.state("m") is S.FAILED)
             died_s = now_s()
             assert "ended by itself: out of memory" in status_of(lifecycle, "m").error
-            await lifecycle.wake("m")
+            await ask(lifecycle)
             assert now_s() - died_s == pytest.approx(pause_s + 1.1, abs=0.01)
         assert sleeper.log == ["stop", "wake", "warm"] * 3
 
