@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _JSON: Final = {"Content-Type": "application/json"}
 _CALL_S: Final = 30.0
 _MOVE_S: Final = 3600.0
+_ADAPTER_S: Final = 120.0
 _MESSAGE_CHARS: Final = 300
 _TOPS: Final = 10
 """Log-probabilities at each place of a sample; vLLM gives up to 20 unless told otherwise."""
@@ -41,6 +42,8 @@ class Model(msgspec.Struct):
     max_model_len: int | None = None
     parent: str | None = None
     """Of a LoRA adapter: the model that it adapts."""
+    root: str | None = None
+    """Where it was loaded from."""
 
 
 class _Models(msgspec.Struct):
@@ -244,6 +247,18 @@ class VllmApi:
             "POST", "/reset_prefix_cache?reset_external=true", body=b"", headers=_JSON, timeout_s=_CALL_S
         )
         return response.status == 200
+
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Have it load a LoRA adapter from a folder that it can read."""
+        await self._adapter("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have it forget a LoRA adapter."""
+        await self._adapter("/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def _adapter(self, path: str, body: Mapping[str, str]) -> None:
+        encoded = msgspec.json.encode(body)
+        self._checked(await self._upstream.request("POST", path, body=encoded, headers=_JSON, timeout_s=_ADAPTER_S))
 
     async def sleep(self, level: int) -> None:
         """Give up all KV, and the weights: at level 1 to the host's memory. Requests hang from then on. Of servers in

@@ -30,6 +30,7 @@ SCHEDULER: Final = f"{PLUGIN}.scheduler.AsyncIdleScheduler"
 CPU_SCHEDULER: Final = f"{PLUGIN}.scheduler.IdleScheduler"
 """Where the plug-in is, and what its classes are called."""
 API_KEY: Final = "VLLM_API_KEY"
+LOADS_ADAPTERS: Final = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 KvDtype = Literal["auto", "fp8_e4m3", "fp8_e5m2"]
 
@@ -59,6 +60,8 @@ class Wanted:
     """Run on the processor, for tests and trials."""
     pd: Literal["", "nixl"] = ""
     """`nixl`: also hand KV from device to device."""
+    lora_rank: int = 16
+    """Of LoRA adapters, at most, where the engine has any."""
     idle_slice_tokens: int = 0
     """Above 0: our scheduler class, which computes fills in idle steps of so many tokens only."""
     settings_file: str = ""
@@ -108,6 +111,8 @@ def launch(settings: Settings, engine: EngineSettings, wanted: Wanted) -> Launch
         argv += ["--scheduler-cls", CPU_SCHEDULER if wanted.cpu else SCHEDULER]
         argv += ["--additional-config", _json({NAME: {"slice_tokens": wanted.idle_slice_tokens}})]
     argv += [*_memory(settings, wanted), *_speculation(engine.speculation), *_reports(settings, engine)]
+    argv += _adapters(engine, wanted)
+    env |= {LOADS_ADAPTERS: "1"} if engine.adapters else {}
     if wanted.cpu:
         # Two servers that pin threads pick the same cores, and threads that spin on busy cores take seconds per token.
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.threads or 1)}
@@ -236,6 +241,14 @@ def _step(settings: Settings, engine: EngineSettings) -> list[str]:
         return []
     least, most = _STEP_TOKENS
     return ["--max-num-batched-tokens", str(max(least, min(most, settings.sleep.max_slice_tokens)))]
+
+
+def _adapters(engine: EngineSettings, wanted: Wanted) -> list[str]:
+    if not engine.adapters:
+        return []
+    # As many in memory as may be loaded: vLLM reads those that it has no room for again, whatever is there by then.
+    many = str(min(engine.max_adapters, len(engine.adapters)))
+    return ["--enable-lora", "--max-lora-rank", str(wanted.lora_rank), "--max-loras", many, "--max-cpu-loras", many]
 
 
 def _speculation(wanted: SpeculationSettings) -> list[str]:

@@ -14,7 +14,8 @@ from nightfill.contexts.context import Form, Signature
 from nightfill.engines.difference import common_prefix, unlike_chats, unlike_prompts
 from nightfill.engines.engine import Description, Reuse
 from nightfill.engines.restores import Restores
-from nightfill.engines.signature import signature_of
+from nightfill.engines.signature import adapted, signature_of
+from nightfill.engines.vllm.adapters import Shelf
 from nightfill.engines.vllm.api import VllmApi
 from nightfill.engines.vllm.checks import fitting
 from nightfill.engines.vllm.fill import VllmFill, whole
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
     from nightfill.config import EngineSettings
     from nightfill.contexts.context import Content
+    from nightfill.engines.adapted import Adapter
     from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
+    from nightfill.engines.upstream import StreamResponse
     from nightfill.engines.vllm.api import Model
     from nightfill.engines.vllm.server import VllmServer
     from nightfill.kv.store import Store
@@ -71,6 +74,7 @@ class VllmEngine:
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
         server: VllmServer | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         """`plugin`: ours must be inside. Without it the server keeps KV its own way, and nothing can be filled.
 
@@ -91,6 +95,9 @@ class VllmEngine:
             api_key=settings.api_key,
             first_byte_timeout_s=first_byte_timeout_s,
             idle_timeout_s=idle_timeout_s,
+        )
+        self._shelf = Shelf(
+            adapters, api=self._api, engine=settings.name, most=settings.max_adapters, proves=self._computes_under
         )
         self._asked_for = settings.model
         self._description: Description | None = None
@@ -118,6 +125,7 @@ class VllmEngine:
         if model is None:
             raise EngineUnfit(f"does not serve {wanted!r}: --served-model-name must name it", engine=name)
         self._asked_for = model.id
+        self._shelf.told(models)
         if not self._plugin:
             own = {"engine": "vllm", "name": name, "version": version, "model": model.id}
             return self._described_as(model, version, signature_of(own), kv_bytes_per_token=0, reuse=Reuse.NONE)
@@ -130,6 +138,14 @@ class VllmEngine:
         return self._described_as(
             model, version, Signature(report.signature), kv_bytes_per_token=report.kv_bytes_per_token, reuse=Reuse.TRIM
         )
+
+    async def _computes_under(self, model: str, adapter: Adapter) -> bool:
+        """Whether the plug-in found this adapter's content behind the name, and nothing that is for another model."""
+        if not self._plugin:
+            return True
+        wanted = adapted((await self.describe()).signature, digest=adapter.digest)
+        probe = await self._api.prefill(_PROBE, model=model, wish=Wish(report=True, store=False), behind=False)
+        return probe.report is not None and probe.report.signature == wanted
 
     def _described_as(
         self, model: Model, version: str, signature: Signature, *, kv_bytes_per_token: int, reuse: Reuse
@@ -179,7 +195,7 @@ class VllmEngine:
         hides_usage = streamed and not _wants_usage(call)
         self.in_flight += 1
         try:
-            async with self._api.stream(call.path, self._body(call, wish, streamed), headers=call.headers) as response:
+            async with self._answered(call, wish, streamed) as response:
                 yield VllmReply(
                     response,
                     engine=self.name,
@@ -194,16 +210,37 @@ class VllmEngine:
         finally:
             self.in_flight -= 1
 
+    @contextlib.asynccontextmanager
+    async def _answered(self, call: Call, wish: Wish | None, streamed: bool) -> AsyncIterator[StreamResponse]:
+        if not call.adapter:
+            body = self._body(call, wish, streamed, model=self._asked_for)
+            async with self._api.stream(call.path, body, headers=call.headers) as response:
+                yield response
+            return
+        async with self._shelf.use(call.adapter) as model:
+            body = self._body(call, wish, streamed, model=model)
+            async with self._api.stream(call.path, body, headers=call.headers) as response:
+                if response.status != 404:
+                    yield response
+                    return
+            self._shelf.gone(call.adapter)
+        # It was started again, or somebody else has unloaded the adapter.
+        async with (
+            self._shelf.use(call.adapter) as model,
+            self._api.stream(call.path, body, headers=call.headers) as response,
+        ):
+            yield response
+
     def _weigh(self, prefix: Prefix) -> Weighed:
         """Loading what is stored of a prefix against computing it, by the rates that the server measured."""
         tokens = len(prefix.tokens)
         per_token = self._description.kv_bytes_per_token if self._description is not None else 0
         return self._restores.weigh(load_bytes=tokens * per_token, missing_tokens=tokens)
 
-    def _body(self, call: Call, wish: Wish | None, streamed: bool) -> bytes:
+    def _body(self, call: Call, wish: Wish | None, streamed: bool, *, model: str) -> bytes:
         body: dict[str, object] = {name: raw for name, raw in call.body.items() if name not in _OURS}
-        if self._asked_for and "model" in body:
-            body["model"] = self._asked_for
+        if call.adapter or (model and "model" in body):
+            body["model"] = model
         if call.path not in _WITHOUT_KV:
             if call.salt:
                 body["cache_salt"] = call.salt.hex()
@@ -241,18 +278,34 @@ class VllmEngine:
     async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
         """Begin a fill; waits for the one before to end. `prefix` is as `prefix_tokens` gave it: whole blocks."""
         description = await self.describe()
-        async with self._filling:
-            cut = spans(
-                prefix.tokens, signature=description.signature, salt=prefix.salt, block_tokens=self._block_tokens
+        signature = description.signature
+        if prefix.adapter:
+            signature = adapted(signature, digest=self._shelf.digest_of(prefix.adapter))
+        async with self._filling, self._model_of(prefix) as model:
+            yield VllmFill(
+                prefix,
+                api=self._api,
+                store=self._store,
+                spans=spans(prefix.tokens, signature=signature, salt=prefix.salt, block_tokens=self._block_tokens),
+                slice_unit=self._engine_block_tokens,
+                model=model,
             )
-            yield VllmFill(prefix, api=self._api, store=self._store, spans=cut, slice_unit=self._engine_block_tokens)
 
     @contextlib.asynccontextmanager
     async def sampler(self, prefix: Prefix) -> AsyncIterator[Sampler]:
         """Compare on the server; waits for a fill to end."""
         await self.describe()
-        async with self._filling:
-            yield VllmSampler(prefix, api=self._api, model=self._asked_for, block_tokens=self._block_tokens)
+        async with self._filling, self._model_of(prefix) as model:
+            yield VllmSampler(prefix, api=self._api, model=model, block_tokens=self._block_tokens)
+
+    @contextlib.asynccontextmanager
+    async def _model_of(self, prefix: Prefix) -> AsyncIterator[str]:
+        """What to ask the server for."""
+        if not prefix.adapter:
+            yield self._asked_for
+            return
+        async with self._shelf.use(prefix.adapter) as model:
+            yield model
 
     @property
     def freezes(self) -> bool:

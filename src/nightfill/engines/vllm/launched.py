@@ -1,4 +1,4 @@
-"""What a vLLM server needs beyond `args.launch` where nightfill starts it itself. Pure."""
+"""What a vLLM server needs beyond `args.launch` where nightfill starts it itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from nightfill.engines.vllm.adapters import rank_for
 from nightfill.engines.vllm.args import API_KEY, Launch, Wanted, launch
 from nightfill.errors import BadSetting
 
@@ -50,6 +51,7 @@ def launched(
         kv_cache_bytes=own.kv_cache_bytes,
         cpu=own.cpu,
         settings_file=settings_file,
+        lora_rank=rank_for(engine.adapters),
     )
     reached = msgspec.structs.replace(
         engine, url=f"http://127.0.0.1:{port}", api_key=api_key, model=called(engine), served_model_name=""
