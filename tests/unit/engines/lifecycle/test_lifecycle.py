@@ -237,6 +237,22 @@ async def test_a_model_larger_than_its_device_fails_and_the_error_names_both() -
 
 
 @virtual
+async def test_a_model_that_died_before_it_was_measured_is_measured_the_next_time() -> None:
+    class Dying(FakeSleeper):
+        async def footprint(self) -> Footprint:
+            if not self.deaths:
+                self.die()
+            return await super().footprint()
+
+    async with lifecycle_of(Dying(size_bytes=70)) as lifecycle:
+        await lifecycle.wake("m")
+        assert status_of(lifecycle, "m").awake_bytes is None
+        await until(lambda: lifecycle.state("m") is S.FAILED)
+        await lifecycle.wake("m")
+        assert status_of(lifecycle, "m").awake_bytes == 70
+
+
+@virtual
 async def test_a_pinned_model_comes_back_after_another_ones_first_load() -> None:
     pinned, other = FakeSleeper("pinned", 70), FakeSleeper("other", 60)
     async with lifecycle_of(pinned, other, pinned="pinned") as lifecycle:
