@@ -177,7 +177,8 @@ async def test_a_model_that_is_started_anew_keeps_its_room() -> None:
     for sleeper in (a, b):
         sleeper.on_step = lambda: most.append(a.device_bytes + b.device_bytes)
     async with lifecycle_of(a, b) as lifecycle:
-        await asyncio.gather(lifecycle.wake("a"), lifecycle.wake("b"))
+        await until(lambda: "stop" in a.log)
+        await lifecycle.wake("b")
     assert max(most) == 60
 
 
