@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-LOOP: Final = demo_model.loop(demo_vocabulary.load())
+LOOP: Final = demo_model.loops(demo_vocabulary.load())[0]
 REPEATED: Final = [*LOOP, *LOOP[:40]]
 """What follows is in the prompt already."""
 TIE: Final = 0.05

@@ -244,12 +244,12 @@ def _tensors(shape: Size, seed: int, vocabulary: Vocabulary) -> Iterator[tuple[s
         yield block + "ffn_down.weight", matrix(hidden, shape.feed_forward, residual_scale)
 
 
-def loop(vocabulary: Vocabulary, seed: int = 0) -> list[int]:
-    """Tokens that follow each other in the models that loop, the first after the last."""
+def loops(vocabulary: Vocabulary, seed: int = 0) -> list[list[int]]:
+    """The circles of the models that loop: tokens that follow each other, the first after the last."""
     import numpy as np
 
     speakable = np.array([vocabulary.is_speakable(token) for token in range(len(vocabulary.tokens))])
-    return [int(token) for token in _loops(np.random.PCG64(_SEED + seed), speakable)[0]]
+    return [[int(token) for token in row] for row in _loops(np.random.PCG64(_SEED + seed), speakable)]
 
 
 def _loops(bits: np.random.PCG64, speakable: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -129,8 +129,10 @@ def test_nothing_that_would_end_or_spoil_a_text_is_ever_said() -> None:
 
 def test_models_that_loop_agree_on_what_follows_and_no_token_follows_two(tmp_path: Path) -> None:
     vocabulary = demo_vocabulary.load()
-    loop = demo_model.loop(vocabulary)
-    assert len(set(loop)) == demo_model.LOOP_TOKENS
-    assert all(vocabulary.is_speakable(token) for token in loop)
-    assert demo_model.loop(vocabulary) == loop != demo_model.loop(vocabulary, seed=1)
+    loops = demo_model.loops(vocabulary)
+    tokens = [token for loop in loops for token in loop]
+    assert {len(loop) for loop in loops} == {demo_model.LOOP_TOKENS}
+    assert len(set(tokens)) == len(tokens)
+    assert all(vocabulary.is_speakable(token) for token in tokens)
+    assert demo_model.loops(vocabulary) == loops != demo_model.loops(vocabulary, seed=1)
     assert read_head(demo_model.ensure("loop", tmp_path)).vocabulary == len(vocabulary.tokens)
