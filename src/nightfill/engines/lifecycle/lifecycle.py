@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.lifecycle.acts import Acts
 from nightfill.engines.lifecycle.model import Event, Managed, Model, Status, Woke
-from nightfill.engines.lifecycle.policy import Drain, Refuse, Resume, Sleep, Wake, decide, next_look_s
+from nightfill.engines.lifecycle.policy import decide, next_look_s
 from nightfill.engines.lifecycle.state import ModelState
+from nightfill.engines.lifecycle.view import Drain, Refuse, Resume, Sleep, Wake
 from nightfill.engines.lifecycle.waiting import Line
 from nightfill.errors import BadSetting, EngineTimeout, EngineUnavailable, NotFound
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from nightfill.config import LifecycleSettings
-    from nightfill.engines.lifecycle.policy import Action
     from nightfill.engines.lifecycle.sleeper import Level
+    from nightfill.engines.lifecycle.view import Action
 
 __all__ = ["Event", "Lifecycle", "Managed", "Status", "Woke"]
 

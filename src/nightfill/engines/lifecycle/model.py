@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from nightfill.engines.lifecycle.policy import View
 from nightfill.engines.lifecycle.state import ModelState
+from nightfill.engines.lifecycle.view import View
 from nightfill.errors import EngineUnavailable
 
 if TYPE_CHECKING:

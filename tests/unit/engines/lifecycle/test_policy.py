@@ -6,8 +6,9 @@ from typing import Any, Final
 import pytest
 
 from nightfill.config import ByteSize, Duration, LifecycleSettings
-from nightfill.engines.lifecycle.policy import Action, Drain, Refuse, Sleep, View, Wake, decide, next_look_s
+from nightfill.engines.lifecycle.policy import decide, next_look_s
 from nightfill.engines.lifecycle.state import ModelState
+from nightfill.engines.lifecycle.view import Action, Drain, Refuse, Sleep, View, Wake
 
 S = ModelState
 NOW_S: Final = 1000.0
