@@ -44,7 +44,7 @@ def test_what_people_ask_is_not_logged() -> None:
 
 def test_the_program_and_the_rest_of_its_arguments_and_environment_are_the_users() -> None:
     launch = LaunchSettings(
-        command=("docker", "run", "vllm"),
+        command=("taskset", "--cpu-list", "0-7", "vllm"),
         args=("--max-num-seqs", "8"),
         env={"HF_HUB_OFFLINE": "1", "VLLM_API_KEY": "theirs", "VLLM_SERVER_DEV_MODE": "0"},
         tensor_parallel_size=2,
@@ -52,7 +52,7 @@ def test_the_program_and_the_rest_of_its_arguments_and_environment_are_the_users
         host_bytes=ByteSize(1 << 20),
     )
     found = start(msgspec.structs.replace(ENGINE, launch=launch))
-    assert found.argv[:4] == ("docker", "run", "vllm", "serve")
+    assert found.argv[:5] == ("taskset", "--cpu-list", "0-7", "vllm", "serve")
     assert found.argv[-2:] == ("--max-num-seqs", "8")
     assert values(found.argv, "--tensor-parallel-size") == ["2"]
     assert values(found.argv, "--kv-cache-memory-bytes") == [str(1 << 30)]
