@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from nightfill.engines.adapted import AdaptedEngine
 from nightfill.engines.llama.engine import LlamaEngine
 from nightfill.engines.llama.model import load
 from nightfill.engines.llama.process import LlamaProcess
+from nightfill.engines.vllm.adapters import register
 from nightfill.engines.vllm.engine import VllmEngine
 from nightfill.engines.vllm.server import VllmServer
 from nightfill.engines.vllm.split import SplitEngine
 from nightfill.errors import BadSetting, EngineError, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nightfill.cli.rooms import Rooms
     from nightfill.config import EngineSettings, Role, Settings
@@ -85,8 +88,8 @@ async def make_embedded(
     return engine, process
 
 
-def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
-    """A client of a server that runs elsewhere. The caller closes it."""
+async def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
+    """A client of a server that runs elsewhere. The caller closes it. Raises BadSetting."""
     gateway = rooms.settings.gateway
     return VllmEngine(
         wanted,
@@ -96,12 +99,14 @@ def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
         always_restore=rooms.settings.kv.restore == "always",
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
+        adapters=await asyncio.to_thread(register, wanted.adapters),
     )
 
 
-def make_launched(wanted: EngineSettings, rooms: Rooms) -> tuple[VllmEngine, VllmServer]:
+async def make_launched(wanted: EngineSettings, rooms: Rooms) -> tuple[VllmEngine, VllmServer]:
     """A server of our own, and a client of it that ends it; started, unless its model may sleep. Raises BadSetting."""
     gateway = rooms.settings.gateway
+    adapters = await asyncio.to_thread(register, wanted.adapters)
     server = VllmServer(rooms.settings, wanted, data_dir=rooms.data_dir.absolute(), again=not wanted.device)
     if not wanted.device:
         server.start()
@@ -114,22 +119,49 @@ def make_launched(wanted: EngineSettings, rooms: Rooms) -> tuple[VllmEngine, Vll
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
         server=server,
+        adapters=adapters,
     )
     return engine, server
+
+
+def engine_names(engine: EngineSettings) -> tuple[str, ...]:
+    """Its own, and those of its adapters, as `AdaptedEngine` says them."""
+    return engine.name, *(f"{engine.name}:{one.name}" for one in engine.adapters)
+
+
+def adapter_views(engine: EngineSettings) -> dict[str, tuple[str, Callable[[Engine], Engine]]]:
+    """The engine's adapters, by name, as views of an engine that was made of these settings."""
+    return {
+        name: (engine.name, partial(_under, one.name))
+        for name, one in zip(engine_names(engine)[1:], engine.adapters, strict=True)
+    }
+
+
+def _under(adapter: str, engine: Engine) -> Engine:
+    assert isinstance(engine, LlamaEngine | VllmEngine)
+    return AdaptedEngine(engine, next(one for one in engine.adapters if one.name == adapter))
 
 
 async def make_filler(wanted: EngineSettings, rooms: Rooms) -> Engine:
     """An engine to fill with. The caller closes it. Raises BadSetting."""
     if wanted.kind == "vllm":
-        return make_vllm(wanted, rooms)
+        return await make_vllm(wanted, rooms)
     return await make_llama(wanted, rooms, filling=True)
 
 
-def make_split(prefill: Sequence[VllmEngine], decode: EngineSettings, rooms: Rooms) -> SplitEngine:
-    """An engine that answers with what the `prefill` ones computed. The caller closes it, and them."""
+async def make_split(prefill: Sequence[VllmEngine], decode: EngineSettings, rooms: Rooms) -> SplitEngine:
+    """An engine that answers with what the `prefill` ones computed. The caller closes it, and them.
+
+    Raises BadSetting.
+    """
+    if decode.adapters:
+        raise BadSetting(
+            f"engines.adapters: {decode.name} shares requests with those of role prefill, which no adapter can",
+            param="engines.adapters",
+        )
     return SplitEngine(
         prefill,
-        make_vllm(decode, rooms),
+        await make_vllm(decode, rooms),
         store=rooms.store,
         block_tokens=rooms.settings.kv.block_tokens,
         settings=rooms.settings.split,

@@ -8,6 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from nightfill.cli.engine_room import engine_names
 from nightfill.cli.upkeep import running
 from nightfill.engines.lifecycle.forecast import next_use
 from nightfill.engines.lifecycle.lifecycle import Lifecycle
@@ -46,6 +47,7 @@ class LifecycleRoom:
         self._moved = asyncio.Event()
         self.lifecycle = Lifecycle(models, settings.lifecycle, on_event=self._hear)
         stay_s = float(settings.lifecycle.level_1_after_s) or _STAY_S
+        self._names = {one.name: engine_names(one) for one in settings.engines}
         self._crons = {
             one.name: wakes_of(one.wake_at, key="engines.wake_at", length_s=stay_s, zone=settings.sleep.time_zone)
             for one in settings.engines
@@ -76,7 +78,8 @@ class LifecycleRoom:
             self._moved.clear()
             try:
                 for status in self.lifecycle.statuses():
-                    await tell(book, status.name, awake=status.state is ModelState.AWAKE)
+                    for name in self._names[status.name]:
+                        await tell(book, name, awake=status.state is ModelState.AWAKE)
             except StateError as exc:
                 _LOG.warning("workers do not hear which models are awake: %s", exc)
             with contextlib.suppress(TimeoutError):

@@ -121,6 +121,7 @@ async def _open_gateway(
     from nightfill.cli.books import settle_s
     from nightfill.cli.deletion import forget_fill
     from nightfill.cli.discovered import discovery_of
+    from nightfill.cli.engine_room import engine_names
     from nightfill.cli.experiment import experiments_of
     from nightfill.cli.night import Scaler
     from nightfill.cli.upkeep import deletion_samples, plan_shown, store_samples
@@ -137,7 +138,7 @@ async def _open_gateway(
         serving(
             settings=settings.gateway,
             contexts=settings.contexts,
-            engines=[one.engine for one in served],
+            engines=[engine for one in served for engine in one.engines],
             book=rooms.state.book,
             queue=rooms.state.jobs,
             access=rooms.state.access,
@@ -148,7 +149,7 @@ async def _open_gateway(
             accounts=Accounts(ledger=rooms.state.ledger, budgets=rooms.state.budgets, prices=settings.prices),
             autoscale=Scaler(rooms.state, board, settings.sleep).now,
             audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
-            machines={one.settings.name: one.settings.machine for one in served},
+            machines={name: one.settings.machine for one in served for name in engine_names(one.settings)},
             route=settings.route,
             histories=settings.history,
             settle_s=settle_s(settings),
@@ -170,7 +171,7 @@ async def _open_background(
 ) -> None:
     """What goes on beside the gateway until `stack` ends: deletions, warm slots, the worker."""
     from nightfill.cli.deletion import settling
-    from nightfill.cli.engine_room import engines_for, engines_to_fill
+    from nightfill.cli.engine_room import engine_names, engines_for, engines_to_fill
     from nightfill.cli.upkeep import forget_deleted, running, store_upkeep
     from nightfill.cli.work import make_worker
     from nightfill.cli.worker_process import WorkerProcess
@@ -203,11 +204,20 @@ async def _open_background(
         pool = EnginePool(
             {one.settings.name: partial(_lend, one.engine) for one in launched},
             idle_stop_s={one.settings.name: float("inf") for one in launched},
+            views={
+                name: (one.settings.name, partial(_instead, engine))
+                for one in launched
+                for name, engine in zip(engine_names(one.settings)[1:], one.engines[1:], strict=True)
+            },
             owns=False,
         )
         upkeep = None if fillers else store_upkeep(rooms)
         filling = make_worker(rooms, board, pool, [one.settings for one in launched], upkeep=upkeep)
         await stack.enter_async_context(running(filling.run(stop), name="fill"))
+
+
+def _instead(adapted: Engine, _: Engine) -> Engine:
+    return adapted
 
 
 async def _lend(engine: Engine) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from nightfill.cli.engine_room import (
@@ -16,6 +16,7 @@ from nightfill.cli.engine_room import (
     make_vllm,
 )
 from nightfill.cli.lifecycle_room import LifecycleRoom
+from nightfill.engines.adapted import AdaptedEngine
 from nightfill.engines.lifecycle.lifecycle import Managed
 from nightfill.engines.lifecycle.sleeping import SleepingEngine
 from nightfill.engines.llama.sleeper import LlamaSleeper
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from nightfill.cli.rooms import Rooms
     from nightfill.config import EngineSettings
+    from nightfill.engines.adapted import Adapter
     from nightfill.engines.engine import Description, Engine
     from nightfill.engines.lifecycle.sleeper import Sleeper
     from nightfill.engines.llama.engine import LlamaEngine
@@ -46,6 +48,12 @@ class Served:
     """The embedded engine behind it, where it is one."""
     sleeper: Sleeper | None = None
     """Where its model may sleep."""
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def engines(self) -> list[Engine]:
+        """What is asked, and its adapters as engines."""
+        return [self.engine, *(AdaptedEngine(self.engine, adapter) for adapter in self.adapters)]
 
 
 async def open_served(rooms: Rooms, stack: AsyncExitStack) -> tuple[list[Served], LifecycleRoom | None]:
@@ -53,7 +61,7 @@ async def open_served(rooms: Rooms, stack: AsyncExitStack) -> tuple[list[Served]
 
     Raises BadSetting.
     """
-    prefill = [make_vllm(one, rooms) for one in engines_for(rooms.settings, "prefill")]
+    prefill = [await make_vllm(one, rooms) for one in engines_for(rooms.settings, "prefill")]
     for helper in prefill:
         stack.push_async_callback(helper.aclose)
     made = []
@@ -74,12 +82,13 @@ async def open_served(rooms: Rooms, stack: AsyncExitStack) -> tuple[list[Served]
 
 
 async def descriptions_of(served: Sequence[Served]) -> list[Description]:
-    """What those of our own say of themselves, each loaded once in turn; where there are none, what the first server
-    elsewhere does that is up. Raises EngineError when one of our own does not come up, or none of the servers.
+    """What those of our own say of themselves, each loaded once in turn, and its adapters after it; where there are
+    none, what the first server elsewhere does that is up. Raises EngineError when one of our own does not come up, or
+    none of the servers.
     """
     own = [one for one in served if one.own]
     if own:
-        return [await described(one.engine, one.settings.start_timeout_s) for one in own]
+        return [await described(engine, one.settings.start_timeout_s) for one in own for engine in one.engines]
     return [await first_described([(one.engine, one.settings.start_timeout_s) for one in served])]
 
 
@@ -88,20 +97,22 @@ async def _made(wanted: EngineSettings, rooms: Rooms, prefill: Sequence[VllmEngi
         llama, process = await make_embedded(wanted, rooms)
         if not wanted.device:
             process.start()
-            return Served(settings=wanted, engine=llama, own=True, llama=llama)
-        return Served(settings=wanted, engine=llama, own=True, llama=llama, sleeper=LlamaSleeper(llama, process))
+            return Served(settings=wanted, engine=llama, own=True, llama=llama, adapters=llama.adapters)
+        sleeper = LlamaSleeper(llama, process)
+        return Served(settings=wanted, engine=llama, own=True, llama=llama, sleeper=sleeper, adapters=llama.adapters)
     if not wanted.url:
-        engine, server = make_launched(wanted, rooms)
+        engine, server = await make_launched(wanted, rooms)
         timeout_s = float(wanted.start_timeout_s)
         waker = VllmSleeper(server, cpu=wanted.launch.cpu, start_timeout_s=timeout_s) if wanted.device else None
-        return Served(settings=wanted, engine=engine, own=True, sleeper=waker)
+        return Served(settings=wanted, engine=engine, own=True, sleeper=waker, adapters=engine.adapters)
     if prefill and "decode" in wanted.roles:
-        return Served(settings=wanted, engine=make_split(prefill, wanted, rooms), own=False)
-    return Served(settings=wanted, engine=make_vllm(wanted, rooms), own=False)
+        return Served(settings=wanted, engine=await make_split(prefill, wanted, rooms), own=False)
+    elsewhere = await make_vllm(wanted, rooms)
+    return Served(settings=wanted, engine=elsewhere, own=False, adapters=elsewhere.adapters)
 
 
 def _put_to_bed(one: Served, room: LifecycleRoom) -> Served:
     if one.sleeper is None:
         return one
     engine = SleepingEngine(one.engine, room.lifecycle, name=one.settings.name)
-    return Served(settings=one.settings, engine=engine, own=True, llama=one.llama, sleeper=one.sleeper)
+    return replace(one, engine=engine)

@@ -58,7 +58,7 @@ def work(options: Options, /, *, model: str | None, spot: str | None, handed_ove
 async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     """Work until SIGTERM, SIGINT, a spot notice, or the end of the file descriptor."""
     from nightfill.cli.deletion import settling
-    from nightfill.cli.engine_room import engines_to_fill, make_filler
+    from nightfill.cli.engine_room import adapter_views, engines_to_fill, make_filler
     from nightfill.cli.leaving import end_within, stop_on_notice
     from nightfill.cli.rooms import open_board, open_rooms
     from nightfill.cli.upkeep import running, store_upkeep
@@ -87,6 +87,7 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
         pool = EnginePool(
             {one.name: partial(make_filler, one, rooms) for one in wanted},
             idle_stop_s={one.name: float(one.fill_idle_stop_s) for one in wanted},
+            views={name: view for one in wanted for name, view in adapter_views(one).items()},
         )
         worker = make_worker(rooms, board, pool, wanted, upkeep=store_upkeep(rooms))
         if settings.kv.old_key_files and (seal := text_seal(settings.kv)) is not None:
@@ -102,11 +103,13 @@ def make_worker(
 ) -> Worker:
     """Background work on these engines, which the pool has. Raises BadSetting."""
     from nightfill.cli.distil import distil_duty
+    from nightfill.cli.engine_room import engine_names
     from nightfill.cli.foresee import foresee_duties
     from nightfill.cli.night import night_windows
     from nightfill.sleep import Worker
 
     settings = rooms.settings
+    named = [(name, one) for one in engines for name in engine_names(one)]
     return Worker(
         rooms.state,
         board,
@@ -116,9 +119,9 @@ def make_worker(
         upkeep=upkeep,
         ttl_s=settings.kv.ttl_s,
         block_tokens=settings.kv.block_tokens,
-        unshared=frozenset(one.name for one in engines if set(one.roles) == {"fill"}),
-        sleepers=frozenset(one.name for one in engines if one.device),
-        machines={one.name: one.machine for one in engines},
+        unshared=frozenset(name for name, one in named if set(one.roles) == {"fill"}),
+        sleepers=frozenset(name for name, one in named if one.device),
+        machines={name: one.machine for name, one in named},
         prices=settings.prices,
         windows=night_windows(settings.sleep),
         duties=(distil_duty(rooms.state, settings), *foresee_duties(rooms.state, settings)),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nightfill.engines.engine import Engine
 
     EngineFactory = Callable[[], Awaitable[Engine]]
+    View = Callable[[Engine], Engine]
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +39,14 @@ class EnginePool:
         factories: Mapping[str, EngineFactory],
         *,
         idle_stop_s: Mapping[str, float],
+        views: Mapping[str, tuple[str, View]] | None = None,
         owns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Unless it `owns` the engines, nothing is ended: somebody else has them, too."""
+        """`views`: engines by another one's name that are made of it, and end with it. Unless it `owns` the engines,
+        nothing is ended: somebody else has them, too.
+        """
+        self._views = dict(views or {})
         self._owns = owns
         self._factories = dict(factories)
         self._idle_stop_s = idle_stop_s
@@ -52,7 +57,7 @@ class EnginePool:
     @property
     def names(self) -> tuple[str, ...]:
         """All engines, running or not."""
-        return tuple(self._factories)
+        return (*self._factories, *self._views)
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -62,9 +67,10 @@ class EnginePool:
     @contextlib.asynccontextmanager
     async def lent(self, name: str) -> AsyncIterator[Engine]:
         """The engine, started if need be, which is not ended meanwhile. Raises what its factory raises."""
-        running = await self._start(name)
+        below, view = self._views.get(name, (name, None))
+        running = await self._start(below)
         try:
-            yield running.engine
+            yield running.engine if view is None else view(running.engine)
         except EngineError:
             running.suspect = True
             raise

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
     from nightfill.contexts.context import Content
+    from nightfill.engines.adapted import Adapter
     from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
     from nightfill.engines.llama.lora import Lora
     from nightfill.engines.llama.model import LlamaModel
@@ -115,6 +116,11 @@ class LlamaEngine:
         self._description: Description | None = None
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """That requests may be under."""
+        return self._model.adapters
 
     async def describe(self) -> Description:
         """What it runs. Waits for the child, and probes it, the first time."""

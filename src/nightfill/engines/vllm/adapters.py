@@ -115,6 +115,11 @@ class Shelf:
         self._loading = asyncio.Lock()
         self._news = asyncio.Event()
 
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """All that it may be asked for."""
+        return tuple(self._adapters.values())
+
     def digest_of(self, name: str) -> str:
         """Of the adapter of that name."""
         return self._adapters[name].digest

@@ -107,6 +107,11 @@ class VllmEngine:
         self._filling = asyncio.Lock()
         self._restores = Restores(always=always_restore)
 
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """That requests may be under."""
+        return self._shelf.adapters
+
     async def describe(self) -> Description:
         """What it runs. Does not wait for a server that is not up. Raises EngineUnfit besides."""
         async with self._describing:
