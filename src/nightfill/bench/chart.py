@@ -201,6 +201,48 @@ def _size(nbytes: float) -> str:
     return f"{nbytes / 2 ** (10 * power):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
 
 
+def draw_phases(
+    rows: Mapping[str, Mapping[str, float]], path: Path, *, title: str, subtitle: str = "", unit: str = "seconds"
+) -> None:
+    """Write a PNG: per name a bar of its phases' seconds, one behind the other; the first comes on top.
+
+    At least one name; phases keep their colour over all rows. Raises BadSetting when matplotlib is missing or `path`
+    cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    phases = list(dict.fromkeys(phase for row in rows.values() for phase in row))
+    figure = Figure(figsize=(9, 1.8 + 0.6 * len(rows)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, row in enumerate(rows.values()):
+        left = 0.0
+        for phase in row:
+            place = phases.index(phase)
+            colour = _COLOURS[place % len(_COLOURS)]
+            axes.barh(
+                number, row[phase], left=left, height=0.6, color=colour, alpha=1 - 0.45 * (place >= len(_COLOURS))
+            )
+            left += row[phase]
+        axes.text(left, number, f"  {_label(left)}", va="center", fontsize=9, color=_INK)
+    for place, phase in enumerate(phases):
+        colour, alpha = _COLOURS[place % len(_COLOURS)], 1 - 0.45 * (place >= len(_COLOURS))
+        axes.barh(0, 0, color=colour, alpha=alpha, label=phase)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=10)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.15 * max(sum(row.values()) for row in rows.values()))
+    axes.set_xlabel(unit, fontsize=9, color=_INK)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(phases), frameon=False, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    _save(figure, path)
+
+
 def draw_shares(rows: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitle: str = "") -> None:
     """Write a PNG: per name a bar to the mean of its shares (0 to 1) and a dot for each; the first comes on top.
 

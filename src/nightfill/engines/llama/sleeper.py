@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,7 +28,8 @@ _LOG: Final = logging.getLogger(__name__)
 _LEVELS: Final[frozenset[Level]] = frozenset({1, 2})
 _PROBE: Final = (1, 2)
 """Tokens that every vocabulary has; few, as each costs time at every wake."""
-_WORDS: Final = 2
+_WORDS: Final = 1
+"""Its likeliest alternatives are compared too, which tells models apart as well as more words would."""
 _APART_NATS: Final = 0.1
 """Between log-probabilities of the same token, where a device does not round the same way each time."""
 _KEEP_S: Final = 20.0
@@ -84,7 +86,7 @@ class LlamaSleeper:
         return Woken(seconds={"process": armed_s - began_s, "load": time.monotonic() - armed_s})
 
     async def warm(self) -> None:
-        """Continue two tokens by two, and compare that with the first time. Raises EngineError, WokeWrong."""
+        """Continue two tokens by one, and compare that with the first time. Raises EngineError, WokeWrong."""
         now = await self._api.sample(_PROBE, slot=0, max_tokens=_WORDS)
         if self._known is None:
             self._known = now
@@ -101,14 +103,17 @@ class LlamaSleeper:
 
     async def sleep(self, level: Level) -> None:
         """Let go of the model. A child that does not within seconds is ended, which is level 2."""
-        self._let_go()
-        if level == 1:
+        if level == 1 and self._process.state is State.READY:
             try:
+                # llama.cpp never ends if it is told to before its loop has begun, which an answer shows.
+                await self._api.slots()
+                self._let_go()
                 await self._process.release()
             except EngineError as exc:
                 _LOG.warning("%s; ended instead", exc)
             else:
                 return
+        self._let_go()
         await self._process.aclose()
 
     async def stop(self) -> None:
@@ -121,7 +126,7 @@ class LlamaSleeper:
         could take back: a model that computes needs all of them. What a graphics processor holds is not seen.
         """
         pid = self._process.pid
-        return Footprint(device_bytes=await asyncio.to_thread(resident_bytes, pid) if pid is not None else 0)
+        return Footprint(device_bytes=resident_bytes(pid) if pid is not None else 0)
 
     async def ended(self) -> str:
         """Wait until the process ends by itself; its last words."""
@@ -134,10 +139,11 @@ class LlamaSleeper:
 
 
 def resident_bytes(pid: int) -> int:
-    """Anonymous and file pages of a process that are in memory, shared ones included; 0 if it is gone."""
+    """Anonymous and file pages of a process that are in memory, shared ones included; 0 if it is gone. As the kernel
+    counts them, to a megabyte or so: adding up its mappings (`smaps_rollup`) would hold up a model that just woke.
+    """
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    except OSError:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
         return 0
-    sizes = (line.split() for line in lines)
-    return sum(int(fields[1]) << 10 for fields in sizes if fields[0] == "Rss:")
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
