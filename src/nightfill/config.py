@@ -22,17 +22,19 @@ class AdapterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """One LoRA adapter of an engine's model, asked for by its name as if it were a model."""
 
     name: str
-    """What requests call it; unlike every model's and other adapter's."""
+    """What requests call it; unlike every model's and other adapters' of the same engine."""
     path: str
-    """A GGUF file (llama.cpp) or a folder as PEFT writes it (vLLM). Its content is what counts, not its name."""
+    """A GGUF file, or `demo:SIZE:SEED` for one of noise (llama.cpp), or a folder as PEFT writes it (vLLM). Its content
+    is what counts, not its name.
+    """
     scale: float = 1.0
     """Its weight (llama.cpp)."""
     system: str = ""
-    """A system message put in front of chats that have none."""
+    """A system message in front of every chat: before the chat's own one, and before a context."""
     prompt_prefix: str = ""
-    """Put in front of the prompt of plain completions."""
+    """In front of the prompt of every plain completion, and of a context."""
     prompt_suffix: str = ""
-    """Put behind the prompt of plain completions."""
+    """Behind the prompt of every plain completion."""
 
 
 class SpeculationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from nightfill.cli.adapter_bounds import check_adapters
 from nightfill.cli.experiment_bounds import check_experiments, check_speculation
 from nightfill.cli.lifecycle_bounds import check_launch, check_lifecycle
 from nightfill.errors import BadSetting
@@ -145,6 +146,7 @@ def check_bounds(settings: Settings) -> None:
         check_launch(engine, index)
         check_speculation(engine, index)
     check_lifecycle(settings)
+    check_adapters(settings)
     check_experiments(settings)
     if not settings.kv.tiers:
         raise _bad("kv.tiers", [], "must have at least one tier")

@@ -150,15 +150,7 @@ async def make_filler(wanted: EngineSettings, rooms: Rooms) -> Engine:
 
 
 async def make_split(prefill: Sequence[VllmEngine], decode: EngineSettings, rooms: Rooms) -> SplitEngine:
-    """An engine that answers with what the `prefill` ones computed. The caller closes it, and them.
-
-    Raises BadSetting.
-    """
-    if decode.adapters:
-        raise BadSetting(
-            f"engines.adapters: {decode.name} shares requests with those of role prefill, which no adapter can",
-            param="engines.adapters",
-        )
+    """An engine that answers with what the `prefill` ones computed. The caller closes it, and them."""
     return SplitEngine(
         prefill,
         await make_vllm(decode, rooms),

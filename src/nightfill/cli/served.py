@@ -21,6 +21,7 @@ from nightfill.engines.lifecycle.lifecycle import Managed
 from nightfill.engines.lifecycle.sleeping import SleepingEngine
 from nightfill.engines.llama.sleeper import LlamaSleeper
 from nightfill.engines.vllm.sleeper import VllmSleeper
+from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,12 +85,26 @@ async def open_served(rooms: Rooms, stack: AsyncExitStack) -> tuple[list[Served]
 async def descriptions_of(served: Sequence[Served]) -> list[Description]:
     """What those of our own say of themselves, each loaded once in turn, and its adapters after it; where there are
     none, what the first server elsewhere does that is up. Raises EngineError when one of our own does not come up, or
-    none of the servers.
+    none of the servers; BadSetting for names that are not told apart.
     """
     own = [one for one in served if one.own]
     if own:
-        return [await described(engine, one.settings.start_timeout_s) for one in own for engine in one.engines]
+        said = [await described(engine, one.settings.start_timeout_s) for one in own for engine in one.engines]
+        _told_apart(own, said)
+        return said
     return [await first_described([(one.engine, one.settings.start_timeout_s) for one in served])]
+
+
+def _told_apart(own: Sequence[Served], said: Sequence[Description]) -> None:
+    """Raises BadSetting where an adapter is called as a model calls itself: it would get the model's answers."""
+    models = {one.model for one in said if one.engine in {served.settings.name for served in own}}
+    for served in own:
+        for adapter in served.adapters:
+            if adapter.name in models:
+                raise BadSetting(
+                    f"engines.adapters: {adapter.name!r} is what a model calls itself; give either another name",
+                    param="engines.adapters",
+                )
 
 
 async def _made(wanted: EngineSettings, rooms: Rooms, prefill: Sequence[VllmEngine]) -> Served:

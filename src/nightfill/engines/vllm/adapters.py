@@ -45,11 +45,6 @@ def register(settings: Sequence[AdapterSettings]) -> tuple[Adapter, ...]:
     """Read and hash the adapters' folders. Raises BadSetting for one that is no adapter."""
     found = []
     for one in settings:
-        if one.scale != 1.0:
-            raise BadSetting(
-                f"engines.adapters: {one.name}: scale is for llama.cpp; vLLM takes what the adapter itself says",
-                param="engines.adapters",
-            )
         path = Path(one.path).expanduser().resolve()
         try:
             _config_of(path)
