@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
     def other(self, path: str, _: str) -> None:
         if path == "/v1/completions":
             awake.wait()
-            tokens = [7, 8] if MOOD == "forgetful" and slept else [5, 6]
+            tokens = [7, 8] if MOOD == "forgetful" and slept else [5, starts() if MOOD == "another" else 6]
             tops = [{"token_id:5": -0.25}, {"token_id:6": -0.5}]
             choice = {"index": 0, "text": "ab", "token_ids": tokens, "logprobs": {"top_logprobs": tops}}
             self.answer({"choices": [choice], "usage": {"prompt_tokens": 32}})

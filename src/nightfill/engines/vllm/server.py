@@ -173,11 +173,10 @@ class VllmServer(Supervised["_Child"]):
         """Whether what answers asks for our key: else somebody took the port between our choice and the server."""
         try:
             await stranger.models()
-        except EngineRefused as refusal:
-            if refusal.status == 401:
-                with contextlib.suppress(EngineError):
-                    await api.models()
-                    return True
+        except EngineRefused:
+            with contextlib.suppress(EngineError):
+                await api.models()
+                return True
         except EngineError:
             pass  # said below, whatever it was
         self._words.note(f"something else than the server that was started answers at port {self._port}")

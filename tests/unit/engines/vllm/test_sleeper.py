@@ -129,6 +129,14 @@ async def test_weights_that_came_back_wrong_are_noticed_and_starting_anew_mends_
     await sleeper.warm()
 
 
+async def test_another_process_may_have_read_other_weights(make: Make) -> None:
+    sleeper, _ = make("another")
+    for _ in range(2):
+        await sleeper.wake()
+        await sleeper.warm()
+        await sleeper.stop()
+
+
 async def test_a_server_that_does_not_fall_asleep_is_an_error(make: Make) -> None:
     sleeper, server = make("insomniac")
     await sleeper.wake()
