@@ -298,6 +298,9 @@ async def test_the_server_ends_with_nightfill_and_with_its_guard_whatever_kills_
         if owner.returncode is None:
             owner.kill()
         await owner.wait()
+        for start in noted(tmp_path, "starts"):
+            if not await gone([start["pid"]]):
+                os.kill(start["pid"], signal.SIGKILL)
 
 
 async def test_a_log_that_is_full_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
