@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from nightfill.config import (
+    AdapterSettings,
     ByteSize,
     Duration,
     EngineSettings,
@@ -18,7 +19,7 @@ from nightfill.config import (
     SpeculationSettings,
     TierSettings,
 )
-from nightfill.engines.vllm.args import API_KEY, Launch, Wanted, launch, plain
+from nightfill.engines.vllm.args import API_KEY, LOADS_ADAPTERS, Launch, Wanted, launch, plain
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -243,3 +244,15 @@ def test_an_engine_of_an_experiment_reports_the_seconds_of_each_request() -> Non
     settings = Settings(experiments=(ExperimentSettings(name="x", a="other", b="local"),))
     assert "--enable-per-request-metrics" in start(settings=settings).argv
     assert "--enable-per-request-metrics" not in start().argv
+
+
+def test_a_server_with_adapters_has_room_for_as_many_as_are_loaded() -> None:
+    assert LOADS_ADAPTERS not in start().env
+    assert "--enable-lora" not in start().argv
+    adapters = tuple(AdapterSettings(name=name, path=f"/{name}") for name in "abc")
+    few = start(msgspec.structs.replace(ENGINE, adapters=adapters, max_adapters=2), lora_rank=32)
+    assert "--enable-lora" in few.argv
+    flags = ("--max-lora-rank", "--max-loras", "--max-cpu-loras")
+    assert [value(few.argv, flag) for flag in flags] == ["32", "2", "2"]
+    assert few.env[LOADS_ADAPTERS] == "1"
+    assert value(start(msgspec.structs.replace(ENGINE, adapters=adapters)).argv, "--max-loras") == "3"
