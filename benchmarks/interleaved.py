@@ -1,22 +1,23 @@
 """Two models in memory for one, asked in no order: requests served by model in turns, beside first come, first served.
 
-The same requests at the same times, Poisson, each for a model drawn by lot, go to two servers of the same settings.
+The same requests at the same times, Poisson, each for a model drawn by lot, go to two servers, one after the other.
 One of them gets them as they come, and serves them by model. The other gets them one after the other, as a front end
 would give them that swaps models for whoever is first in line; those that follow each other for the same model go
 together. Both put models to sleep at level 1, so what differs is the order alone.
 
-    python benchmarks/interleaved.py [--model demo:medium] [--requests 100] [--rate 8] [--turn 4]
+    python benchmarks/interleaved.py [--model demo:small] [--requests 120] [--rounds 2] [--rate 30] [--turn 4]
 
 The last line is one JSON object. `throughput_ratio` is requests a second in turns over those of first come, first
-served; `waited_s` is the spread from a request's time to its whole answer, and `bound_s` what no request waits longer
-to be let through, by the formula in `engines/lifecycle/policy.py` with what draining, sleeping and waking took here at
-most.
+served, and `round_ratios` the same of each round; `waited_s` is the spread from a request's time to its whole answer,
+and `bound_s` what no request waits longer to be let through, by the formula in `engines/lifecycle/policy.py` with what
+draining, sleeping and waking took here at most.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import random
@@ -37,13 +38,15 @@ from nightfill.cli.server_process import server_process
 from nightfill.engines.upstream import Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
 NAMES: Final = ("a", "b")
 JSON: Final = {"Content-Type": "application/json"}
 WORDS: Final = ("river", "table", "engine", "cloud", "window", "prefix", "token", "mountain", "chair", "cache", "paper")
-TOKENS: Final = 2
-SLOTS: Final = 2
+TOKENS: Final = 1
+SLOTS: Final = 4
+MIN_AWAKE_S: Final = 2.0
+"""`lifecycle.min_awake_s` as it is by default."""
 SPARE: Final = 1.25
 """Memory, in sizes of a model that is awake: enough for the other asleep beside it."""
 _STEP: Final = re.compile(r"(?m)^(\S+) .* model (\w+): (\w+) -> (\w+): .*?(?:\((.*)\))?$")
@@ -65,8 +68,8 @@ class Arm:
 
     waited_s: list[float] = field(default_factory=list)
     """From a request's time to its answer."""
-    took_s: float = 0.0
-    """From the first request's time to the last answer."""
+    took_s: list[float] = field(default_factory=list)
+    """By round, from the first request's time to the last answer."""
     swaps: int = 0
     drain_s: float = 0.0
     """The longest, as are these."""
@@ -77,7 +80,7 @@ class Arm:
         found = spread(self.waited_s)
         assert found is not None
         return {
-            "requests_per_s": len(self.waited_s) / self.took_s,
+            "requests_per_s": len(self.waited_s) / sum(self.took_s),
             "waited_s": asdict(found),
             "swaps": self.swaps,
             "longest_drain_s": self.drain_s,
@@ -86,8 +89,8 @@ class Arm:
         }
 
 
-def load_of(arguments: argparse.Namespace) -> list[Request]:
-    rng = random.Random(17)
+def load_of(arguments: argparse.Namespace, seed: int) -> list[Request]:
+    rng = random.Random(seed)
     times = arrivals(arguments.requests, rate_per_s=arguments.rate, rng=rng)
     return [Request(due_s, rng.choice(NAMES), " ".join(rng.choices(WORDS, k=8))) for due_s in times]
 
@@ -124,7 +127,7 @@ async def in_turns(asker: Asker, load: Sequence[Request], arm: Arm) -> None:
     async with asyncio.TaskGroup() as tasks:
         for request in load:
             tasks.create_task(one(request))
-    arm.took_s = time.perf_counter() - began_s - load[0].due_s
+    arm.took_s.append(time.perf_counter() - began_s - load[0].due_s)
 
 
 async def first_come(asker: Asker, load: Sequence[Request], arm: Arm) -> None:
@@ -142,7 +145,7 @@ async def first_come(asker: Asker, load: Sequence[Request], arm: Arm) -> None:
             for request in neighbours:
                 await asyncio.sleep(request.due_s - (time.perf_counter() - began_s))
                 tasks.create_task(one(request))
-    arm.took_s = time.perf_counter() - began_s - load[0].due_s
+    arm.took_s.append(time.perf_counter() - began_s - load[0].due_s)
 
 
 def settings(arguments: argparse.Namespace, *, memory_bytes: int, **lifecycle: float) -> dict[str, Any]:
@@ -156,22 +159,17 @@ def settings(arguments: argparse.Namespace, *, memory_bytes: int, **lifecycle: f
     }
 
 
-async def run(folder: Path, wanted: dict[str, Any], play: Any, load: Sequence[Request]) -> tuple[Arm, dict[str, Any]]:
-    """One server from its start to its end; what its models say of themselves at the end."""
+@contextlib.asynccontextmanager
+async def serving(folder: Path, wanted: dict[str, Any]) -> AsyncIterator[Asker]:
+    """A server that has answered once."""
     file = await asyncio.to_thread(_written, folder, wanted)
-    arm = Arm()
     async with server_process([], data_dir=folder / "data", environ={"NIGHTFILL_CONFIG": str(file)}) as server:
         asker = Asker(server.url)
         try:
             await asker.ask(Request(0.0, "a", "warm"))
-            began = datetime.now().astimezone()
-            if load:
-                await play(asker, load, arm)
-            models = await asker.models()
+            yield asker
         finally:
             await asker.aclose()
-    await asyncio.to_thread(_read_log, folder / "data" / "serve.log", arm, since=began)
-    return arm, models
 
 
 def _written(folder: Path, wanted: dict[str, Any]) -> Path:
@@ -203,18 +201,24 @@ def _read_log(log: Path, arm: Arm, *, since: datetime) -> None:
 
 
 async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    load = load_of(arguments)
     print("how large the models are", file=sys.stderr, flush=True)
-    _, models = await run(folder / "size", settings(arguments, memory_bytes=1 << 40), in_turns, [])
-    sizes = [int(model["awake_bytes"]) for model in models.values()]
+    async with serving(folder / "size", settings(arguments, memory_bytes=1 << 40)) as asker:
+        sizes = [int(model["awake_bytes"]) for model in (await asker.models()).values()]
     memory = int(SPARE * max(sizes))
-    print("first come, first served", file=sys.stderr, flush=True)
     hasty = settings(arguments, memory_bytes=memory, min_awake_s=0, max_turn_s=0.1)
-    first, _ = await run(folder / "first", hasty, first_come, load)
-    print("in turns", file=sys.stderr, flush=True)
     patient = settings(arguments, memory_bytes=memory, max_turn_s=arguments.turn)
-    turns, _ = await run(folder / "turns", patient, in_turns, load)
-    bound_s = len(NAMES) * (max(arguments.turn, 2.0) + turns.drain_s + turns.sleep_s + turns.wake_s)
+    first, turns = Arm(), Arm()
+    async with serving(folder / "first", hasty) as one, serving(folder / "turns", patient) as other:
+        began = datetime.now().astimezone()
+        for number in range(arguments.rounds):
+            load = load_of(arguments, seed=number)
+            print(f"round {number + 1}: first come, first served", file=sys.stderr, flush=True)
+            await first_come(one, load, first)
+            print(f"round {number + 1}: in turns", file=sys.stderr, flush=True)
+            await in_turns(other, load, turns)
+    for name, arm in (("first", first), ("turns", turns)):
+        await asyncio.to_thread(_read_log, folder / name / "data" / "serve.log", arm, since=began)
+    bound_s = len(NAMES) * (max(arguments.turn, MIN_AWAKE_S) + turns.drain_s + turns.sleep_s + turns.wake_s)
     views = {"first_come": first.view(), "in_turns": turns.view()}
     print("                         requests/s  swaps  waited p50  longest")
     for name, view in views.items():
@@ -228,11 +232,13 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
         "commit": commit(),
         "machine": asdict(this_machine()),
         "model": arguments.model,
-        "load": f"{arguments.requests} requests of {TOKENS} tokens, Poisson, {arguments.rate:g} a second",
+        "load": f"{arguments.requests} requests of {TOKENS} token, Poisson, {arguments.rate:g} a second",
+        "rounds": arguments.rounds,
         "model_bytes": sizes,
         "memory_bytes": memory,
         "max_turn_s": arguments.turn,
         **views,
+        "round_ratios": [theirs / ours for theirs, ours in zip(first.took_s, turns.took_s, strict=True)],
         "throughput_ratio": views["in_turns"]["requests_per_s"] / views["first_come"]["requests_per_s"],
         "bound_s": bound_s,
     }
@@ -240,9 +246,10 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Two models in memory for one: in turns, and first come first served.")
-    parser.add_argument("--model", default="demo:medium")
-    parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--rate", type=float, default=8.0, help="a second")
+    parser.add_argument("--model", default="demo:small")
+    parser.add_argument("--requests", type=int, default=120, help="of each round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=30.0, help="a second")
     parser.add_argument("--turn", type=float, default=4.0, help="lifecycle.max_turn_s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nightfill-interleaved-") as folder:
