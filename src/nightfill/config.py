@@ -508,7 +508,7 @@ class ExperimentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     min_requests: int = 20
     """Nothing is decided on fewer requests of arm B."""
     patience_s: Duration = Duration(60)
-    """For arm B to begin its answer; then arm A is asked, and arm B has failed."""
+    """For arm B to begin a stream; then arm A is asked, and arm B has failed."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

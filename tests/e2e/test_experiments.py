@@ -97,7 +97,7 @@ def test_an_arm_that_hangs_is_stopped_and_no_request_fails(new_serve: Callable[.
     os.kill(pid, signal.SIGSTOP)
     try:
         # One request of arm b went well: of 5 then, 4 failed.
-        answers = [serve.ask(max_tokens=4) for _ in range(MIN_REQUESTS + 2)]
+        answers = [serve.ask(max_tokens=4, stream=True) for _ in range(MIN_REQUESTS + 2)]
     finally:
         os.kill(pid, signal.SIGCONT)
     assert {answer.status for answer in answers} == {200}

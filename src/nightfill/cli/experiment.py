@@ -79,6 +79,8 @@ def show(
         if report["stopped"] is not None:
             click.echo(f"stopped {show_ago(report['stopped']['at'])}: {report['stopped']['reason']}")
         echo_table(["", "ARM A", "ARM B", "B / A", "95 %"], table_of(report))
+        if missed := report["arms"]["b"]["missed"]:
+            click.echo(f"{missed} requests of arm b went to arm a: its engine was not up yet")
         _say_drift(report["drift"])
     times = times_of(found)
     if chart is not None and times:

@@ -99,9 +99,9 @@ class Attempt:
         """What the answer says of it."""
         return [] if self.drawn is None else [(HEADER, f"{self.drawn.experiment.settings.name}={self.arm}".encode())]
 
-    def limits(self, limits: Limits) -> Limits:
-        """Deadlines; arm B has less time to begin."""
-        if self.drawn is None or not self.tries:
+    def limits(self, limits: Limits, *, streamed: bool) -> Limits:
+        """Deadlines; arm B has less time to begin a stream. When it began an answer as a whole nobody can see."""
+        if self.drawn is None or not self.tries or not streamed:
             return limits
         return replace(limits, first_byte_s=min(limits.first_byte_s, self.drawn.experiment.settings.patience_s))
 
@@ -209,6 +209,16 @@ class Experiments:
         elif not 400 <= trip.status < 500:
             (one.a if arm is Arm.A else one.b).failed()
         await self._look(one)
+
+    async def absent(self, drawn: Drawn, *, was_up: bool) -> None:
+        """Arm B's engine is known not to answer, and is not even asked: a failure, unless it was never up."""
+        if drawn.forced:
+            return
+        if was_up:
+            drawn.experiment.b.failed()
+            await self._look(drawn.experiment)
+        else:
+            drawn.experiment.missed += 1
 
     async def drifted(self, name: str, drift: Drift) -> Experiment:
         """Take note of a check of fidelity; it may stop the experiment. Raises NotFound."""

@@ -168,12 +168,12 @@ class Inference:
 
         Its answers are not stored: other requests would get them.
         """
-        settings = drawn.experiment.settings
-        member = self._fleet.named(settings.b)
-        if member is None:
-            if drawn.forced:
-                raise EngineUnavailable("is not up", engine=settings.b)
-            drawn.experiment.missed += 1
+        assert self._experiments is not None
+        member = self._fleet.named(drawn.experiment.settings.b)
+        if member is None and drawn.forced:
+            raise EngineUnavailable("is not up", engine=drawn.experiment.settings.b)
+        if member is None or (member.health.ejected and not drawn.forced):
+            await self._experiments.absent(drawn, was_up=member is not None)
             return False
         ask = drawn.ask(ask)
         plan = dataclasses.replace((await self._plans(tenant, ask, [member], headers))[member], route=Reason.EXPERIMENT)
@@ -213,7 +213,7 @@ class Inference:
         said = self._history.recording(plan.talk, streamed=ask.stream) if self._history is not None else None
         relay = Relay(
             exchange,
-            attempt.limits(self._limits),
+            attempt.limits(self._limits, streamed=plan.call.stream),
             lambda trip: [*_head(exchange, plan, trip, tried), *attempt.head],
             trip,
             tap=_tap(recording, said),

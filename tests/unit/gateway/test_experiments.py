@@ -185,6 +185,14 @@ async def test_an_arm_b_that_says_nothing_is_not_waited_for() -> None:
         assert trial.counts == ((0, 0), (1, 1))
 
 
+async def test_an_arm_b_that_is_known_to_be_away_is_not_asked_and_has_failed() -> None:
+    trial = Trial(b=FakeEngine(name="two", refusal=EngineUnavailable("gone", engine="two"), is_healthy=False))
+    async with trial.open() as client:
+        assert [(await ask(client)).engine for _ in range(4)] == ["one"] * 4
+        assert trial.counts == ((0, 0), (4, 4))
+    assert len(trial.b.calls) <= 1
+
+
 async def test_the_client_s_own_fault_is_neither_arm_s() -> None:
     trial = Trial(a=FakeEngine(name="one", status=400), b=FakeEngine(name="two", status=400))
     async with trial.open() as client:
