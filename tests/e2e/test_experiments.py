@@ -58,12 +58,12 @@ def test_speculation_says_the_same_sooner_and_the_report_shows_it(
     assert text_of(a) == text_of(b)
     assert (a.layer, b.layer) == ("fill", "fill")
 
-    for number in range(12):
-        answer = serve.ask(f"question {number}", stream=True, max_tokens=300, user=f"user {number}")
+    for number in range(8):
+        answer = serve.ask(f"question {number}", stream=True, max_tokens=200, user=f"user {number}")
         assert answer.status == 200
     report = experiment(serve, "show")
     arms = report["arms"]
-    assert arms["a"]["requests"] + arms["b"]["requests"] == 12
+    assert arms["a"]["requests"] + arms["b"]["requests"] == 8
     assert (arms["a"]["failures"], arms["b"]["failures"]) == (0, 0)
     assert arms["a"]["acceptance"] is None
     assert arms["b"]["acceptance"] > 0.9
@@ -72,10 +72,10 @@ def test_speculation_says_the_same_sooner_and_the_report_shows_it(
 
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(
-        "".join(json.dumps({"prompt": f"def f_{number}("}) + "\n" for number in range(6)), encoding="utf-8"
+        "".join(json.dumps({"prompt": f"def f_{number}("}) + "\n" for number in range(3)), encoding="utf-8"
     )
-    found = experiment(serve, "check", "--file", str(prompts), "--max-tokens", "200")
-    assert (found["prompts"], found["same"], found["state"]) == (6, 6, "running")
+    found = experiment(serve, "check", "--file", str(prompts), "--max-tokens", "180")
+    assert (found["prompts"], found["same"], found["state"]) == (3, 3, "running")
     assert found["drift"] < 0.01
 
 
