@@ -47,8 +47,7 @@ class Acts:
         before = model.state
         assert after in TRANSITIONS[before], f"{model.name}: {after} does not follow {before}"
         model.state, model.since_s, model.since_unix_s = after, self.clock(), self.wall()
-        model.moved.set()
-        model.moved = asyncio.Event()
+        model.stir()
         self.on_event(
             Event(at_s=model.since_unix_s, model=model.name, before=before, after=after, reason=reason, seconds=seconds)
         )

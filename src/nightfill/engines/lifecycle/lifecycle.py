@@ -87,25 +87,29 @@ class Lifecycle:
         assert self._loop is not None
         self._loop.cancel()
         try:
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop
+            await asyncio.wait({self._loop})
         finally:
             await asyncio.gather(*(self._acts.stop(model) for model in self._models.values()))
             for model in self._models.values():
                 if model.state is not S.STOPPED:
                     self._acts.to(model, S.STOPPED, "the lifecycle ends")
+        if not self._loop.cancelled():
+            self._loop.result()
 
     # --- what others ask for ---
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str) -> AsyncIterator[None]:
+    async def use(self, name: str, *, background: bool = False) -> AsyncIterator[None]:
         """Wait until the model is awake; it does not fall asleep inside. Who comes first gets in first.
+
+        Work in the background waits behind everybody: until the model is awake for others, or there is room for it
+        that nobody uses. It should not stay inside for long, or others wait for it.
 
         Raises QueueFull (`max_waiting`), EngineTimeout (`max_wait_s`), EngineUnavailable where it could not be woken,
         cannot be, or nothing is woken any more.
         """
         model = self._model(name)
-        await self._enter(model)
+        await (self._enter_behind(model) if background else self._enter(model))
         try:
             yield
         finally:
@@ -161,6 +165,10 @@ class Lifecycle:
         """What the model is doing."""
         return self._model(name).state
 
+    def wakes(self, name: str) -> int:
+        """How often the model woke: when that has changed, its engine has forgotten its own KV."""
+        return self._model(name).wakes
+
     def statuses(self) -> list[Status]:
         """All models, in the order in which they were given."""
         now_s, now_unix_s = self._clock(), self._wall()
@@ -173,23 +181,43 @@ class Lifecycle:
         return model
 
     async def _enter(self, model: Model) -> None:
-        if self._closed:
-            raise EngineUnavailable(_OVER, engine=model.name)
-        model.used_s = now_s = self._clock()
+        self._check(model)
+        model.used_s = self._clock()
         if model.state is S.AWAKE:
             model.in_flight += 1
             if model.line.resuming:
                 await model.line.follow()
             return
-        if model.refuses and now_s < model.retry_at_s:
-            left_s = model.retry_at_s - now_s
-            message = f"could not be woken, and is tried again in {left_s:.1f} s: {model.error}"
-            raise EngineUnavailable(message, engine=model.name)
         self._changed.set()
         try:
             await model.line.wait()
         finally:
             self._changed.set()  # who left may have been the last for whom others were to give way
+
+    async def _enter_behind(self, model: Model) -> None:
+        model.behind += 1
+        self._changed.set()
+        try:
+            async with asyncio.timeout(self._settings.max_wait_s):
+                self._check(model)
+                while model.state is not S.AWAKE:
+                    await model.moved.wait()
+                    self._check(model)
+        except TimeoutError:
+            message = f"was not awake, and found no free room, within {self._settings.max_wait_s:g} s"
+            raise EngineTimeout(message, engine=model.name) from None
+        finally:
+            model.behind -= 1
+        model.in_flight += 1
+        model.used_s = self._clock()
+
+    def _check(self, model: Model) -> None:
+        """Raises EngineUnavailable where there is no use in waiting."""
+        if self._closed:
+            raise EngineUnavailable(_OVER, engine=model.name)
+        if model.refuses and (left_s := model.retry_at_s - self._clock()) > 0:
+            message = f"could not be woken, and is tried again in {left_s:.1f} s: {model.error}"
+            raise EngineUnavailable(message, engine=model.name)
 
     def _leave(self, model: Model) -> None:
         model.in_flight -= 1
@@ -215,6 +243,7 @@ class Lifecycle:
             self._closed = True
             for model in self._models.values():
                 model.refuse(_OVER)
+                model.stir()
 
     def _step(self, tasks: asyncio.TaskGroup) -> float | None:
         """Do all that is to be done now; seconds until the next look, None for not before something happens."""

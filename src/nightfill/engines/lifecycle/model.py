@@ -98,8 +98,10 @@ class Model:
     watch: asyncio.Task[str] | None = None
     """Ends with its process."""
     moved: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set, and replaced, at the next transition."""
+    """Set, and replaced, at the next transition (`stir`)."""
     in_flight: int = 0
+    behind: int = 0
+    """Background work that waits behind everybody else."""
     pinned: bool = False
     size_bytes: int | None = None
     held_bytes: int = 0
@@ -134,6 +136,11 @@ class Model:
         """What acts on it."""
         return self.managed.sleeper
 
+    def stir(self) -> None:
+        """Have whoever waits for its state look at it."""
+        self.moved.set()
+        self.moved = asyncio.Event()
+
     def let_in(self) -> None:
         """Release its line: everybody in it is in flight from now on."""
         self.in_flight += self.line.release()
@@ -161,7 +168,7 @@ class Model:
             woke_s=self.woke_s,
             used_s=self.used_s,
             told=self.told[-1] if self.told else None,
-            expected_until_s=self.expected_until_s,
+            expected_until_s=math.inf if self.behind else self.expected_until_s,
             retry_at_s=self.retry_at_s,
             tried=self.tried,
         )

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from nightfill.engines.lifecycle.state import ModelState
+from nightfill.engines.lifecycle.steps import SteppedFill, SteppedSampler, Steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 class SleepingEngine:
     """Implements `engines.engine.Engine`: no request reaches the engine while its model is not awake, and the model
-    does not fall asleep before the request has ended. For one event loop.
+    does not fall asleep before the request has ended. Work in the background holds it by steps. For one event loop.
     """
 
     def __init__(self, engine: Engine, lifecycle: Lifecycle, *, name: str) -> None:
@@ -60,28 +61,28 @@ class SleepingEngine:
 
     @contextlib.asynccontextmanager
     async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
-        """Begin a fill once it is awake."""
-        async with self._lifecycle.use(self._name), self._engine.fill(prefix) as fill:
-            yield fill
+        """Begin a fill; it is awake during each step of it, and may sleep in between."""
+        async with contextlib.aclosing(Steps(self._lifecycle, self._name, lambda: self._engine.fill(prefix))) as steps:
+            yield SteppedFill(steps)
 
     @contextlib.asynccontextmanager
     async def sampler(self, prefix: Prefix) -> AsyncIterator[Sampler]:
-        """Begin to compare once it is awake."""
-        async with self._lifecycle.use(self._name), self._engine.sampler(prefix) as sampler:
-            yield sampler
+        """Begin to compare; it is awake during each sample."""
+        async with contextlib.aclosing(
+            Steps(self._lifecycle, self._name, lambda: self._engine.sampler(prefix))
+        ) as steps:
+            yield SteppedSampler(steps)
 
     def freeze(self) -> None:
-        """As the engine."""
-        self._engine.freeze()
+        """Does nothing: work that stood frozen would hold awake a model for whose room others wait."""
 
     def thaw(self) -> None:
-        """As the engine."""
-        self._engine.thaw()
+        """Does nothing."""
 
     @property
     def freezes(self) -> bool:
-        """As the engine."""
-        return self._engine.freezes
+        """No; see `freeze`."""
+        return False
 
     async def healthy(self) -> bool:
         """Whether it can be asked: a model that sleeps is well, one that failed is not."""

@@ -51,6 +51,7 @@ class Asked:
     session: int
     number: int
     at_s: float
+    background: bool = False
     entered: bool = False
 
 
@@ -109,7 +110,7 @@ class Machine(RuleBasedStateMachine):
     async def _ask(self, asked: Asked, work_s: float) -> None:
         sleeper = self.sleepers[asked.name]
         try:
-            async with self.lifecycle.use(asked.name):
+            async with self.lifecycle.use(asked.name, background=asked.background):
                 asked.entered = True
                 deaths = sleeper.deaths
                 if sleeper.where != "up" or not sleeper.is_warm:
@@ -118,9 +119,10 @@ class Machine(RuleBasedStateMachine):
                         self.wrong.append(f"a request reached {asked.name}, which is {sleeper.where}")
                     return
                 key = (asked.name, asked.session)
-                if self.got_in.get(key, -1) > asked.number:
+                if not asked.background and self.got_in.get(key, -1) > asked.number:
                     self.wrong.append(f"request {asked.number} came in behind {self.got_in[key]}")
-                self.got_in[key] = asked.number
+                if not asked.background:
+                    self.got_in[key] = asked.number
                 sleeper.in_flight += 1
                 try:
                     await asyncio.sleep(work_s)
@@ -131,12 +133,18 @@ class Machine(RuleBasedStateMachine):
             pass
 
     @rule(
-        name=MODELS, session=st.integers(0, 2), work_s=st.sampled_from([0.0, 0.3, 4.0, 70.0]), copies=st.integers(1, 3)
+        name=MODELS,
+        session=st.integers(0, 2),
+        work_s=st.sampled_from([0.0, 0.3, 4.0, 70.0]),
+        copies=st.integers(1, 3),
+        background=st.sampled_from([False, False, True]),
     )
-    def ask(self, name: str, session: int, work_s: float, copies: int) -> None:
+    def ask(self, name: str, session: int, work_s: float, copies: int, background: bool) -> None:
         async def begin() -> None:
+            us = asyncio.current_task()
+            assert us is not None
             for _ in range(copies):
-                asked = Asked(asyncio.current_task(), name, session, len(self.asked), self.loop.time())  # type: ignore[arg-type]
+                asked = Asked(us, name, session, len(self.asked), self.loop.time(), background)
                 asked.task = asyncio.create_task(self._ask(asked, work_s))
                 self.asked.append(asked)
             await asyncio.sleep(0)

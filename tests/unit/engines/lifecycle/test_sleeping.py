@@ -121,13 +121,13 @@ async def test_it_is_well_while_it_sleeps_and_not_when_it_failed() -> None:
 
 
 @virtual
-async def test_what_needs_no_model_is_passed_on() -> None:
+async def test_it_is_not_frozen_since_that_would_hold_it_awake() -> None:
     async with house(FakeSleeper()) as (engine, _):
         inner = engine._engine
         assert isinstance(inner, FakeFillEngine)
-        assert engine.freezes
+        assert inner.freezes
+        assert not engine.freezes
         engine.freeze()
-        assert inner.frozen
         engine.thaw()
         assert not inner.frozen
         await engine.aclose()
