@@ -24,6 +24,7 @@ from nightfill.engines.llama.model import load
 from nightfill.engines.llama.process import LlamaProcess
 from nightfill.errors import AdapterUnfit, BadRequest, Busy, EngineUnavailable
 from nightfill.kv import open_store
+from serving import eventually, source_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from nightfill.engines.engine import Engine
     from nightfill.kv import Store
+    from serving import Serve
 
 pytestmark = pytest.mark.e2e
 
@@ -339,6 +341,38 @@ async def test_an_answer_of_a_child_that_came_back_meanwhile_does_not_count(
         await house.process.until(lambda: house.process.generation > generation, 30)
         with pytest.raises(EngineUnavailable, match="started again"):
             lora.check()
+
+
+def test_adapters_are_models_of_the_gateway_with_fills_of_their_own(new_serve: Callable[..., Serve]) -> None:
+    legal = {"name": "legal", "path": "demo:tiny:1", "system": "You are a lawyer.", "prompt_prefix": "Law: "}
+    adapters = [legal, {"name": "tax", "path": "demo:tiny:2"}]
+    settings = {
+        "engines": [{"name": "v1", "model": "demo:tiny", "slots": 1, "adapters": adapters}],
+        "sleep": {"plan_every_s": 0.3},
+    }
+    serve = new_serve("serve", settings=settings).start()
+    listed = [model["id"] for model in serve.request("GET", "/v1/models").json()["data"]]
+    assert listed == [serve.model, "legal", "tax"]
+    serve.put("code", source_text(1, functions=25), forms=("chat", "completion"))
+    serve.wait_ready("code", models=3)
+    stored = {(fill["form"], fill["signature"]): fill["tokens"] for fill in serve.fills("code")}
+    assert len(stored) == 6
+    texts = set()
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        for model in listed:
+            cold = serve.ask(context="code", model=model, skip=("fill",), path=path)
+            filled = serve.ask(context="code", model=model, path=path)
+            assert (cold.layer, filled.layer) == ("cold", "fill"), (model, path)
+            assert filled.reused >= min(stored.values())
+            assert filled.text == cold.text, (model, path)
+            texts.add(filled.text)
+    assert len(texts) == 6
+    assert serve.metric("nightfill_broken_promises_total") == 0
+    assert serve.ask(context="code", model="nobody").status == 404
+    folder = serve.data_dir / "kv"
+    assert list(folder.rglob("*.kv"))
+    serve.request("DELETE", "/v1/nightfill/contexts/code")
+    eventually(lambda: not list(folder.rglob("*.kv")), within_s=20, what="KV of all adapters deleted")
 
 
 def _body(**members: object) -> dict[str, msgspec.Raw]:

@@ -280,15 +280,16 @@ class Fleet:
         try:
             async with asyncio.timeout(self._describe_s):
                 said = await member.engine.describe()
+                if member.said is not None and member.said.signature != said.signature:
+                    _LOG.info("engine %s computes another model or version now", said.engine)
+                # Before its health is known, or a request for it would be taken for one of an unknown model.
+                member.said = said
                 well = await member.engine.healthy()
         except TimeoutError:
             self._ailing(member, EngineUnavailable(f"not ready within {self._describe_s:g} s", engine=name))
         except EngineError as exc:
             self._ailing(member, exc)
         else:
-            if member.said is not None and member.said.signature != said.signature:
-                _LOG.info("engine %s computes another model or version now", said.engine)
-            member.said = said
             if not well:
                 self._ailing(member, EngineUnavailable("does not answer", engine=said.engine))
             else:
