@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from nightfill.cli.engine_room import engine_names
@@ -93,7 +94,7 @@ class LifecycleRoom:
             now_s = time.time()
             try:
                 if self._settings.lifecycle.forecast and time.monotonic() - read_at_s >= _HISTORY_EVERY_S:
-                    hours = {name: await access.model_hours(called[name], now_s=now_s) for name in self._crons}
+                    hours = {name: await self._hours(name, called, access, now_s) for name in self._crons}
                     read_at_s = time.monotonic()
             except StateError as exc:
                 _LOG.warning("when models are asked is not known: %s", exc)
@@ -110,6 +111,13 @@ class LifecycleRoom:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await stop.wait()
+
+    async def _hours(self, name: str, called: Mapping[str, str], access: AccessLog, now_s: float) -> Mapping[int, int]:
+        """In which the model was asked, by its own name or an adapter's."""
+        asked: Counter[int] = Counter()
+        for one in self._names[name]:
+            asked.update(await access.model_hours(called[one], now_s=now_s))
+        return asked
 
 
 def needed_until_s(

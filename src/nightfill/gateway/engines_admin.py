@@ -77,7 +77,7 @@ class EnginesAdmin:
 
     async def _list(self, _tenant: Tenant, _body: bytes) -> tuple[int, object]:
         standings = self._standings() if self._standings is not None else {}
-        models = {one.name: one for one in self._keeper.statuses()} if self._keeper is not None else {}
+        models = self._keeper.statuses() if self._keeper is not None else ()
         rows = [
             {
                 "name": engine.engine,
@@ -90,7 +90,7 @@ class EnginesAdmin:
                 "reuse": engine.reuse.name.lower(),
                 "embeddings": engine.embeddings,
                 **(asdict(standings[engine.engine]) if engine.engine in standings else {}),
-                "lifecycle": lifecycle_view(models[engine.engine]) if engine.engine in models else None,
+                "lifecycle": next((lifecycle_view(one) for one in models if _is_of(engine.engine, one.name)), None),
             }
             for engine in await self._describe()
         ]
@@ -100,18 +100,25 @@ class EnginesAdmin:
         if tenant not in self._operators:
             raise NotAllowed("putting models to sleep concerns all tenants: it takes the API key of tenant default")
         keeper = self._keeper
-        if keeper is None or name not in {one.name for one in keeper.statuses()}:
+        names = () if keeper is None else [one.name for one in keeper.statuses()]
+        model = next((one for one in names if _is_of(name, one)), None)
+        if keeper is None or model is None:
             if name not in {one.engine for one in await self._describe()}:
                 raise NotFound(f"there is no engine {name[:80]!r}")
             raise BadRequest(f"engine {name!r} is always awake: it has no device (engines.N.device)", param="name")
         match action:
             case "sleep":
-                await keeper.sleep(name, _level(body))
+                await keeper.sleep(model, _level(body))
             case "wake":
-                await keeper.wake(name)
+                await keeper.wake(model)
             case _:
-                keeper.pin(name, action == "pin")
-        return 200, lifecycle_view(next(one for one in keeper.statuses() if one.name == name))
+                keeper.pin(model, action == "pin")
+        return 200, lifecycle_view(next(one for one in keeper.statuses() if one.name == model))
+
+
+def _is_of(engine: str, model: str) -> bool:
+    """Whether the engine is the model's, or an adapter of it."""
+    return engine == model or engine.startswith(f"{model}:")
 
 
 def _level(body: bytes) -> Literal[1, 2] | None:

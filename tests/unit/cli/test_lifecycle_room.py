@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from fakes.sleeper import FakeSleeper
 from nightfill.cli.lifecycle_room import LifecycleRoom, needed_until_s
 from nightfill.config import (
+    AdapterSettings,
     ByteSize,
     DeviceSettings,
     Duration,
@@ -101,9 +103,9 @@ async def wakes_by_itself(folder: Path, room: LifecycleRoom, past: list[Access])
         await state.access.append(past)
         await room.lifecycle.wake("a")
         await room.lifecycle.sleep("a")
-        async with room.looked_after(state, {"a": "model-a"}, asyncio.Event()):
+        async with room.looked_after(state, {"a": "model-a", "a:lora": "lora"}, asyncio.Event()):
             while True:
-                if awake_of(await state.engines.notes(), now_s=time.time()):
+                if "a" in awake_of(await state.engines.notes(), now_s=time.time()):
                     break
                 await asyncio.sleep(0.01)
         assert room.lifecycle.state("a") is ModelState.AWAKE
@@ -124,6 +126,15 @@ async def test_a_cron_wakes_a_model_and_workers_hear_of_it(tmp_path: Path) -> No
 async def test_a_habit_in_the_access_log_wakes_a_model(tmp_path: Path) -> None:
     past = [asked(time.time() - days * 86400.0) for days in (1, 2, 3)]
     await wakes_by_itself(tmp_path, room_of(settings()), past)
+
+
+async def test_a_habit_of_asking_for_an_adapter_wakes_its_model(tmp_path: Path) -> None:
+    adapters = (AdapterSettings(name="lora", path="l.gguf"),)
+    wanted = settings()
+    engine = msgspec.structs.replace(wanted.engines[0], adapters=adapters)
+    room = room_of(msgspec.structs.replace(wanted, engines=(engine,)))
+    past = [replace(asked(time.time() - days * 86400.0), model="lora") for days in (1, 2, 3)]
+    await wakes_by_itself(tmp_path, room, past)
 
 
 async def test_no_habit_counts_where_forecasts_are_off(tmp_path: Path) -> None:

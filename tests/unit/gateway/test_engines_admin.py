@@ -68,6 +68,15 @@ async def test_engines_say_how_their_models_sleep(house: House) -> None:
     }
 
 
+async def test_an_adapter_sleeps_with_its_model(house: House) -> None:
+    house.others = [FakeEngine(name="fake:lora"), FakeEngine(name="faker")]
+    async with house.client() as client:
+        _, found = await call(client, "GET", "")
+    sleeps = {row["name"]: row["lifecycle"] and row["lifecycle"]["name"] for row in found["data"]}
+        assert (await call(client, "POST", "/fake:lora/sleep"))[1]["name"] == "fake"
+    assert sleeps == {"fake": "fake", "fake:lora": "fake", "faker": None}
+
+
 async def test_models_are_put_to_sleep_woken_and_pinned_by_hand(house: House, keeper: FakeKeeper) -> None:
     async with house.client() as client:
         assert (await call(client, "POST", "/fake/sleep"))[1]["state"] == "asleep_1"
