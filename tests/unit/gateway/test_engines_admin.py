@@ -72,8 +72,8 @@ async def test_an_adapter_sleeps_with_its_model(house: House) -> None:
     house.others = [FakeEngine(name="fake:lora"), FakeEngine(name="faker")]
     async with house.client() as client:
         _, found = await call(client, "GET", "")
-    sleeps = {row["name"]: row["lifecycle"] and row["lifecycle"]["name"] for row in found["data"]}
         assert (await call(client, "POST", "/fake:lora/sleep"))[1]["name"] == "fake"
+    sleeps = {row["name"]: row["lifecycle"] and row["lifecycle"]["name"] for row in found["data"]}
     assert sleeps == {"fake": "fake", "fake:lora": "fake", "faker": None}
 
 
