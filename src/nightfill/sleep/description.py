@@ -47,6 +47,6 @@ def description_of(note: Mapping[str, str | int | bool]) -> Description | None:
 
 def seen_last(notes: Sequence[EngineNote]) -> list[Description]:
     """The engines that were there when the last of them was, one of each signature."""
-    since_s = max((note.seen_at_s for note in notes), default=0.0) - SEEN_S
-    found = [description_of(note.body) for note in notes if note.seen_at_s > since_s]
-    return list({one.signature: one for one in found if one is not None}.values())
+    found = [(note.seen_at_s, one) for note in notes if (one := description_of(note.body)) is not None]
+    since_s = max((seen_at_s for seen_at_s, _ in found), default=0.0) - SEEN_S
+    return list({one.signature: one for seen_at_s, one in found if seen_at_s > since_s}.values())
