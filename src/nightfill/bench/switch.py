@@ -118,13 +118,13 @@ async def run(a: Subject, b: Subject, plan: Plan, *, said: Callable[[str], None]
                 await subject.sleeper.stop()
         both = _Both(a, b, plan, room_bytes=room_bytes)
         async with both.lifecycle:
-            for subject in (a, b):  # their processes start
-                await both.lifecycle.wake(subject.name)
+            await both.settle()
             arms[WARM] += [await both.switch(subject) for subject in (a, b)]
     both = _Both(a, b, plan, room_bytes=room_bytes)
     async with both.lifecycle:
         said(f"fill {plan.context_tokens} tokens of context for each")
         contexts = [(subject, await both.fill(subject)) for subject in (a, b)]
+        await both.settle()
         for arm, turns in ((KEPT, plan.rounds), (NOT_KEPT, 1)):
             for turn in range(turns):
                 said(f"round {turn + 1}: {arm}")
@@ -184,6 +184,7 @@ class _Both:
     """Both models under one lifecycle, as in `nightfill serve`; it lets one go as soon as nobody asks it any more."""
 
     def __init__(self, a: Subject, b: Subject, plan: Plan, *, room_bytes: int) -> None:
+        self._subjects = (a, b)
         self._plan = plan
         self._phases: dict[str, float] = {}
         settings = LifecycleSettings(
@@ -197,6 +198,13 @@ class _Both:
 
     def _hear(self, event: Event) -> None:
         self._phases.update(event.seconds)
+
+    async def settle(self) -> None:
+        """Both have been awake, and `b` is. Twice, since before a model whose size is not known all others have to end
+        their processes.
+        """
+        for subject in 2 * self._subjects:
+            await self.lifecycle.wake(subject.name)
 
     async def switch(self, subject: Subject, context: Sequence[int] = (), prefix: Prefix | None = None) -> Step:
         """Ask about `context`, which the store has if it is the `prefix` too."""
