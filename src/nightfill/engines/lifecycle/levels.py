@@ -40,11 +40,11 @@ class Levels:
             if model.acting:
                 continue
             if model.state is S.ASLEEP_1 and 2 in model.levels and model.name not in self.actions:
-                slept_s = self.now_s - model.since_s
+                after_s = self.settings.level_2_after_s
                 if model.told == 2:
                     self._sleep(model, 2, "sent to sleep by hand")
-                elif 0 < self.settings.level_2_after_s <= slept_s:
-                    self._sleep(model, 2, f"nobody asked for it for {slept_s:.0f} s more")
+                elif after_s > 0 and self.now_s >= model.since_s + after_s:
+                    self._sleep(model, 2, f"nobody asked for it for {self.now_s - model.since_s:.0f} s more")
             elif model.state is S.DRAINING and model.in_flight == 0:
                 level = self._level(model, free)
                 if level is None:

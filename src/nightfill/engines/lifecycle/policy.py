@@ -57,6 +57,7 @@ def next_look_s(models: Sequence[View], settings: LifecycleSettings, now_s: floa
 
 
 def _turning_points(model: View, settings: LifecycleSettings) -> Iterator[float]:
+    # The very sums that are compared with the time, or rounding could make a look come to nothing, and be the last.
     yield model.retry_at_s
     yield model.expected_until_s
     if model.state is S.AWAKE:

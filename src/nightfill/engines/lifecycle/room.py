@@ -165,16 +165,16 @@ class Room:
         for model in self.models:
             if model.state is not S.AWAKE or model.acting or model.name in self.actions:
                 continue
-            idle_s = self.now_s - max(model.used_s, model.woke_s)
+            used_s, after_s = max(model.used_s, model.woke_s), self.settings.level_1_after_s
             if model.told is not None:
                 self.actions[model.name] = Drain(model.name, "sent to sleep by hand")
             elif (
-                0 < self.settings.level_1_after_s <= idle_s
+                after_s > 0
+                and self.now_s >= max(used_s + after_s, model.expected_until_s)
                 and model.idle
                 and not model.pinned
-                and self.now_s >= model.expected_until_s
             ):
-                self.actions[model.name] = Drain(model.name, f"nobody asked for it for {idle_s:.0f} s")
+                self.actions[model.name] = Drain(model.name, f"nobody asked for it for {self.now_s - used_s:.0f} s")
 
 
 def _give_way(victim: View, claimant: View) -> Action:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from nightfill.config import ByteSize, Duration, LifecycleSettings
 from nightfill.engines.lifecycle.policy import decide, next_look_s
@@ -261,3 +263,17 @@ def test_the_next_look_is_when_time_alone_changes_something() -> None:
     assert looked(model("a", S.AWAKE)) == 1200.0
     assert looked(model("a", S.ASLEEP_1)) == 4500.0
     assert looked(model("a", S.FAILED, retry_at_s=1003.0), model("b", expected_until_s=1002.0)) == 1002.0
+
+
+@given(st.sampled_from([S.AWAKE, S.ASLEEP_1]), st.floats(0, 1e6), st.floats(0.1, 1e4))
+def test_when_it_looks_the_time_has_come(state: ModelState, since_s: float, after_s: float) -> None:
+    after = Duration(after_s)
+    settings = LifecycleSettings(
+        level_1_after_s=after, level_2_after_s=after, min_awake_s=Duration(0), max_turn_s=Duration(0.1)
+    )
+    idle = model("a", state, since_s=since_s, woke_s=since_s, used_s=since_s)
+    now_s = since_s + max(after_s / 2, 0.0)
+    assert decide([idle], {"gpu": 100}, settings, now_s) == ()
+    while (look_s := next_look_s([idle], settings, now_s)) < math.inf:
+        now_s = look_s
+    assert briefly(decide([idle], {"gpu": 100}, settings, now_s)) in (["drain a"], ["sleep a 2"])
