@@ -114,3 +114,17 @@ async def test_a_view_of_an_engine_shares_it_and_does_not_outlive_it() -> None:
     at_s[0] = 2000.0
     await pool.stop_idle()
     assert (len(factory.made), factory.made[0].closed, pool.running) == (1, True, ())
+
+
+@virtual
+async def test_engines_of_somebody_else_are_never_ended() -> None:
+    at_s, factory = [0.0], Factory()
+    pool = EnginePool({"e": factory}, idle_stop_s={"e": 60.0}, owns=False, clock=lambda: at_s[0])
+    async with pool.lent("e"):
+        pass
+    at_s[0] = 100.0
+    await pool.stop_idle()
+    async with pool.lent("e"):
+        pass
+    await pool.aclose()
+    assert [engine.closed for engine in factory.made] == [False, False]
