@@ -17,7 +17,7 @@ import pytest
 
 from nightfill.config import AdapterSettings, ByteSize, EngineSettings, KvSettings, TierSettings
 from nightfill.engines.adapted import AdaptedEngine
-from nightfill.engines.engine import Call, Prefix
+from nightfill.engines.engine import Call, Prefix, Way
 from nightfill.engines.llama import demo_adapter
 from nightfill.engines.llama.engine import LlamaEngine
 from nightfill.engines.llama.model import load
@@ -168,6 +168,8 @@ async def test_fills_are_loaded_under_the_adapter_that_computed_them_and_no_othe
         assert answer.promised == n
         assert answer.reused >= n - 1
     assert await filler.fill("", IDS[:n]) >= n - 1, "the model itself, after an adapter in the same slot"
+    async with filler.models["a"].sampler(Prefix(tokens=IDS[:n], salt=SALT)) as sampler:
+        assert (await sampler.sample((50,), Way.STORED, max_tokens=2)).reused >= n - 1
     for model in ("", "a", ""):
         answer = await live.ask(model, filled=n)
         assert (answer.text, answer.promised) == (right[model], n)
