@@ -5,6 +5,10 @@ arrives for it until others wait and its turn is over (`max_turn_s` after it wok
 (`min_awake_s` after it woke at the earliest). Then the room goes to the model whose oldest request has waited longest;
 what is free beside it is kept for it, so that nobody smaller slips in before it.
 
+Each model is loaded once at start, and as long as nobody knows what it takes it is loaded alone on its device, so that
+no budget is exceeded by a guess. Nobody gives way to a use that is merely expected, to a pinned model or to background
+work but those that nobody asked for a turn.
+
 The bound on waiting that follows, for `n` models on a device that holds one: a request is let through within
 
     n * (max(max_turn_s, min_awake_s) + drain + sleep + wake)

@@ -143,7 +143,9 @@ class Room:
         awake = [
             model for model in others if model.state is S.AWAKE and (not model.pinned or claimant.size_bytes is None)
         ]
-        idle = [model for model in awake if model.idle and now_s >= model.woke_s + settings.min_awake_s]
+        # One such load for each model is no to and fro, which `min_awake_s` is there against.
+        stay_s = settings.min_awake_s if claimant.size_bytes is not None else 0.0
+        idle = [model for model in awake if model.idle and now_s >= model.woke_s + stay_s]
         if rank.waits:
             turn_s = max(settings.max_turn_s, settings.min_awake_s)
             over = [model for model in awake if not model.idle and now_s >= model.woke_s + turn_s]

@@ -132,7 +132,7 @@ def test_pinned_models_give_way_to_a_first_load_alone() -> None:
 def test_models_are_loaded_once_at_start_one_after_another_the_pinned_ones_last() -> None:
     fresh = [model(name, S.STOPPED, None, tried=False, pinned=name == "a") for name in "abc"]
     assert briefly(decided(*fresh)) == ["wake b"]
-    loaded = model("b", S.AWAKE, 10)
+    loaded = model("b", S.AWAKE, 10, woke_s=NOW_S)
     assert briefly(decided(fresh[0], loaded, fresh[2])) == ["drain b"]
     assert briefly(decided(fresh[0], model("b", S.DRAINING, 10), fresh[2])) == ["sleep b 2"]
 
