@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 RANK: Final = 8
 
 
-def make_adapter(folder: Path, *, seed: int) -> Path:
-    """Write (or overwrite) an adapter in PEFT's format: low-rank changes of the query and value projections."""
+def make_adapter(folder: Path, *, seed: int, width: int = 0) -> Path:
+    """Write (or overwrite) an adapter in PEFT's format: low-rank changes of the query and value projections.
+
+    `width`: of another model's hidden states.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = json.loads((TINY / "config.json").read_text(encoding="utf-8"))
-    width, head = config["hidden_size"], config["head_dim"]
+    width, head = width or config["hidden_size"], config["head_dim"]
     rows = {"q_proj": config["num_attention_heads"] * head, "v_proj": config["num_key_value_heads"] * head}
     rng = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}

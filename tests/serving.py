@@ -196,7 +196,7 @@ class Serve:
 
     # --- life ---
 
-    def start(self) -> Serve:
+    def start(self, *, within_s: float = UP_WITHIN_S) -> Serve:
         """Start it and wait until it says where it listens."""
         assert self._process is None
         with self.log.open("a", encoding="utf-8") as log:
@@ -209,7 +209,7 @@ class Serve:
                 text=True,
             )
         assert self._process.stdout is not None
-        watchdog = _kill_after(self._process, UP_WITHIN_S)
+        watchdog = _kill_after(self._process, within_s)
         try:
             line = self._process.stdout.readline()
         finally:
@@ -423,15 +423,18 @@ class Serve:
         """Of its fills; fewer than the context has forms while some are absent."""
         return [fill["state"] for fill in self.fills(name)]
 
-    def wait_ready(self, *names: str, within_s: float = 120) -> None:
-        """Wait until the contexts are filled in all forms. Fails earlier when nothing moves for `STILL_S`."""
+    def wait_ready(self, *names: str, models: int = 1, within_s: float = 120) -> None:
+        """Wait until the contexts are filled in all forms for so many models. Fails earlier when nothing moves for
+        `STILL_S`.
+        """
         deadline_s = time.monotonic() + within_s
         seen: object = None
         moved_s = time.monotonic()
         while True:
             views = {name: self.context(name) for name in names}
             if all(
-                sum(fill["state"] == "ready" for fill in view["fills"]) >= len(view["forms"]) for view in views.values()
+                sum(fill["state"] == "ready" for fill in view["fills"]) >= models * len(view["forms"])
+                for view in views.values()
             ):
                 return
             now_s = time.monotonic()

@@ -18,19 +18,70 @@ class Duration(float):
 Role = Literal["serve", "fill", "prefill", "decode"]
 
 
+class AdapterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One LoRA adapter of an engine's model, asked for by its name as if it were a model."""
+
+    name: str
+    """What requests call it; unlike every model's and other adapters' of the same engine."""
+    path: str
+    """A GGUF file, or `demo:SIZE:SEED` for one of noise (llama.cpp), or a folder as PEFT writes it (vLLM). Its content
+    is what counts, not its name.
+    """
+    scale: float = 1.0
+    """Its weight (llama.cpp)."""
+    system: str = ""
+    """A system message in front of every chat: before the chat's own one, and before a context."""
+    prompt_prefix: str = ""
+    """In front of the prompt of every plain completion, and of a context."""
+    prompt_suffix: str = ""
+    """Behind the prompt of every plain completion."""
+
+
+class SpeculationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Speculative decoding: tokens are guessed cheaply, and checked by the model several at a time."""
+
+    method: Literal["none", "ngram", "draft", "eagle", "eagle3", "mtp"] = "none"
+    """`ngram`: what followed the same words before. `draft`: a small model with the same vocabulary. `eagle`, `eagle3`,
+    `mtp`: a head trained for the model (`eagle` on vLLM only).
+    """
+    model: str = ""
+    """Of `draft`, `eagle` and `eagle3`: a GGUF file (llama.cpp) or a model's folder or name (vLLM)."""
+    tokens: int = 0
+    """Guessed at once, at most; 0 for llama.cpp's own default, and for 3 of vLLM."""
+
+
+class LaunchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to start a vLLM server, where nightfill does."""
+
+    command: tuple[str, ...] = ("vllm",)
+    """The program, and what comes before `serve`."""
+    args: tuple[str, ...] = ()
+    """Further arguments, after those that nightfill's own settings need."""
+    env: dict[str, str] = {}
+    """Further environment."""
+    tensor_parallel_size: int = 1
+    """Devices that share the model."""
+    kv_cache_bytes: ByteSize = ByteSize(0)
+    """Memory of the engine's own KV cache, per device; 0 for what vLLM takes."""
+    host_bytes: ByteSize = ByteSize(8 << 30)
+    """Host memory between device and store."""
+    cpu: bool = False
+    """Run on the processor, for tests and trials."""
+
+
 class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One engine: a model in llama.cpp children of ours, or a vLLM server that runs elsewhere."""
+    """One engine: a model in llama.cpp children of ours, or a vLLM server, ours or one that runs elsewhere."""
 
     name: str = "local"
     """How errors, metrics and headers call it; unlike the other engines' names."""
     kind: Literal["llama", "vllm"] = "llama"
-    """`llama`: llama.cpp in child processes of ours. `vllm`: a server at `url`, started with what `nightfill vllm-args`
-    prints.
+    """`llama`: llama.cpp in child processes of ours. `vllm`: a vLLM server; one at `url` is to be started with what
+    `nightfill vllm-args` prints.
     """
     url: str = ""
-    """Of a vLLM server, such as `http://10.0.0.5:8000`."""
+    """Of a vLLM server that runs elsewhere, such as `http://10.0.0.5:8000`. Empty: nightfill starts one of `model`."""
     api_key: str = ""
-    """That the vLLM server asks for."""
+    """That the server at `url` asks for."""
     roles: tuple[Role, ...] = ()
     """What a vLLM server is for; empty for `serve` and `fill`. `prefill` and `decode` split a request between two."""
     machine: str = ""
@@ -59,6 +110,19 @@ class EngineSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """For the child to load the model and answer."""
     fill_idle_stop_s: Duration = Duration(120)
     """The filling child ends after so long without work, and its memory returns."""
+    device: str = ""
+    """Of `lifecycle.devices`: its model sleeps when nobody needs it or others need the room. Empty: always awake. Not
+    for servers that run elsewhere.
+    """
+    pinned: bool = False
+    """Never put to sleep by itself."""
+    wake_at: tuple[str, ...] = ()
+    """Cron expressions, in the time zone of `sleep.time_zone`: awake from then on for a while, before users come."""
+    launch: LaunchSettings = LaunchSettings()
+    speculation: SpeculationSettings = SpeculationSettings()
+    adapters: tuple[AdapterSettings, ...] = ()
+    max_adapters: int = 4
+    """Loaded at the same time; the one used longest ago goes first."""
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -382,6 +446,71 @@ class BudgetSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Tenant -> its share of the background work where several wait; 1 for those that are not named."""
 
 
+class DeviceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Memory that several models share."""
+
+    name: str
+    """What engines call it (`engines.N.device`)."""
+    max_bytes: ByteSize
+    """Models on it take no more together: awake as measured when first loaded, asleep what they still hold."""
+
+
+class LifecycleSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """When models wake and sleep (`engines.N.device`)."""
+
+    devices: tuple[DeviceSettings, ...] = ()
+    """What the models may take."""
+    host_max_bytes: ByteSize = ByteSize(0)
+    """Host memory for models asleep at level 1; beyond, the one used longest ago goes to level 2. 0 for no bound."""
+    level_1_after_s: Duration = Duration(300)
+    """A model that nobody asked for so long is put to sleep at level 1, or 2 where it has no other; 0 for never."""
+    level_2_after_s: Duration = Duration(3600)
+    """A model asleep at level 1 for so long goes to level 2; 0 for never."""
+    min_awake_s: Duration = Duration(2)
+    """Once awake, a model does not give way to another one before so long, even where nobody asks it."""
+    max_turn_s: Duration = Duration(15)
+    """While others wait for its memory, a model takes requests for so long after it woke; then it gives way."""
+    max_waiting: int = 256
+    """Requests that wait for one model to wake; more get 429."""
+    max_wait_s: Duration = Duration(120)
+    """A request that waited so long for its model gets 504."""
+    start_timeout_s: Duration = Duration(300)
+    """For a model to wake or start, warm-up and all; then it is stopped and has failed."""
+    sleep_timeout_s: Duration = Duration(60)
+    """For a model without requests to be put to sleep; then it is stopped."""
+    retry_after_s: Duration = Duration(10)
+    """A model that failed is not tried again before so long; doubled with each further failure, five times at most."""
+    forecast: bool = True
+    """Wake models before the time of day and week at which they were asked for the first time on most past days."""
+    wake_ahead_s: Duration = Duration(60)
+    """So long before a forecast use it is awake, if there is room."""
+
+
+class ExperimentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A share of the requests for one model goes another way, and both ways are compared."""
+
+    name: str
+    """Of letters, digits, `-` and `_`."""
+    a: str
+    """The engine that answers by default; requests name its model."""
+    b: str
+    """The engine that answers the share; the same as `a` where only `mode` differs."""
+    mode: Literal["", "full", "distilled"] = ""
+    """What arm B takes of contexts, whatever requests say; empty: what they say."""
+    share: float = 0.1
+    """Of sessions, 0 to 1, that are in arm B; requests without a session are drawn one by one."""
+    max_error_share: float = 0.05
+    """It stops by itself when arm B fails more often than arm A by more than this."""
+    max_drift: float = 0.0
+    """It stops by itself when log-probabilities of arm B differ from A's by more than this at the median, over what
+    A differs from A; 0 for no bound.
+    """
+    min_requests: int = 20
+    """Nothing is decided on fewer requests of arm B."""
+    patience_s: Duration = Duration(60)
+    """For arm B to begin a stream; then arm A is asked, and arm B has failed."""
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything."""
 
@@ -413,3 +542,5 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     route: RouteSettings = RouteSettings()
     history: HistorySettings = HistorySettings()
     discovery: DiscoverySettings = DiscoverySettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
+    experiments: tuple[ExperimentSettings, ...] = ()

@@ -23,7 +23,9 @@
     |   |-- EngineTimeout           sent nothing within its deadline (504)
     |   |-- EngineRefused           answered with an error of its own (its status passes through)
     |   |-- EngineUnfit             runs, but was started otherwise than nightfill needs; the message names the flag
-    |   `-- EngineStart             could not be started; the message carries the engine's last words
+    |   |-- AdapterUnfit            a LoRA adapter's files are gone, changed, damaged, or for another model (404)
+    |   |-- EngineStart             could not be started; the message carries the engine's last words
+    |   `-- WokeWrong               woke from sleep, and does not compute what it did before
     |-- KvError                     the store; a reader treats each of these as a miss
     |   |-- BlockCorrupt            checksum, tag, length or header differ
     |   |   `-- KeyUnknown          sealed under a key that this process lacks: perhaps good, and not ours to delete
@@ -160,8 +162,18 @@ class EngineUnfit(EngineError):
     """The engine runs, but was started otherwise than nightfill needs; the message names the flag."""
 
 
+class AdapterUnfit(EngineError):
+    """A LoRA adapter cannot be used: its files are gone or have changed since they were registered, or the engine does
+    not take them. Asking again is of no use, so its status is one that no client tries again by itself.
+    """
+
+
 class EngineStart(EngineError):
     """The engine could not be started."""
+
+
+class WokeWrong(EngineError):
+    """The engine woke from sleep and does not compute what it did before."""
 
 
 class KvError(NightfillError):
@@ -215,6 +227,7 @@ STATUS: Final[dict[type[NightfillError], int]] = {
     Busy: 503,
     EngineUnavailable: 503,
     EngineTimeout: 504,
+    AdapterUnfit: 404,
     EngineError: 502,
     StateUnavailable: 503,
     NightfillError: 500,

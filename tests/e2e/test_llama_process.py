@@ -19,7 +19,8 @@ from nightfill.engines.backoff import BackoffPolicy
 from nightfill.engines.llama import demo_model
 from nightfill.engines.llama.api import LlamaApi
 from nightfill.engines.llama.child_config import ChildConfig
-from nightfill.engines.llama.process import LlamaProcess, State
+from nightfill.engines.llama.process import LlamaProcess
+from nightfill.engines.supervised import State
 from nightfill.errors import EngineRefused, EngineStart, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:

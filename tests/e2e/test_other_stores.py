@@ -14,8 +14,9 @@ from typing import Any, Final
 import pytest
 
 from documents import ROOT
-from nightfill.config import ByteSize, EngineSettings, KvSettings, Settings, TierSettings
+from nightfill.config import ByteSize, EngineSettings, KvSettings, Settings, SpeculationSettings, TierSettings
 from nightfill.engines.vllm.args import Launch, Wanted, launch
+from nightfill.engines.vllm.launched import launched
 
 VLLM: Final = Path(os.environ.get("NIGHTFILL_VLLM_PYTHON") or ROOT / ".venv-vllm" / "bin" / "python")
 LMCACHE: Final = ROOT / ".venv-lmcache" / "bin" / "python"
@@ -64,6 +65,8 @@ for argv in json.load(sys.stdin):
     args = make_arg_parser(FlexibleArgumentParser(prog="vllm serve")).parse_args(argv[2:])
     validate_parsed_serve_args(args)
     args.model = args.model_tag
+    sleep = [args.enable_sleep_mode, args.sleep_preserve_parameter_names]
+    args.enable_sleep_mode = False  # where there is no GPU it is refused
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     read.append({
         "address": [args.host, args.port],
@@ -80,6 +83,9 @@ for argv in json.load(sys.stdin):
         "ranks": config.parallel_config.tensor_parallel_size,
         "scheduler": [config.scheduler_config.get_scheduler_cls().__name__, config.additional_config],
         "length": config.model_config.max_model_len,
+        "sleep": sleep,
+        "logs": [args.enable_log_requests, args.enable_log_outputs, args.log_error_stack, args.uvicorn_log_level],
+        "middleware": args.middleware,
         **connector(config.kv_transfer_config),
     })
 json.dump(read, open(sys.argv[1], "w"))
@@ -111,6 +117,21 @@ def start(backend: Any, *tiers: TierSettings, block_tokens: int = 256, **wanted:
     settings = Settings(kv_backend=backend, kv=KvSettings(tiers=tiers or (RAM, DISK), block_tokens=block_tokens))
     engine = EngineSettings(kind="vllm", url="http://127.0.0.1:8011", model="name", context_length=2048)
     return launch(settings, engine, Wanted(data_dir=Path("/data"), **wanted))
+
+
+def start_of_ours(model: str) -> Launch:
+    """On a GPU, where it may sleep, with a draft model."""
+    engine = EngineSettings(
+        kind="vllm",
+        model=model,
+        served_model_name="name",
+        context_length=2048,
+        device="gpu0",
+        speculation=SpeculationSettings(method="draft", model=model),
+    )
+    return launched(
+        Settings(), engine, data_dir=Path("/data"), port=8011, api_key="k1", settings_file=f"{model}/ours.json"
+    )
 
 
 def ask(python: Path, script: str, folder: Path, *, stdin: str = "", env: dict[str, str] | None = None) -> Any:
@@ -156,7 +177,9 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "native memory": start("native", RAM, model=model),
         "lmcache": start("lmcache", model=model, settings_file="/run/lmcache.yaml"),
     }
+    starts["launched"] = start_of_ours(model)
     (folder / "store.json").write_text(starts["file"].file)
+    (folder / "ours.json").write_text(starts["launched"].file)
     answers = ask(VLLM, READ_BY_VLLM, folder, stdin=json.dumps([one.argv for one in starts.values()]))
     return dict(zip(starts, answers, strict=True))
 
@@ -197,6 +220,14 @@ def test_vllm_finds_our_scheduler(read: dict[str, Any]) -> None:
     assert read["cpu"]["scheduler"] == ["IdleScheduler", {"nightfill": {"slice_tokens": 512}}]
     assert read["nixl"]["scheduler"][0] == "AsyncIdleScheduler"
     assert read["gpu"]["scheduler"][0] in {"Scheduler", "AsyncScheduler"}
+
+
+def test_vllm_takes_what_a_server_of_ours_is_started_with(read: dict[str, Any]) -> None:
+    ours = read["launched"]
+    assert ours["sleep"] == [True, ["draft.*"]]
+    assert ours["logs"] == [False, False, False, "warning"]
+    assert ours["middleware"] == ["nightfill.engines.vllm.door.Door"]
+    assert read["gpu"]["sleep"][0] is False
 
 
 def test_vllm_takes_nixl_beside_our_connector(read: dict[str, Any]) -> None:

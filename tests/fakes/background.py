@@ -128,6 +128,8 @@ class House:
     """Of the engines, all of them made by `make_engine`."""
     unshared: frozenset[str] = frozenset()
     """Engines that serve nobody."""
+    sleepers: frozenset[str] = frozenset()
+    """Engines whose models may sleep."""
     machines: dict[str, str] = field(default_factory=dict)
     windows: Windows | None = None
     duties: Sequence[Duty] = ()
@@ -166,6 +168,7 @@ class House:
             refresh=lambda context: self.sources.get(context.name),
             upkeep=self.upkeep,
             unshared=self.unshared,
+            sleepers=self.sleepers,
             machines=self.machines,
             windows=self.windows,
             duties=self.duties,

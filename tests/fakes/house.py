@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from nightfill.gateway.accounts import Accounts
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
+    from nightfill.gateway.engines_admin import Keeper
+    from nightfill.gateway.experiments import Experiments
     from nightfill.gateway.server import Server
     from nightfill.gateway.stored import AnswerRoom
 
@@ -48,6 +50,8 @@ class House:
     answers: AnswerRoom | None = None
     discovery: Discovery | None = None
     settle_s: float = 0.0
+    experiments: Experiments | None = None
+    keeper: Keeper | None = None
     settings: GatewaySettings = field(default_factory=lambda: GatewaySettings(port=0, drain_s=Duration(5)))
 
     @contextlib.asynccontextmanager
@@ -70,6 +74,8 @@ class House:
             answers=self.answers,
             discovery=self.discovery,
             settle_s=self.settle_s,
+            experiments=self.experiments,
+            keeper=self.keeper,
         ) as server:
             yield server
 

@@ -45,7 +45,7 @@ from nightfill.state.jobs import (
 from nightfill.state.load import Load
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from nightfill.state.book import ContextBook
 
@@ -252,6 +252,10 @@ class FakeAccessLog:
             broken_7d=sum(row.reused_tokens < row.promised_tokens - 8 for row in rows),
             hours=Counter(int(row.at_s // 3600) for row in rows),
         )
+
+    async def model_hours(self, model: str, *, now_s: float) -> Mapping[int, int]:
+        self._up()
+        return Counter(int(row.at_s // 3600) for row in self.rows if row.model == model and row.layer != "answer")
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100

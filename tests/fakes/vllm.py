@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
 from nightfill.contexts.context import Signature
+from nightfill.engines.signature import adapted
+from nightfill.engines.vllm.adapter_identity import adapter_digest
 from nightfill.engines.vllm.wire import NAME, PARAMS, Report, Wish
 from nightfill.kv.block import BlockMeta
 from nightfill.kv.key import spans
@@ -51,6 +54,15 @@ class FakeVllm:
     """What its reports say of loads and prefill."""
     dies_after: int | None = None
     """Events of a stream after which the connection breaks."""
+    takes_adapters: bool = True
+    refuses_adapters: str = ""
+    """What it says of each that it is to load, if anything."""
+    mistakes_adapters: bool = False
+    """What it computes under them is not what they are."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """Paths of those that are loaded, by name."""
+    moves: list[str] = field(default_factory=list)
+    """Names of adapters as they were loaded, and `-` with the name as they were unloaded."""
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     computed: list[int] = field(default_factory=list)
@@ -68,6 +80,8 @@ class FakeVllm:
                 web.get("/v1/models", self._models),
                 web.post("/tokenize", self._tokenize),
                 web.post("/v1/completions", self._answer),
+                web.post("/v1/load_lora_adapter", self._load_adapter),
+                web.post("/v1/unload_lora_adapter", self._unload_adapter),
                 web.post("/v1/chat/completions", self._answer),
             ]
         )
@@ -97,7 +111,27 @@ class FakeVllm:
         return web.json_response({"version": self.version})
 
     async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": self.models})
+        loaded = [{"id": name, "root": path, "parent": self.models[0]["id"]} for name, path in self.adapters.items()]
+        return web.json_response({"object": "list", "data": [*self.models, *loaded]})
+
+    async def _load_adapter(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if not self.takes_adapters:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        name = body["lora_name"]
+        if self.refuses_adapters or name in self.adapters:
+            message = self.refuses_adapters or f"The lora adapter '{name}' has already been loaded."
+            return web.json_response({"error": {"message": message, "code": 400}}, status=400)
+        self.adapters[name] = body["lora_path"]
+        self.moves.append(name)
+        return web.Response(text="Success")
+
+    async def _unload_adapter(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            return web.json_response({"error": {"message": "cannot be found", "code": 404}}, status=404)
+        self.moves.append(f"-{name}")
+        return web.Response(text="Success")
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         return web.json_response({"tokens": self.tokens_of(await request.json())})
@@ -109,16 +143,22 @@ class FakeVllm:
         prompt = body["prompt"]
         return list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
 
-    def spans_of(self, tokens: Sequence[int], salt: str) -> tuple[Span, ...]:
+    def _signature_of(self, body: dict[str, Any]) -> Signature:
+        path = self.adapters.get(body.get("model", ""))
+        if path is None or self.mistakes_adapters:
+            return self.signature
+        return adapted(self.signature, digest=adapter_digest(Path(path)))
+
+    def spans_of(self, tokens: Sequence[int], salt: str, signature: Signature | None = None) -> tuple[Span, ...]:
         whole = len(tokens) - len(tokens) % self.block_tokens
         key = bytes.fromhex(salt) if salt else bytes(32)
-        return spans(tokens[:whole], signature=self.signature, salt=key, block_tokens=self.block_tokens)
+        return spans(tokens[:whole], signature=signature or self.signature, salt=key, block_tokens=self.block_tokens)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append((request.path, body))
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
-        if body.get("model", self.models[0]["id"]) not in [model["id"] for model in self.models]:
+        if body.get("model", self.models[0]["id"]) not in [*(model["id"] for model in self.models), *self.adapters]:
             error = {"message": "The model does not exist.", "type": "NotFoundError", "param": "model", "code": 404}
             return web.json_response({"error": error}, status=404)
         if self.hold is not None and body.get("prompt") != [1, 2]:
@@ -157,16 +197,18 @@ class FakeVllm:
         tokens, salt = self.tokens_of(body), body.get("cache_salt", "")
         raw = (body.get(PARAMS) or {}).get(NAME)
         wish = msgspec.convert(raw or {}, Wish)
-        cut = self.spans_of(tokens, salt)
+        model = body.get("model", "")
+        whose = f"{salt} {model}" if model in self.adapters else salt
+        cut = self.spans_of(tokens, salt, self._signature_of(body))
         cached = 0
         if not wish.fresh and not wish.cold:
-            longest = max((shared(known, tokens) for own, known in self._cache if own == salt), default=0)
+            longest = max((shared(known, tokens) for own, known in self._cache if own == whose), default=0)
             cached = min(longest, len(tokens) - 1) // ENGINE_BLOCK * ENGINE_BLOCK
         found = self.store.leading(cut) * self.block_tokens if self.store is not None else 0
         usable = min(found, len(tokens) - 1) // self.block_tokens * self.block_tokens
         loaded = max(0, usable - cached) if self.loads and not wish.cold else 0
         self.computed.append(len(tokens) - cached - loaded)
-        self._cache.append((salt, tuple(tokens)))
+        self._cache.append((whose, tuple(tokens)))
         if self.store is not None and self.stores and raw is not None and wish.store:
             self.put(cut, tokens, salt)
         usage: dict[str, Any] = {"prompt_tokens": len(tokens), "completion_tokens": 2, "total_tokens": len(tokens) + 2}
@@ -174,7 +216,7 @@ class FakeVllm:
             usage["prompt_tokens_details"] = {"cached_tokens": cached + loaded}
         report = Report(
             **self.rates,
-            signature=self.signature,
+            signature=self._signature_of(body),
             salt=salt or "0" * 64,
             block_tokens=self.block_tokens,
             kv_bytes_per_token=100,

@@ -31,11 +31,18 @@ def require_matplotlib() -> None:
         ) from exc
 
 
-def draw(arms: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitle: str = "") -> None:
+def draw(
+    arms: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    title: str,
+    subtitle: str = "",
+    axis: str = "time to first token (logarithmic)",
+) -> None:
     """Write a PNG: one dot per query and a bar at the median of each arm, on a logarithmic axis of seconds.
 
-    `arms` maps a name to its TTFTs in seconds, all above 0, at least one arm with a value; the first comes on top.
-    Raises BadSetting when matplotlib is missing or `path` cannot be written.
+    `arms` maps a name to its times in seconds (of `axis`), all above 0, at least one arm with a value; the first comes
+    on top. Raises BadSetting when matplotlib is missing or `path` cannot be written.
     """
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,7 +56,7 @@ def draw(arms: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitl
     rng = random.Random(0)  # noqa: S311 - only spreads the dots
     for row, ordered in enumerate(shown.values()):
         _arm(axes, row, ordered, _COLOURS[row % len(_COLOURS)], rng)
-    _axis(axes, shown)
+    _axis(axes, shown, axis)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
     axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
     _save(figure, path)
@@ -77,7 +84,7 @@ def _arm(axes: Any, row: int, ordered: Sequence[float], colour: str, rng: random
     )
 
 
-def _axis(axes: Any, shown: Mapping[str, Sequence[float]]) -> None:
+def _axis(axes: Any, shown: Mapping[str, Sequence[float]], label: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low = min(values[0] for values in shown.values())
@@ -92,7 +99,7 @@ def _axis(axes: Any, shown: Mapping[str, Sequence[float]]) -> None:
         range(len(shown)), [f"{name}\n{len(values)} queries" for name, values in shown.items()], fontsize=10
     )
     axes.set_ylim(len(shown) - 0.4, -0.75)
-    axes.set_xlabel("time to first token (logarithmic)", fontsize=9, color=_INK)
+    axes.set_xlabel(label, fontsize=9, color=_INK)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.8, zorder=0)
     axes.tick_params(length=0)
     for side in ("top", "right", "left"):
@@ -192,6 +199,48 @@ def draw_hit_ratios(
 def _size(nbytes: float) -> str:
     power = min(int(math.log2(nbytes)) // 10, 5)
     return f"{nbytes / 2 ** (10 * power):.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB')[power]}"
+
+
+def draw_phases(
+    rows: Mapping[str, Mapping[str, float]], path: Path, *, title: str, subtitle: str = "", unit: str = "seconds"
+) -> None:
+    """Write a PNG: per name a bar of its phases' seconds, one behind the other; the first comes on top.
+
+    At least one name; phases keep their colour over all rows. Raises BadSetting when matplotlib is missing or `path`
+    cannot be written.
+    """
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    phases = list(dict.fromkeys(phase for row in rows.values() for phase in row))
+    figure = Figure(figsize=(9, 1.8 + 0.6 * len(rows)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, row in enumerate(rows.values()):
+        left = 0.0
+        for phase in row:
+            place = phases.index(phase)
+            colour = _COLOURS[place % len(_COLOURS)]
+            axes.barh(
+                number, row[phase], left=left, height=0.6, color=colour, alpha=1 - 0.45 * (place >= len(_COLOURS))
+            )
+            left += row[phase]
+        axes.text(left, number, f"  {_label(left)}", va="center", fontsize=9, color=_INK)
+    for place, phase in enumerate(phases):
+        colour, alpha = _COLOURS[place % len(_COLOURS)], 1 - 0.45 * (place >= len(_COLOURS))
+        axes.barh(0, 0, color=colour, alpha=alpha, label=phase)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=10)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.15 * max(sum(row.values()) for row in rows.values()))
+    axes.set_xlabel(unit, fontsize=9, color=_INK)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(phases), frameon=False, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    _save(figure, path)
 
 
 def draw_shares(rows: Mapping[str, Sequence[float]], path: Path, *, title: str, subtitle: str = "") -> None:

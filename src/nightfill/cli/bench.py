@@ -20,6 +20,7 @@ import msgspec
 from nightfill import __version__
 from nightfill.cli.bench_distil import distil
 from nightfill.cli.bench_kv import kv
+from nightfill.cli.bench_switch import switch
 from nightfill.errors import BadInput, BadSetting
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def bench(
     server's own prefix cache is of no use to them.
 
     Ends with status 1 when any query failed. `nightfill bench kv` measures the tiers of the KV store
-    instead, `nightfill bench distil` what distilling keeps.
+    instead, `nightfill bench distil` what distilling keeps, `nightfill bench switch` what it costs to go from one
+    model to another.
     """
     if ctx.invoked_subcommand:
         return
@@ -166,6 +168,7 @@ def bench(
 
 bench.add_command(kv)
 bench.add_command(distil)
+bench.add_command(switch)
 
 
 async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> _Outcome:

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from nightfill.cli.adapter_bounds import check_adapters
+from nightfill.cli.experiment_bounds import check_experiments, check_speculation
+from nightfill.cli.lifecycle_bounds import check_launch, check_lifecycle
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -19,6 +22,12 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "engines.*.gpu_layers": (-1, 10_000),
     "engines.*.start_timeout_s": (1, 86400),
     "engines.*.fill_idle_stop_s": (0, 30 * 86400),
+    "engines.*.launch.tensor_parallel_size": (1, 1024),
+    "engines.*.launch.kv_cache_bytes": (0, 1 << 50),
+    "engines.*.launch.host_bytes": (1 << 20, 1 << 50),
+    "engines.*.speculation.tokens": (0, 64),
+    "engines.*.adapters.*.scale": (-100, 100),
+    "engines.*.max_adapters": (1, 256),
     "gateway.port": (0, 65535),
     "gateway.max_body_bytes": (1 << 10, 1 << 32),
     "gateway.max_in_flight": (1, 100_000),
@@ -96,6 +105,23 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "budgets.all_tokens_per_day": (0, 1 << 50),
     "budgets.all_tokens_per_month": (0, 1 << 50),
     "budgets.weights.*": (0.001, 1000),
+    "lifecycle.devices.*.max_bytes": (1 << 20, 1 << 60),
+    "lifecycle.host_max_bytes": (0, 1 << 60),
+    "lifecycle.level_1_after_s": (0, 30 * 86400),
+    "lifecycle.level_2_after_s": (0, 30 * 86400),
+    "lifecycle.min_awake_s": (0, 3600),
+    "lifecycle.max_turn_s": (0.1, 86400),
+    "lifecycle.max_waiting": (1, 100_000),
+    "lifecycle.max_wait_s": (0.1, 86400),
+    "lifecycle.start_timeout_s": (1, 86400),
+    "lifecycle.sleep_timeout_s": (1, 3600),
+    "lifecycle.retry_after_s": (0.1, 3600),
+    "lifecycle.wake_ahead_s": (0, 86400),
+    "experiments.*.share": (0, 1),
+    "experiments.*.max_error_share": (0, 1),
+    "experiments.*.max_drift": (0, 100),
+    "experiments.*.min_requests": (1, 1_000_000),
+    "experiments.*.patience_s": (0.1, 86400),
 }
 """Lowest and highest value that is allowed; `*` stands for any item of a list or an object."""
 
@@ -117,6 +143,11 @@ def check_bounds(settings: Settings) -> None:
         if not engine.name or engine.name in names[:index]:
             raise _bad(f"engines.{index}.name", engine.name, "must be there, and unlike those of the other engines")
         _check_engine(engine, index)
+        check_launch(engine, index)
+        check_speculation(engine, index)
+    check_lifecycle(settings)
+    check_adapters(settings)
+    check_experiments(settings)
     if not settings.kv.tiers:
         raise _bad("kv.tiers", [], "must have at least one tier")
     for index, tier in enumerate(settings.kv.tiers):
@@ -145,7 +176,7 @@ def _check_engine(engine: EngineSettings, index: int) -> None:
         for name in ("url", "api_key", "roles"):
             if getattr(engine, name):
                 raise _unshown(f"engines.{index}.{name}", "is for kind: vllm only")
-    elif not engine.url.startswith(("http://", "https://")):
+    elif engine.url and not engine.url.startswith(("http://", "https://")):
         raise _unshown(f"engines.{index}.url", "must be the http:// or https:// address of a vLLM server")
 
 

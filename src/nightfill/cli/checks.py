@@ -102,12 +102,14 @@ def check_model(engine: EngineSettings) -> Finding:
     """Whether the model's file is there and is what it should be. Reads its head alone."""
     check = f"model {engine.name}"
     if engine.model.startswith("demo:"):
-        from nightfill.engines.llama.demo_model import SIZES
+        from nightfill.engines.llama.demo_model import SIZES, named
 
-        size = engine.model.removeprefix("demo:")
-        if size in SIZES:
-            return ok(check, f"demo model {size}, made when it is needed")
-        return fail(check, f"there is no demo model {size!r}", f"one of {', '.join(f'demo:{name}' for name in SIZES)}")
+        name = engine.model.removeprefix("demo:")
+        try:
+            named(name)
+        except NightfillError as error:
+            return fail(check, str(error), f"one of {', '.join(f'demo:{size}' for size in SIZES)}")
+        return ok(check, f"demo model {name}, made when it is needed")
     from nightfill.engines.llama.gguf_file import read_head
 
     try:

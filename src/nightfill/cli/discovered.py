@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import click
-import msgspec
 
 from nightfill.cli.output import echo_json, echo_table, json_option, show_ago
 from nightfill.cli.root import environment
+from nightfill.cli.running_server import address_of, ask
 from nightfill.cli.units import show_duration
-from nightfill.errors import BadSetting, NightfillError, NotFound
+from nightfill.errors import NotFound
 
 if TYPE_CHECKING:
     from nightfill.cli.rooms import Rooms
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
     from nightfill.gateway.discovery import Discovery
 
 _PATH: Final = "/v1/nightfill/discovery"
-_WAIT_S: Final = 30.0
 
 
 @click.command()
@@ -42,18 +39,21 @@ def discovered(
 
     if name is not None and forget:
         raise click.UsageError("give one of --register and --forget")
-    address = url or _address(Workspace.load(options))
+    address = url or address_of(Workspace.load(options).settings)
     key = environment().get(api_key_env, "") if api_key_env else ""
     if name is not None:
         from nightfill.contexts import parse_name
 
-        found = _ask(address, "POST", f"{_PATH}/{parse_name(name, param='name')}", key)
+        found = ask(address, "POST", f"{_PATH}/{parse_name(name, param='name')}", key)
         said = f"{found['name']} is a context now"
     elif forget:
-        found = _ask(address, "DELETE", _PATH, key)
+        found = ask(address, "DELETE", _PATH, key)
         said = "forgotten"
     else:
-        found = _ask(address, "GET", _PATH, key)
+        try:
+            found = ask(address, "GET", _PATH, key)
+        except NotFound as exc:
+            raise NotFound(f"{address} looks for nothing in its traffic: discovery.enabled is off") from exc
         said = ""
     if as_json:
         echo_json(found)
@@ -109,36 +109,3 @@ def _show(found: dict[str, Any]) -> None:
         )
     if found["registered"]:
         click.echo(f"made contexts: {', '.join(found['registered'])}")
-
-
-def _address(workspace: Workspace) -> str:
-    gateway = workspace.settings.gateway
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(gateway.host, gateway.host)  # noqa: S104 - what it listens on
-    return f"http://[{host}]:{gateway.port}" if ":" in host else f"http://{host}:{gateway.port}"
-
-
-def _ask(address: str, method: str, path: str, key: str) -> dict[str, Any]:
-    """One request to the server. Raises NightfillError with what it answered."""
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise BadSetting("--url is not an address such as http://127.0.0.1:8700, without credentials", param="url")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=_WAIT_S)
-    try:
-        connection.request(method, path, headers={"authorization": f"Bearer {key}"} if key else {})
-        answer = connection.getresponse()
-        body = answer.read()
-    except (OSError, http.client.HTTPException) as exc:
-        raise NightfillError(f"no answer from {address}: {exc or type(exc).__name__}; is it running?") from exc
-    finally:
-        connection.close()
-    try:
-        value = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError as exc:
-        raise NightfillError(f"{address} answered {answer.status} with something else than JSON") from exc
-    if answer.status < 300:
-        return value
-    message = str((value.get("error") or {}).get("message", f"status {answer.status}"))
-    if answer.status == 404 and method == "GET":
-        raise NotFound(f"{address} looks for nothing in its traffic: discovery.enabled is off")
-    raise NotFound(message) if answer.status == 404 else NightfillError(message)

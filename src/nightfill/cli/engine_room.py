@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from nightfill.engines.adapted import AdaptedEngine
 from nightfill.engines.llama.engine import LlamaEngine
 from nightfill.engines.llama.model import load
 from nightfill.engines.llama.process import LlamaProcess
+from nightfill.engines.vllm.adapters import register
 from nightfill.engines.vllm.engine import VllmEngine
+from nightfill.engines.vllm.server import VllmServer
 from nightfill.engines.vllm.split import SplitEngine
 from nightfill.errors import BadSetting, EngineError, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from nightfill.cli.rooms import Rooms
     from nightfill.config import EngineSettings, Role, Settings
@@ -24,15 +28,17 @@ _ASK_AGAIN_S: Final = 0.5
 
 
 def engines_for(settings: Settings, *roles: Role) -> tuple[EngineSettings, ...]:
-    """The configured engines that have one of these roles. Raises BadSetting unless the engines fit together."""
-    llamas = [engine.name for engine in settings.engines if engine.kind == "llama"]
+    """The configured engines that have one of these roles. Raises BadSetting where none is configured."""
     if not settings.engines:
         raise BadSetting(
             "engines: none is configured: give --model FILE.gguf, or --model demo:small to try it out", param="engines"
         )
-    if len(llamas) > 1:
-        raise BadSetting(f"engines: at most one may be of kind llama, not {', '.join(llamas)}", param="engines")
     return tuple(engine for engine in settings.engines if set(engine.roles or _DEFAULT_ROLES) & set(roles))
+
+
+def engines_to_fill(settings: Settings) -> tuple[EngineSettings, ...]:
+    """Those that a worker can reach; a vLLM server of our own is known to the gateway alone, which started it."""
+    return tuple(one for one in engines_for(settings, "fill") if one.kind == "llama" or one.url)
 
 
 def engines_to_serve(settings: Settings) -> tuple[EngineSettings, ...]:
@@ -45,6 +51,18 @@ def engines_to_serve(settings: Settings) -> tuple[EngineSettings, ...]:
 
 async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> LlamaEngine:
     """An engine with its child process starting. The caller closes it. Raises BadSetting for an unusable model."""
+    engine, process = await make_embedded(wanted, rooms, filling=filling)
+    process.start()
+    return engine
+
+
+async def make_embedded(
+    wanted: EngineSettings, rooms: Rooms, *, filling: bool = False
+) -> tuple[LlamaEngine, LlamaProcess]:
+    """The same with its child not started yet; one that may sleep is not started again by itself when it ends.
+
+    The caller closes the engine, and so the child.
+    """
     model = await asyncio.to_thread(
         load,
         wanted,
@@ -54,10 +72,10 @@ async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> 
         data_dir=rooms.data_dir,
     )
     name = f"{wanted.name}-fill" if filling else wanted.name
-    process = LlamaProcess(model.child(), name=name, start_timeout_s=wanted.start_timeout_s)
-    process.start()
+    again = filling or not wanted.device
+    process = LlamaProcess(model.child(), name=name, start_timeout_s=wanted.start_timeout_s, again=again)
     gateway = rooms.settings.gateway
-    return LlamaEngine(
+    engine = LlamaEngine(
         model,
         process=process,
         store=rooms.store,
@@ -67,10 +85,11 @@ async def make_llama(wanted: EngineSettings, rooms: Rooms, *, filling: bool) -> 
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
     )
+    return engine, process
 
 
-def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
-    """A client of a server that runs elsewhere. The caller closes it."""
+async def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
+    """A client of a server that runs elsewhere. The caller closes it. Raises BadSetting."""
     gateway = rooms.settings.gateway
     return VllmEngine(
         wanted,
@@ -80,21 +99,61 @@ def make_vllm(wanted: EngineSettings, rooms: Rooms) -> VllmEngine:
         always_restore=rooms.settings.kv.restore == "always",
         first_byte_timeout_s=gateway.first_byte_timeout_s,
         idle_timeout_s=gateway.idle_timeout_s,
+        adapters=await asyncio.to_thread(register, wanted.adapters),
     )
+
+
+async def make_launched(wanted: EngineSettings, rooms: Rooms) -> tuple[VllmEngine, VllmServer]:
+    """A server of our own, and a client of it that ends it; started, unless its model may sleep. Raises BadSetting."""
+    gateway = rooms.settings.gateway
+    adapters = await asyncio.to_thread(register, wanted.adapters)
+    server = VllmServer(rooms.settings, wanted, data_dir=rooms.data_dir.absolute(), again=not wanted.device)
+    if not wanted.device:
+        server.start()
+    engine = VllmEngine(
+        server.settings,
+        store=rooms.store,
+        block_tokens=rooms.settings.kv.block_tokens,
+        plugin=rooms.settings.kv_backend == "nightfill",
+        always_restore=rooms.settings.kv.restore == "always",
+        first_byte_timeout_s=gateway.first_byte_timeout_s,
+        idle_timeout_s=gateway.idle_timeout_s,
+        server=server,
+        adapters=adapters,
+    )
+    return engine, server
+
+
+def engine_names(engine: EngineSettings) -> tuple[str, ...]:
+    """Its own, and those of its adapters, as `AdaptedEngine` says them."""
+    return engine.name, *(f"{engine.name}:{one.name}" for one in engine.adapters)
+
+
+def adapter_views(engine: EngineSettings) -> dict[str, tuple[str, Callable[[Engine], Engine]]]:
+    """The engine's adapters, by name, as views of an engine that was made of these settings."""
+    return {
+        name: (engine.name, partial(_under, one.name))
+        for name, one in zip(engine_names(engine)[1:], engine.adapters, strict=True)
+    }
+
+
+def _under(adapter: str, engine: Engine) -> Engine:
+    assert isinstance(engine, LlamaEngine | VllmEngine)
+    return AdaptedEngine(engine, next(one for one in engine.adapters if one.name == adapter))
 
 
 async def make_filler(wanted: EngineSettings, rooms: Rooms) -> Engine:
     """An engine to fill with. The caller closes it. Raises BadSetting."""
     if wanted.kind == "vllm":
-        return make_vllm(wanted, rooms)
+        return await make_vllm(wanted, rooms)
     return await make_llama(wanted, rooms, filling=True)
 
 
-def make_split(prefill: Sequence[VllmEngine], decode: EngineSettings, rooms: Rooms) -> SplitEngine:
+async def make_split(prefill: Sequence[VllmEngine], decode: EngineSettings, rooms: Rooms) -> SplitEngine:
     """An engine that answers with what the `prefill` ones computed. The caller closes it, and them."""
     return SplitEngine(
         prefill,
-        make_vllm(decode, rooms),
+        await make_vllm(decode, rooms),
         store=rooms.store,
         block_tokens=rooms.settings.kv.block_tokens,
         settings=rooms.settings.split,
@@ -107,7 +166,7 @@ async def first_described(engines: Sequence[tuple[Engine, float]]) -> Descriptio
     Raises what ails the last of them when none does.
     """
     failure: EngineError | None = None
-    tasks = [asyncio.create_task(_described(engine, within_s), name="first look") for engine, within_s in engines]
+    tasks = [asyncio.create_task(described(engine, within_s), name="first look") for engine, within_s in engines]
     try:
         for done in asyncio.as_completed(tasks):
             try:
@@ -122,7 +181,8 @@ async def first_described(engines: Sequence[tuple[Engine, float]]) -> Descriptio
     raise failure
 
 
-async def _described(engine: Engine, within_s: float) -> Description:
+async def described(engine: Engine, within_s: float) -> Description:
+    """What the engine says of itself; asked again for so many seconds while it is not there. Raises EngineError."""
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + within_s
     while True:

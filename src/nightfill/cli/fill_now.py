@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,7 @@ import click
 from nightfill.contexts.context import FillKey, FillState
 from nightfill.errors import BadInput, NightfillError
 from nightfill.ledger import tokens_to_reserve
-from nightfill.sleep.description import description_of
+from nightfill.sleep.description import seen_last
 from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.process import is_gone
 
@@ -40,16 +41,15 @@ class Asked:
 
 
 async def ask(state: State, context: Context, *, again: bool = False) -> list[Asked]:
-    """Queue fills of all forms of the context for the engine seen last, before all others.
+    """Queue fills of all forms of the context for the engines seen last, before all others.
 
     `again` also fills what is ready. Raises BadInput when no engine has run with this state yet, BudgetSpent.
     """
-    notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
-    description = description_of(notes[-1].body) if notes else None
-    if description is None:
+    descriptions = seen_last(await state.engines.notes())
+    if not descriptions:
         raise BadInput("no engine has run with this data folder yet: start `nightfill serve --model FILE` first")
     asked = []
-    for form in context.forms:
+    for description, form in itertools.product(descriptions, context.forms):
         key = _key(context, form, description.signature)
         fill = await state.book.fill(key)
         if fill is not None and fill.state is FillState.READY and fill.stored_tokens >= len(fill.tokens):

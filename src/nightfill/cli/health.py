@@ -11,7 +11,7 @@ from nightfill.cli.output import show_ago
 from nightfill.cli.units import show_duration
 from nightfill.errors import NightfillError, StateUnavailable
 from nightfill.kv import BlockKey
-from nightfill.sleep.description import description_of
+from nightfill.sleep.description import seen_last
 from nightfill.sleep.trigger import KINDS, Wait, decide
 from nightfill.state.jobs import JobState
 from nightfill.state.sqlite import damage
@@ -48,20 +48,19 @@ def check_state_file(path: Path) -> Finding:
 
 
 async def check_contents(workspace: Workspace) -> tuple[list[Finding], int]:
-    """Findings about jobs and promises, and the KV bytes per token of the engine seen last (0 when unknown)."""
+    """Findings about jobs and promises, and the most KV bytes per token of the engines seen last (0 when unknown)."""
     if not workspace.settings.state and not workspace.state_path.exists():
         return [], 0
     try:
         async with workspace.open_state() as state:
-            notes = sorted(await state.engines.notes(), key=lambda note: note.seen_at_s)
-            description = description_of(notes[-1].body) if notes else None
+            engines = seen_last(await state.engines.notes())
             findings = [
                 await _check_jobs(state),
                 await _check_night(state, workspace.settings.sleep),
                 await _check_promises(state),
                 await _check_deletions(state),
             ]
-            return findings, description.kv_bytes_per_token if description else 0
+            return findings, max((engine.kv_bytes_per_token for engine in engines), default=0)
     except NightfillError as error:
         return [fail("state", str(error), "see the line on the state file; with encryption, kv.key_file")], 0
 

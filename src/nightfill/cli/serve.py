@@ -7,16 +7,23 @@ import logging
 import os
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nightfill.cli.lifecycle_room import LifecycleRoom
+    from nightfill.cli.rooms import Rooms
     from nightfill.cli.root import Options
+    from nightfill.cli.served import Served
     from nightfill.cli.workspace import Workspace
-    from nightfill.engines.engine import Engine
-    from nightfill.engines.llama.engine import LlamaEngine
+    from nightfill.engines.engine import Description, Engine
+    from nightfill.gateway import Server
+    from nightfill.state.load import LoadBoard
 
 _LOG: Final = logging.getLogger(__name__)
 _SWITCH_S: Final = 0.0005
@@ -57,28 +64,13 @@ def serve(options: Options, /, *, no_sleep: bool, as_json: bool, **given: Any) -
 
 async def run(workspace: Workspace, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
-    from nightfill.cli.answer_room import answer_room
-    from nightfill.cli.books import settle_s
-    from nightfill.cli.deletion import forget_fill, settling
-    from nightfill.cli.discovered import discovery_of
-    from nightfill.cli.engine_room import (
-        engines_for,
-        engines_to_serve,
-        first_described,
-        make_llama,
-        make_split,
-        make_vllm,
-    )
-    from nightfill.cli.night import Scaler
+    from nightfill.cli.engine_room import engines_to_serve
     from nightfill.cli.rooms import open_board, open_rooms, sole
-    from nightfill.cli.upkeep import deletion_samples, forget_deleted, plan_shown, running, store_samples
-    from nightfill.cli.worker_process import WorkerProcess
-    from nightfill.engines.engine import Reuse
-    from nightfill.gateway import Accounts, serving, stop_on_signals
+    from nightfill.cli.served import descriptions_of, open_served
+    from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
-    from nightfill.observe.metrics import Metrics
-    from nightfill.sleep import Warmer, warming
-    from nightfill.sleep.description import note_of
+    from nightfill.sleep import note_of
+    from nightfill.sleep.stopping import unless
 
     # Threads that look up near answers or write the state give way to the event loop sooner than by default (5 ms).
     sys.setswitchinterval(_SWITCH_S)
@@ -92,76 +84,141 @@ async def run(workspace: Workspace, *, as_json: bool) -> None:
         stack.enter_context(sole(rooms.data_dir / "serve.lock", "serves"))
         remote = any(one.kind == "vllm" for one in wanted)
         board = await stack.enter_async_context(open_board(rooms, serves=True, shared_engines=remote))
-        engines: list[tuple[Engine, float]] = []
-        """With the seconds that each has to come up."""
-        local: LlamaEngine | None = None
-        prefill = [make_vllm(one, rooms) for one in engines_for(settings, "prefill")]
-        for helper in prefill:
-            stack.push_async_callback(helper.aclose)
-        for one in wanted:
-            engine: Engine
-            if one.kind == "llama":
-                engine = local = await make_llama(one, rooms, filling=False)
-            elif prefill and "decode" in one.roles:
-                engine = make_split(prefill, one, rooms)
-            else:
-                engine = make_vllm(one, rooms)
-            stack.push_async_callback(engine.aclose)
-            engines.append((engine, one.start_timeout_s))
-        metrics = Metrics()
-        metrics.watch(lambda: store_samples(rooms.store.report()))
-        metrics.watch(lambda: deletion_samples(rooms.state.deletions))
-        first = local.describe() if local is not None else first_described(engines)
-        starting = asyncio.create_task(first, name="describe engine")
-        stopping = asyncio.create_task(stop.wait(), name="wait for a signal")
-        try:
-            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                starting.cancel()
-                return
-            description = starting.result()
+        served, models = await open_served(rooms, stack)
+        descriptions = await unless(stop, descriptions_of(served))
+        if descriptions is None:
+            return
+        for description in descriptions:
             await rooms.state.engines.put(description.engine, note_of(description))
-            server = await stack.enter_async_context(
-                serving(
-                    settings=settings.gateway,
-                    contexts=settings.contexts,
-                    engines=[engine for engine, _ in engines],
-                    book=rooms.state.book,
-                    queue=rooms.state.jobs,
-                    access=rooms.state.access,
-                    board=board,
-                    metrics=metrics,
-                    forget=lambda fill: forget_fill(rooms, fill),
-                    plan=lambda tenant, limit: plan_shown(rooms, tenant, limit),
-                    accounts=Accounts(ledger=rooms.state.ledger, budgets=rooms.state.budgets, prices=settings.prices),
-                    autoscale=Scaler(rooms.state, board, settings.sleep).now,
-                    audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
-                    machines={one.name: one.machine for one in wanted},
-                    route=settings.route,
-                    histories=settings.history,
-                    settle_s=settle_s(settings),
-                    answers=await stack.enter_async_context(answer_room(rooms)),
-                    discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
-                )
-            )
-            await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
-            if local is not None:
-                await stack.enter_async_context(running(forget_deleted(rooms, local, stop), name="forget deleted"))
-                if settings.sleep.enabled and description.reuse is Reuse.NONE:
-                    warmer = Warmer(rooms.state, board, local, settings.sleep)
-                    await stack.enter_async_context(warming(warmer, stop))
-            if settings.sleep.enabled and engines_for(settings, "fill"):
-                worker = WorkerProcess(msgspec.structs.replace(settings, data_dir=str(rooms.data_dir)))
-                await stack.enter_async_context(worker.running())
-            where = {"url": server.url, "model": description.model, "pid": os.getpid(), "engine": description.version}
-            if as_json:
-                click.echo(msgspec.json.encode(where).decode())
-            else:
-                click.echo(f"serving {description.model} on {server.url}/v1 (data in {rooms.data_dir})")
-            await stop.wait()
-            # At once, and not when the worker has ended, which may take it seconds.
-            server.refuse()
-            _LOG.info("stopping: finishing what runs")
-        finally:
-            stopping.cancel()
-            await asyncio.wait({starting, stopping})
+        server = await _open_gateway(workspace, rooms, board, served, models, stack)
+        if models is not None:
+            called = {one.engine: one.model for one in descriptions}
+            await stack.enter_async_context(models.looked_after(rooms.state, called, stop))
+        await _open_background(rooms, board, served, descriptions, stop, stack)
+        first = descriptions[0]
+        where = {"url": server.url, "model": first.model, "pid": os.getpid(), "engine": first.version}
+        if as_json:
+            click.echo(msgspec.json.encode(where).decode())
+        else:
+            names = ", ".join(dict.fromkeys(one.model for one in descriptions))
+            click.echo(f"serving {names} on {server.url}/v1 (data in {rooms.data_dir})")
+        await stop.wait()
+        # At once, and not when the worker has ended, which may take it seconds.
+        server.refuse()
+        _LOG.info("stopping: finishing what runs")
+
+
+async def _open_gateway(
+    workspace: Workspace,
+    rooms: Rooms,
+    board: LoadBoard,
+    served: Sequence[Served],
+    models: LifecycleRoom | None,
+    stack: AsyncExitStack,
+) -> Server:
+    """The front door, listening until `stack` ends."""
+    from nightfill.cli.answer_room import answer_room
+    from nightfill.cli.books import settle_s
+    from nightfill.cli.deletion import forget_fill
+    from nightfill.cli.discovered import discovery_of
+    from nightfill.cli.engine_room import engine_names
+    from nightfill.cli.experiment import experiments_of
+    from nightfill.cli.night import Scaler
+    from nightfill.cli.upkeep import deletion_samples, plan_shown, store_samples
+    from nightfill.gateway import Accounts, serving
+    from nightfill.observe.metrics import Metrics
+
+    settings = rooms.settings
+    metrics = Metrics()
+    metrics.watch(lambda: store_samples(rooms.store.report()))
+    metrics.watch(lambda: deletion_samples(rooms.state.deletions))
+    if models is not None:
+        metrics.watch(models.samples)
+    return await stack.enter_async_context(
+        serving(
+            settings=settings.gateway,
+            contexts=settings.contexts,
+            engines=[engine for one in served for engine in one.engines],
+            book=rooms.state.book,
+            queue=rooms.state.jobs,
+            access=rooms.state.access,
+            board=board,
+            metrics=metrics,
+            forget=lambda fill: forget_fill(rooms, fill),
+            plan=lambda tenant, limit: plan_shown(rooms, tenant, limit),
+            accounts=Accounts(ledger=rooms.state.ledger, budgets=rooms.state.budgets, prices=settings.prices),
+            autoscale=Scaler(rooms.state, board, settings.sleep).now,
+            audit_share=settings.sleep.audit_share if settings.sleep.enabled else 0.0,
+            machines={name: one.settings.machine for one in served for name in engine_names(one.settings)},
+            route=settings.route,
+            histories=settings.history,
+            settle_s=settle_s(settings),
+            answers=await stack.enter_async_context(answer_room(rooms)),
+            discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
+            experiments=experiments_of(rooms),
+            keeper=models.lifecycle if models is not None else None,
+        )
+    )
+
+
+async def _open_background(
+    rooms: Rooms,
+    board: LoadBoard,
+    served: Sequence[Served],
+    descriptions: Sequence[Description],
+    stop: asyncio.Event,
+    stack: AsyncExitStack,
+) -> None:
+    """What goes on beside the gateway until `stack` ends: deletions, warm slots, the worker."""
+    from nightfill.cli.deletion import settling
+    from nightfill.cli.engine_room import engine_names, engines_for, engines_to_fill
+    from nightfill.cli.upkeep import forget_deleted, running, store_upkeep
+    from nightfill.cli.work import make_worker
+    from nightfill.cli.worker_process import WorkerProcess
+    from nightfill.engines.engine import Reuse
+    from nightfill.sleep import EnginePool, Warmer, warming
+
+    settings = rooms.settings
+    await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
+    own = {one.settings.name: one.llama for one in served if one.llama is not None}
+    awake = {one.settings.name for one in served if one.sleeper is None}
+    if own:
+        forgetting = forget_deleted(rooms, list(own.values()), stop)
+        await stack.enter_async_context(running(forgetting, name="forget deleted"))
+    if not settings.sleep.enabled:
+        return
+    for description in descriptions:
+        # The slots of a model that sleeps are gone, and to keep them warm would keep it awake.
+        if description.reuse is Reuse.NONE and description.engine in own.keys() & awake:
+            warmer = Warmer(rooms.state, board, own[description.engine], settings.sleep)
+            await stack.enter_async_context(warming(warmer, stop))
+    fillers = engines_to_fill(settings)
+    launched = [
+        one for one in served if one.own and one.llama is None and one.settings in engines_for(settings, "fill")
+    ]
+    if fillers:
+        worker = WorkerProcess(msgspec.structs.replace(settings, data_dir=str(rooms.data_dir)))
+        await stack.enter_async_context(worker.running())
+    if launched:
+        # Its servers are ours, and who sends a request to one that sleeps must be seen by the lifecycle.
+        pool = EnginePool(
+            {one.settings.name: partial(_lend, one.engine) for one in launched},
+            idle_stop_s={one.settings.name: float("inf") for one in launched},
+            views={
+                name: (one.settings.name, partial(_instead, engine))
+                for one in launched
+                for name, engine in zip(engine_names(one.settings)[1:], one.engines[1:], strict=True)
+            },
+            owns=False,
+        )
+        upkeep = None if fillers else store_upkeep(rooms)
+        filling = make_worker(rooms, board, pool, [one.settings for one in launched], upkeep=upkeep)
+        await stack.enter_async_context(running(filling.run(stop), name="fill"))
+
+
+def _instead(adapted: Engine, _: Engine) -> Engine:
+    return adapted
+
+
+async def _lend(engine: Engine) -> Engine:
+    return engine

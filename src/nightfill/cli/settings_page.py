@@ -47,14 +47,19 @@ def render_page() -> str:
     for field in msgspec.structs.fields(config.Settings):
         kind, path = _record(field.type), field.encode_name
         if kind is not None:
-            repeated = kind is not field.type
-            sections.append(_section(kind, f"{path}.N" if repeated else path, f"`{path}`"))
+            here = _path(path, field)
+            sections.append(_section(kind, here, f"`{path}`"))
             sections += [
-                _section(below, f"{path}.{inner.name}.N", f"`{path}.{inner.name}`")
+                _section(below, _path(f"{here}.{inner.name}", inner), f"`{path}.{inner.name}`")
                 for inner in msgspec.structs.fields(kind)
                 if (below := _record(inner.type)) is not None
             ]
     return "\n".join(sections)
+
+
+def _path(path: str, field: Any) -> str:
+    """With the number of an item where the field is a list."""
+    return path if _record(field.type) is field.type else f"{path}.N"
 
 
 def _section(kind: type[msgspec.Struct], path: str, title: str) -> str:
@@ -95,10 +100,10 @@ def _meanings(kind: type) -> dict[str, str]:
 def _allowed(field: Any, key: str) -> str:
     options = getattr(field.type, "__args__", ())
     if options and all(isinstance(option, str) for option in options):
-        return "One of " + ", ".join(f"`{option}`" for option in options) + "."
+        return "One of " + ", ".join(f"`{option}`" if option else "empty" for option in options) + "."
     if key == "kv.block_tokens":
         return "A power of two from 32 to 4096."
-    bounds = BOUNDS.get(key.replace(".N.", ".*."))
+    bounds = BOUNDS.get(key.replace(".N", ".*"))
     if bounds is None or field.type in (config.ByteSize, config.Duration):
         return ""
     low, high = bounds

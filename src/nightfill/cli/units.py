@@ -59,6 +59,14 @@ def show_duration(seconds: float) -> str:
     return f"{seconds / 86400:.3g} d"
 
 
+def show_bytes(count: int) -> str:
+    """A number of bytes, as `1.2 GiB`."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def _scaled(value: object, units: dict[str, float], form: str) -> float:
     if isinstance(value, str):
         match = _NUMBER.fullmatch(value)

@@ -13,10 +13,10 @@ from nightfill.contexts import DEFAULT_TENANT, parse_tenant
 from nightfill.contexts.context import FillState
 from nightfill.errors import EngineError, StateError
 from nightfill.kv.holdings import keys_of
-from nightfill.kv.key import salt_of
+from nightfill.kv.key import BlockKey, salt_of
 from nightfill.observe.metrics import Sample
 from nightfill.sleep.bill import Bill
-from nightfill.sleep.description import description_of
+from nightfill.sleep.description import seen_last
 from nightfill.sleep.planner import plan_lines
 from nightfill.sleep.priority import policy_of
 from nightfill.sleep.upkeep import StoreUpkeep
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from nightfill.cli.rooms import Rooms
     from nightfill.contexts.context import Fill, FillKey, Tenant
     from nightfill.engines.llama.engine import LlamaEngine
-    from nightfill.kv.key import BlockKey
     from nightfill.kv.report import StoreReport
     from nightfill.sleep.plan import PlanLine
     from nightfill.state.deletions import Deletions
@@ -65,8 +64,8 @@ def store_upkeep(rooms: Rooms) -> StoreUpkeep:
     )
 
 
-async def forget_deleted(rooms: Rooms, engine: LlamaEngine, stop: asyncio.Event) -> None:
-    """Until `stop`: what no fill in the book names any more leaves the engine's memory too, whoever deleted it.
+async def forget_deleted(rooms: Rooms, engines: Sequence[LlamaEngine], stop: asyncio.Event) -> None:
+    """Until `stop`: what no fill in the book names any more leaves the engines' memory too, whoever deleted it.
 
     So does what is no longer ready, or was filled again: our copies may be of what was wrong with it.
     """
@@ -93,9 +92,10 @@ async def forget_deleted(rooms: Rooms, engine: LlamaEngine, stop: asyncio.Event)
                 old |= await asyncio.to_thread(_left_over, gone, other, fills, rooms.settings.kv.block_tokens)
                 await asyncio.to_thread(rooms.store.forget, old)
                 doomed = old
-                if held := engine.held:
+                if held := frozenset[BlockKey]().union(*(engine.held for engine in engines)):
                     doomed |= held - await asyncio.to_thread(_named, fills, rooms.settings.kv.block_tokens)
-                if not doomed.isdisjoint(held) and not await engine.forget(doomed):
+                holding = [engine for engine in engines if not doomed.isdisjoint(engine.held)]
+                if not all([await engine.forget(doomed) for engine in holding]):
                     continue
             seen, old = changes, frozenset()
         except (StateError, EngineError) as exc:
@@ -115,13 +115,11 @@ def _named(fills: Sequence[Fill], block_tokens: int) -> frozenset[BlockKey]:
 
 
 async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]:
-    """The plan by the state alone, for the engine seen last; no engine need run."""
+    """The plan by the state alone, for the engines seen last; no engine need run."""
     settings = rooms.settings
-    notes = sorted(await rooms.state.engines.notes(), key=lambda note: note.seen_at_s)
-    description = description_of(notes[-1].body) if notes else None
     lines = await plan_lines(
         rooms.state,
-        [description] if description else [],
+        seen_last(await rooms.state.engines.notes()),
         now_s=time.time(),
         policy=policy_of(settings.sleep, settings.prices),
         default_ttl_s=settings.kv.ttl_s,

@@ -83,11 +83,11 @@ def verify(
 
 
 async def _verify(workspace: Workspace, names: Sequence[str], engine_name: str | None, scope: Scope) -> list[Found]:
-    from nightfill.cli.engine_room import engines_for, make_filler
+    from nightfill.cli.engine_room import adapter_views, engines_to_fill, make_filler
     from nightfill.cli.rooms import open_rooms
     from nightfill.errors import BadSetting
 
-    wanted = [one for one in engines_for(workspace.settings, "fill") if engine_name in (None, one.name)]
+    wanted = [one for one in engines_to_fill(workspace.settings) if engine_name in (None, one.name)]
     if not wanted:
         raise BadSetting(f"engines: no engine with the role fill is called {engine_name!r}", param="--engine")
     async with open_rooms(workspace) as rooms:
@@ -95,8 +95,10 @@ async def _verify(workspace: Workspace, names: Sequence[str], engine_name: str |
         found: list[Found] = []
         for settings in wanted if ready else ():
             async with contextlib.aclosing(await make_filler(settings, rooms)) as engine:
+                views = [view(engine) for _, view in adapter_views(settings).values()]
                 for context, fill in ready:
-                    found += await _compared(rooms, settings, engine, context, fill, scope)
+                    for one in (engine, *views):
+                        found += await _compared(rooms, settings, one, context, fill, scope)
         return found
 
 

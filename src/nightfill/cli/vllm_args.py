@@ -50,10 +50,11 @@ def vllm_args(options: Options, /, name: str | None, shell: bool, as_json: bool,
     An API key is passed in the variable VLLM_API_KEY; the text for people does not show it, --shell and --json do.
     """
     from nightfill.cli.workspace import Workspace
+    from nightfill.engines.vllm.adapters import rank_for
     from nightfill.engines.vllm.args import Wanted, launch
 
     workspace = Workspace.load(options)
-    file = given["settings_file"]
+    engine, file = _engine(workspace.settings, name), given["settings_file"]
     wanted = Wanted(
         data_dir=workspace.data_dir,
         model=given["model"],
@@ -65,8 +66,9 @@ def vllm_args(options: Options, /, name: str | None, shell: bool, as_json: bool,
         idle_slice_tokens=given["idle_slice_tokens"],
         pd=given["pd"] or "",
         settings_file=str(file.expanduser().absolute()) if file else "",
+        lora_rank=rank_for(engine.adapters),
     )
-    start = launch(workspace.settings, _engine(workspace.settings, name), wanted)
+    start = launch(workspace.settings, engine, wanted)
     if start.file:
         _write_private(Path(wanted.settings_file), start.file)
     if as_json:

@@ -16,12 +16,16 @@ import click
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from nightfill.cli.rooms import Rooms
     from nightfill.cli.root import Options
     from nightfill.cli.workspace import Workspace
-    from nightfill.config import ContextSettings
+    from nightfill.config import ContextSettings, EngineSettings
     from nightfill.contexts import Content, Context
+    from nightfill.sleep import EnginePool, Worker
+    from nightfill.sleep.upkeep import Upkeep
+    from nightfill.state.load import LoadBoard
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -54,22 +58,19 @@ def work(options: Options, /, *, model: str | None, spot: str | None, handed_ove
 async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
     """Work until SIGTERM, SIGINT, a spot notice, or the end of the file descriptor."""
     from nightfill.cli.deletion import settling
-    from nightfill.cli.distil import distil_duty
-    from nightfill.cli.engine_room import engines_for, make_filler
-    from nightfill.cli.foresee import foresee_duties
+    from nightfill.cli.engine_room import adapter_views, engines_to_fill, make_filler
     from nightfill.cli.leaving import end_within, stop_on_notice
-    from nightfill.cli.night import night_windows
     from nightfill.cli.rooms import open_board, open_rooms
     from nightfill.cli.upkeep import running, store_upkeep
     from nightfill.cli.workspace import text_seal
     from nightfill.gateway import stop_on_signals
     from nightfill.observe import logs
-    from nightfill.sleep import EnginePool, Worker
+    from nightfill.sleep import EnginePool
 
     settings = workspace.settings
     _go_behind()
     logs.set_up(level=settings.log_level, kind=settings.log_format)
-    wanted = engines_for(settings, "fill")
+    wanted = engines_to_fill(settings)
     if not wanted:
         raise BadSetting("engines: none has the role fill, so there is nobody to work with", param="engines")
     stop = asyncio.Event()
@@ -86,28 +87,45 @@ async def run(workspace: Workspace, *, stop_at_end_of: int | None) -> None:
         pool = EnginePool(
             {one.name: partial(make_filler, one, rooms) for one in wanted},
             idle_stop_s={one.name: float(one.fill_idle_stop_s) for one in wanted},
+            views={name: view for one in wanted for name, view in adapter_views(one).items()},
         )
-        worker = Worker(
-            rooms.state,
-            board,
-            pool,
-            settings.sleep,
-            refresh=refresher(settings.contexts),
-            upkeep=store_upkeep(rooms),
-            ttl_s=settings.kv.ttl_s,
-            block_tokens=settings.kv.block_tokens,
-            unshared=frozenset(one.name for one in wanted if set(one.roles) == {"fill"}),
-            machines={one.name: one.machine for one in wanted},
-            prices=settings.prices,
-            windows=night_windows(settings.sleep),
-            duties=(distil_duty(rooms.state, settings), *foresee_duties(rooms.state, settings)),
-        )
+        worker = make_worker(rooms, board, pool, wanted, upkeep=store_upkeep(rooms))
         if settings.kv.old_key_files and (seal := text_seal(settings.kv)) is not None:
             # Before blocks: a fill whose tokens nobody can open is filled again.
             renewed = await rooms.state.reseal_texts(seal)
             _LOG.info("key change: no text is under an old key any more, %d were sealed anew", renewed)
         await stack.enter_async_context(running(settling(rooms, stop), name="settle deletions"))
         await worker.run(stop)
+
+
+def make_worker(
+    rooms: Rooms, board: LoadBoard, pool: EnginePool, engines: Sequence[EngineSettings], *, upkeep: Upkeep | None
+) -> Worker:
+    """Background work on these engines, which the pool has. Raises BadSetting."""
+    from nightfill.cli.distil import distil_duty
+    from nightfill.cli.engine_room import engine_names
+    from nightfill.cli.foresee import foresee_duties
+    from nightfill.cli.night import night_windows
+    from nightfill.sleep import Worker
+
+    settings = rooms.settings
+    named = [(name, one) for one in engines for name in engine_names(one)]
+    return Worker(
+        rooms.state,
+        board,
+        pool,
+        settings.sleep,
+        refresh=refresher(settings.contexts),
+        upkeep=upkeep,
+        ttl_s=settings.kv.ttl_s,
+        block_tokens=settings.kv.block_tokens,
+        unshared=frozenset(name for name, one in named if set(one.roles) == {"fill"}),
+        sleepers=frozenset(name for name, one in named if one.device),
+        machines={name: one.machine for name, one in named},
+        prices=settings.prices,
+        windows=night_windows(settings.sleep),
+        duties=(distil_duty(rooms.state, settings), *foresee_duties(rooms.state, settings)),
+    )
 
 
 def refresher(limits: ContextSettings) -> Callable[[Context], Content | None]:

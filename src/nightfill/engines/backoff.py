@@ -1,4 +1,4 @@
-"""When to start an engine's process again, or to give up. Pure; `engines.llama.process` acts on it."""
+"""When to start an engine's process again, or to give up. Pure; `engines.supervised` acts on it."""
 
 from __future__ import annotations
 

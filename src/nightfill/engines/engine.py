@@ -69,6 +69,8 @@ class Prefix:
     """When it was stored, in Unix seconds: what was loaded of it under another stamp may have been wrong since."""
     earlier: tuple[float, ...] = ()
     """Stamps of shorter prefixes that this one goes on from, and that are as good."""
+    adapter: str = ""
+    """The LoRA adapter that it is computed under; see `Call`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,10 @@ class Call:
     """Of a chat: a digest of its first message, of the first two, and so on; empty where nobody cares."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Headers to forward (`traceparent`, `x-request-id`)."""
+    adapter: str = ""
+    """Name of the LoRA adapter to answer with, one of those that the engine was made with; empty for none. Set by
+    `engines.adapted` alone, the same as of `prefix`.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,13 @@ class Tokens:
     prompt: int | None = None
     reused: int | None = None
     output: int | None = None
+    drafted: int | None = None
+    """Guessed ahead (speculative decoding)."""
+    accepted: int | None = None
+    """Of those, the ones that the model agreed with; they are part of `output`."""
+    compute_s: float | None = None
+    """Seconds that the engine worked on the request, its waiting lines left out; other requests may have shared them.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

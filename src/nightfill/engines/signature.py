@@ -19,3 +19,8 @@ def signature_of(parts: Mapping[str, str | int | bool]) -> Signature:
     """
     text = json.dumps(dict(parts), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return Signature(hashlib.sha256(b"nightfill.signature.1\0" + text.encode()).hexdigest())
+
+
+def adapted(signature: Signature, *, digest: str, scale: float = 1.0) -> Signature:
+    """Of the same model under a LoRA adapter: `digest` is of the adapter's content, `scale` its weight."""
+    return signature_of({"base": signature, "adapter": digest, "scale": f"{scale:.9g}"})

@@ -136,6 +136,10 @@ class Upstream:
         """
         return _Stream(self, _Request(method, path, body, headers), first_byte_timeout_s, idle_timeout_s)
 
+    def drop_idle(self) -> None:
+        """Close the connections that are kept for later requests."""
+        self._pool.drop_idle()
+
     async def aclose(self) -> None:
         """Close all connections; calls under way end with EngineUnavailable. Idempotent."""
         self._closed = True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import parse_qs
 
@@ -45,7 +44,7 @@ from nightfill.state.jobs import ASKED, JobKind, JobState
 from nightfill.state.views import context_view, fill_view, job_view
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from nightfill.config import ContextSettings
     from nightfill.contexts import Content, Context, ContextName, Source, Tenant
@@ -54,8 +53,9 @@ if TYPE_CHECKING:
     from nightfill.gateway.admission import Admission
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
+    from nightfill.gateway.engines_admin import EnginesAdmin
     from nightfill.gateway.exchange import Exchange
-    from nightfill.gateway.fleet import Standing
+    from nightfill.gateway.experiments_admin import ExperimentsAdmin
     from nightfill.gateway.removal import Forget
     from nightfill.observe.metrics import Sample
     from nightfill.sleep.autoscale import Scale
@@ -107,13 +107,14 @@ class Admin:
         queue: JobQueue,
         limits: ContextSettings,
         describe: Callable[[], Awaitable[Sequence[Description]]],
+        engines: EnginesAdmin,
         forget: Forget | None = None,
         plan: Planner | None = None,
         accounts: Accounts | None = None,
         autoscale: Autoscale | None = None,
         discovery: Discovery | None = None,
-        standings: Callable[[], Mapping[str, Standing]] | None = None,
         settle_s: float = 0.0,
+        experiments: ExperimentsAdmin | None = None,
     ) -> None:
         self._settle_s = settle_s
         self._book = book
@@ -125,7 +126,9 @@ class Admin:
         self._accounts = accounts
         self._autoscale = autoscale
         self._discovery = discovery
-        self._standings = standings
+        self._rooms: dict[str, EnginesAdmin | ExperimentsAdmin] = {"engines": engines}
+        if experiments is not None:
+            self._rooms["experiments"] = experiments
 
     async def job_counts(self) -> tuple[dict[str, int], int]:
         """Unfinished and dead jobs by state, of all tenants; and how many of the unfinished failed before. However many
@@ -180,8 +183,8 @@ class Admin:
                 return self._context_handlers(parse_name(name, param="name"), action)
             case ["jobs"]:
                 return {"GET": self._jobs}
-            case ["engines"]:
-                return {"GET": lambda _tenant, _body: self._engines()}
+            case ["engines" | "experiments" as room, *rest] if room in self._rooms:
+                return self._rooms[room].handlers(rest)
             case ["plan"] if self._plan is not None:
                 return {"GET": functools.partial(self._planned, query)}
             case ["autoscale"] if self._autoscale is not None:
@@ -335,25 +338,6 @@ class Admin:
         unfinished = await self._queue.jobs(states=(JobState.QUEUED, JobState.LEASED, JobState.DEAD))
         finished = await self._queue.jobs(states=(JobState.DONE, JobState.CANCELLED), limit=_FINISHED_SHOWN)
         rows = [job_view(job) for job in (*unfinished, *finished) if job.tenant == tenant]
-        return 200, {"object": "list", "data": rows}
-
-    async def _engines(self) -> tuple[int, object]:
-        standings = self._standings() if self._standings is not None else {}
-        rows = [
-            {
-                "name": engine.engine,
-                "model": engine.model,
-                "version": engine.version,
-                "signature": engine.signature,
-                "context_length": engine.context_length,
-                "kv_bytes_per_token": engine.kv_bytes_per_token,
-                "slots": engine.slots,
-                "reuse": engine.reuse.name.lower(),
-                "embeddings": engine.embeddings,
-                **(asdict(standings[engine.engine]) if engine.engine in standings else {}),
-            }
-            for engine in await self._describe()
-        ]
         return 200, {"object": "list", "data": rows}
 
     async def _planned(self, query: bytes, tenant: Tenant, _: bytes) -> tuple[int, object]:

@@ -10,6 +10,8 @@ from nightfill.gateway.admin import Admin
 from nightfill.gateway.admission import Admission
 from nightfill.gateway.app import Gateway
 from nightfill.gateway.audit import Audits
+from nightfill.gateway.engines_admin import EnginesAdmin
+from nightfill.gateway.experiments_admin import ExperimentsAdmin
 from nightfill.gateway.fleet import Fleet
 from nightfill.gateway.history import History
 from nightfill.gateway.inference import Inference
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from nightfill.gateway.admin import Planner
     from nightfill.gateway.autoscale import Autoscale
     from nightfill.gateway.discovery import Discovery
+    from nightfill.gateway.engines_admin import Keeper
+    from nightfill.gateway.experiments import Experiments
     from nightfill.gateway.removal import Forget
     from nightfill.gateway.stored import AnswerRoom
     from nightfill.observe.metrics import Metrics
@@ -60,6 +64,8 @@ async def serving(
     discovery: Discovery | None = None,
     answers: AnswerRoom | None = None,
     settle_s: float = 0.0,
+    keeper: Keeper | None = None,
+    experiments: Experiments | None = None,
 ) -> AsyncIterator[Server]:
     """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
 
@@ -69,7 +75,8 @@ async def serving(
     engine, by the engine's name. autoscale: how many workers are wished for. route: how engines are chosen.
     histories: which chats are filled for their next turn. discovery: looks for contexts in what was answered.
     answers: what stored answers are kept in.
-    settle_s: what other hosts need to see a change of a context.
+    settle_s: what other hosts need to see a change of a context. keeper: puts models to sleep and wakes them.
+    experiments: which requests go another way.
     Raises BadSetting when the address is taken or not allowed.
     """
     journal = Journal(access, on_drop=metrics.rows_dropped)
@@ -92,6 +99,7 @@ async def serving(
         stored=answers.layer(rates=rates, metrics=metrics, note=journal.note) if answers is not None else None,
         rates=rates,
         history=history,
+        experiments=experiments,
         limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
     )
     admin = Admin(
@@ -99,17 +107,22 @@ async def serving(
         queue=queue,
         limits=contexts,
         describe=inference.descriptions,
-        standings=fleet.standings,
+        engines=EnginesAdmin(
+            describe=inference.descriptions, standings=fleet.standings, keeper=keeper, tenants=tuple(settings.api_keys)
+        ),
         forget=forget,
         plan=plan,
         accounts=accounts,
         autoscale=autoscale,
         discovery=discovery,
         settle_s=settle_s,
+        experiments=ExperimentsAdmin(experiments) if experiments is not None else None,
     )
     metrics.watch(fleet.samples)
     if discovery is not None:
         metrics.watch(discovery.samples)
+    if experiments is not None:
+        metrics.watch(experiments.samples)
     gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
     async with contextlib.AsyncExitStack() as stack:
         for part in (journal, inference.stored, history, fleet, discovery):

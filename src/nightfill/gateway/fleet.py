@@ -141,10 +141,21 @@ class Fleet:
             raise EngineUnavailable("no engine is configured", engine="*")
         raise EngineUnavailable(f"not ready within {self._describe_s:g} s", engine="*")
 
+    async def settled(self) -> None:
+        """Wait until each engine was asked once what it is, and not for those that do not answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._describe_s):
+                while not all(member.heard for member in self._members):
+                    await self._news.wait()
+
     async def serving(self, model: str | None) -> list[Member]:
         """The engines that serve `model`, in no order. Raises as `members` and `route.serving`."""
         members = await self.members()
         return [members[index] for index in serving(model, [member.description.model for member in members])]
+
+    def named(self, engine: str) -> Member | None:
+        """The engine of that name, if it has said what it is."""
+        return next((one for one in self._members if one.said is not None and one.said.engine == engine), None)
 
     def order(self, plans: Mapping[Member, Plan], session: bytes | None) -> list[tuple[Member, Reason]]:
         """The engines in the order in which to ask them, each with what speaks for it; `plans` are those of one request
@@ -269,15 +280,16 @@ class Fleet:
         try:
             async with asyncio.timeout(self._describe_s):
                 said = await member.engine.describe()
+                if member.said is not None and member.said.signature != said.signature:
+                    _LOG.info("engine %s computes another model or version now", said.engine)
+                # Before its health is known, or a request for it would be taken for one of an unknown model.
+                member.said = said
                 well = await member.engine.healthy()
         except TimeoutError:
             self._ailing(member, EngineUnavailable(f"not ready within {self._describe_s:g} s", engine=name))
         except EngineError as exc:
             self._ailing(member, exc)
         else:
-            if member.said is not None and member.said.signature != said.signature:
-                _LOG.info("engine %s computes another model or version now", said.engine)
-            member.said = said
             if not well:
                 self._ailing(member, EngineUnavailable("does not answer", engine=said.engine))
             else:

@@ -12,16 +12,21 @@ from nightfill.contexts import FillState, Form
 from nightfill.errors import (
     BadRequest,
     ClientLeft,
+    EngineError,
     EngineUnavailable,
     NightfillError,
     NotStored,
+    QueueFull,
     StateError,
     status_of,
 )
 from nightfill.gateway.ask import decode_ask
+from nightfill.gateway.experiment import Arm
+from nightfill.gateway.experiments import HEADER, Attempt
 from nightfill.gateway.history import Turn
 from nightfill.gateway.proof import Layer, Verdict, judge
 from nightfill.gateway.relay import Limits, Relay, Trip
+from nightfill.gateway.route import Reason
 from nightfill.gateway.saving import Rates
 from nightfill.gateway.session import SESSION_HEADERS, session_of
 from nightfill.gateway.tried import context_head
@@ -37,6 +42,7 @@ if TYPE_CHECKING:
     from nightfill.gateway.audit import Audits
     from nightfill.gateway.discovery import Discovery
     from nightfill.gateway.exchange import Exchange, Header
+    from nightfill.gateway.experiments import Drawn, Experiments
     from nightfill.gateway.fleet import Fleet, Member
     from nightfill.gateway.history import History
     from nightfill.gateway.journal import Journal
@@ -74,6 +80,7 @@ class Inference:
         rates: Rates | None = None,
         discovery: Discovery | None = None,
         history: History | None = None,
+        experiments: Experiments | None = None,
     ) -> None:
         """`machines`: the kind of machine of each engine, by the engine's name. `rates` are told what engines took."""
         self._fleet = fleet
@@ -87,6 +94,7 @@ class Inference:
         self._machines = machines or {}
         self._discovery = discovery
         self._history = history
+        self._experiments = experiments
         self.stored = stored
         self._rates = rates or Rates()
         self._running: set[Relay] = set()
@@ -108,7 +116,8 @@ class Inference:
         """Serve one request for `path`. Raises NightfillError while no answer was begun."""
         arrived_s = time.time() - (time.monotonic() - exchange.started_s)
         ask = decode_ask(path, body, exchange.headers)
-        members = await self._fleet.serving(ask.model)
+        session = session_of(tenant, exchange.headers, ask.members)
+        members, drawn = await self._candidates(exchange, tenant, ask, session)
         if path == "/v1/embeddings":
             able = [member for member in members if member.description.embeddings]
             if not able:
@@ -119,7 +128,7 @@ class Inference:
         }
         headers["x-request-id"] = exchange.request_id.decode()
         plans = await self._plans(tenant, ask, members, headers)
-        choices = self._fleet.order(plans, session_of(tenant, exchange.headers, ask.members))
+        choices = self._fleet.order(plans, session)
         tried = None
         if self.stored is not None:
             first = choices[0][0]
@@ -128,11 +137,48 @@ class Inference:
                 return
         elif ask.wishes.only_stored:
             raise NotStored("no answers are stored here, and only-if-cached asks for no other")
+        if (
+            drawn is not None
+            and drawn.arm is Arm.B
+            and await self._try(exchange, tenant, drawn, ask, headers, arrived_s)
+        ):
+            return
         for place, (member, reason) in enumerate(choices):
             plan = dataclasses.replace(plans[member], route=reason)
-            last = place == len(choices) - 1
-            if await self._ask(exchange, tenant, member, plan, ask, tried, arrived_s=arrived_s, last=last):
+            attempt = Attempt(last=place == len(choices) - 1, drawn=drawn)
+            if await self._ask(exchange, tenant, member, plan, ask, tried, attempt, arrived_s=arrived_s):
                 return
+
+    async def _candidates(
+        self, exchange: Exchange, tenant: Tenant, ask: Ask, session: bytes | None
+    ) -> tuple[list[Member], Drawn | None]:
+        """The engines that answer requests of no arm B, and the arm of the request."""
+        if self._experiments is None:
+            return await self._fleet.serving(ask.model), None
+        await self._fleet.settled()  # or arm B's engine could seem to be all that there is
+        members = await self._fleet.serving(ask.model)
+        choice, who = exchange.headers.get(HEADER), session or exchange.request_id
+        drawn = self._experiments.draw(tenant, ask, members, choice=choice, who=who)
+        return self._experiments.usual(members), drawn
+
+    async def _try(
+        self, exchange: Exchange, tenant: Tenant, drawn: Drawn, ask: Ask, headers: Mapping[str, str], arrived_s: float
+    ) -> bool:
+        """Have arm B of an experiment answer. False, and nothing is sent, when it could not.
+
+        Its answers are not stored: other requests would get them.
+        """
+        assert self._experiments is not None
+        member = self._fleet.named(drawn.experiment.settings.b)
+        if member is None and drawn.forced:
+            raise EngineUnavailable("is not up", engine=drawn.experiment.settings.b)
+        if member is None or (member.health.ejected and not drawn.forced):
+            await self._experiments.absent(drawn, was_up=member is not None)
+            return False
+        ask = drawn.ask(ask)
+        plan = dataclasses.replace((await self._plans(tenant, ask, [member], headers))[member], route=Reason.EXPERIMENT)
+        attempt = Attempt(last=drawn.forced, drawn=drawn, arm=Arm.B)
+        return await self._ask(exchange, tenant, member, plan, ask, None, attempt, arrived_s=arrived_s)
 
     async def _plans(
         self, tenant: Tenant, ask: Ask, members: Sequence[Member], headers: Mapping[str, str]
@@ -156,21 +202,22 @@ class Inference:
         plan: Plan,
         ask: Ask,
         tried: Tried | None,
+        attempt: Attempt,
         *,
         arrived_s: float,
-        last: bool,
     ) -> bool:
-        """Have one engine answer. False when it could not be asked and, not being the `last`, another one may be."""
+        """Have one engine answer. False when it could not, and another one is to be asked."""
         engine = member.description
         trip = Trip(engine=engine.engine)
         recording = self.stored.recording(tried, ask, engine) if self.stored is not None else None
         said = self._history.recording(plan.talk, streamed=ask.stream) if self._history is not None else None
         relay = Relay(
             exchange,
-            self._limits,
-            lambda trip: _head(exchange, plan, trip, tried),
+            attempt.limits(self._limits, streamed=plan.call.stream),
+            lambda trip: [*_head(exchange, plan, trip, tried), *attempt.head],
             trip,
             tap=_tap(recording, said),
+            spare=attempt.tries,
         )
         self._running.add(relay)
         passed_on = False
@@ -186,15 +233,16 @@ class Inference:
         except ClientLeft:
             self._metrics.client_left()
             raise
-        except EngineUnavailable as exc:
-            # Once a byte of an answer has come, the engine may have done work that must not be done twice.
-            if not trip.first_s:
+        except (EngineError, QueueFull) as exc:
+            if isinstance(exc, EngineUnavailable) and not trip.first_s:
                 self._fleet.failed(member, exc)
-                passed_on = not last
+            passed_on = attempt.passes_on(exc, began=trip.first_s > 0, sent=exchange.head_sent)
             if not passed_on:
                 raise
         finally:
             self._running.discard(relay)
+            if self._experiments is not None:
+                await self._experiments.note(attempt, trip, streamed=plan.call.stream, passed_on=passed_on)
             if not passed_on:
                 row = await self._conclude(exchange, tenant, engine, plan, trip, arrived_s)
                 if self.stored is not None and tried is not None:
@@ -220,6 +268,8 @@ class Inference:
         if trip.complete:
             metrics.duration(engine.model, layer, total_s)
         metrics.tokens(prompt=tokens.prompt or 0, reused=tokens.reused or 0, output=tokens.output or 0)
+        if tokens.drafted is not None:
+            metrics.drafted(drafted=tokens.drafted, accepted=tokens.accepted or 0)
         saved_tokens, saved_s = _saved(plan, trip, verdict)
         metrics.saved(tokens=saved_tokens, seconds=saved_s)
         status = status_of(trip.error) if trip.error is not None else exchange.status

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nightfill.errors import (
+    AdapterUnfit,
     BadInput,
     BodyTimeout,
     BudgetSpent,
@@ -49,6 +50,7 @@ _CODES: Final[dict[type[NightfillError], tuple[str, str | None]]] = {
     Busy: ("server_error", "busy"),
     EngineUnavailable: ("server_error", "engine_unavailable"),
     EngineTimeout: ("server_error", "engine_timeout"),
+    AdapterUnfit: ("invalid_request_error", "model_not_found"),
     EngineError: ("server_error", "engine_error"),
     StateUnavailable: ("server_error", "state_unavailable"),
     NightfillError: ("server_error", None),

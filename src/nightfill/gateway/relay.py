@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.deadline import Deadline
 from nightfill.engines.engine import Tokens
-from nightfill.errors import ClientLeft, EngineError, EngineTimeout, NightfillError
+from nightfill.errors import ClientLeft, EngineError, EngineRefused, EngineTimeout, NightfillError
 from nightfill.gateway.refusal import event_of
 
 if TYPE_CHECKING:
@@ -78,10 +78,14 @@ class Relay:
         trip: Trip,
         *,
         tap: Callable[[bytes], None] | None = None,
+        spare: bool = False,
     ) -> None:
-        """`tap` is handed each piece of a reply of status 200, of a stream whole events."""
+        """`tap` is handed each piece of a reply of status 200, of a stream whole events. `spare`: another engine is
+        asked when this one answers with an error, which is then raised as EngineRefused instead of being sent on.
+        """
         self._exchange = exchange
         self._tap = tap
+        self._spare = spare
         self._limits = limits
         self._head = head
         self._trip = trip
@@ -205,6 +209,8 @@ class Relay:
             await _close(chunks)
         trip.first_s = trip.content_s = trip.first_s or time.monotonic()
         trip.note(reply)
+        if self._spare and reply.status >= 400:
+            raise EngineRefused(f"answered {reply.status}", engine=trip.engine, status=reply.status)
         self._ending = True
         whole = b"".join(pieces)
         if self._tap is not None and reply.status == 200:

@@ -29,6 +29,8 @@ class Reason(enum.StrEnum):
     """It can load the context's KV from a tier."""
     LOAD = "load"
     """It has least to do."""
+    EXPERIMENT = "experiment"
+    """The request is in arm B of an experiment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

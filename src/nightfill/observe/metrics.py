@@ -122,6 +122,8 @@ class Metrics:
         self._reused = self._counter("reused_tokens", "Prompt tokens that engines reported as not computed.")
         self._prompt = self._counter("prompt_tokens", "Prompt tokens, as engines reported them.")
         self._output = self._counter("output_tokens", "Generated tokens, as engines reported them.")
+        self._drafted = self._counter("drafted_tokens", "Tokens guessed ahead, as engines reported them.")
+        self._accepted = self._counter("accepted_tokens", "Of those, the ones that the model agreed with.")
         self._promises = self._counter("promises", "Requests for which a filled prefix was promised.")
         self._broken = self._counter("broken_promises", "Promises that were not kept.")
         self._decisions = self._counter(
@@ -235,6 +237,11 @@ class Metrics:
             self._prompt.inc(prompt)
             self._reused.inc(reused)
             self._output.inc(output)
+
+    def drafted(self, *, drafted: int, accepted: int) -> None:
+        """Tokens that an engine guessed for an answer, and those of them that it took."""
+        self._drafted.inc(drafted)
+        self._accepted.inc(accepted)
 
     def saved(self, *, tokens: int, seconds: float) -> None:
         """What a fill spared an engine at one request."""

@@ -9,8 +9,12 @@ from nightfill.contexts.context import Signature
 from nightfill.engines.engine import Description, Reuse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from nightfill.state.engines import EngineNote
+
+SEEN_S: Final = 600.0
+"""So long a worker counts as there since it last told of its engine."""
 _KINDS: Final[Mapping[str, type]] = {
     "engine": str,
     "model": str,
@@ -39,3 +43,10 @@ def description_of(note: Mapping[str, str | int | bool]) -> Description | None:
         return None
     values: dict[str, Any] = {name: note[name] for name in _KINDS}
     return Description(**{**values, "reuse": Reuse[values["reuse"]], "signature": Signature(values["signature"])})
+
+
+def seen_last(notes: Sequence[EngineNote]) -> list[Description]:
+    """The engines that were there when the last of them was, one of each signature."""
+    found = [(note.seen_at_s, one) for note in notes if (one := description_of(note.body)) is not None]
+    since_s = max((seen_at_s for seen_at_s, _ in found), default=0.0) - SEEN_S
+    return list({one.signature: one for seen_at_s, one in found if seen_at_s > since_s}.values())

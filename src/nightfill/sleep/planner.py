@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from nightfill.errors import BudgetSpent
 from nightfill.sleep.autoscale import PACE
 from nightfill.sleep.bill import waits
-from nightfill.sleep.description import description_of
+from nightfill.sleep.description import SEEN_S, description_of
 from nightfill.sleep.looks import looked
 from nightfill.sleep.plan import Verdict, obsolete, plan
 from nightfill.sleep.priority import value
@@ -37,8 +37,6 @@ _log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 500
 """Contexts that one tick looks at: so it takes as long with a million of them as with a thousand."""
-SEEN_S: Final = 600.0
-"""So long a worker counts as there since it last told of its engine."""
 _LOOKED_AGAIN_AFTER_S: Final = 60.0
 _ROWS_AGAIN_AFTER_S: Final = 60.0
 

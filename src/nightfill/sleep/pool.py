@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nightfill.engines.engine import Engine
 
     EngineFactory = Callable[[], Awaitable[Engine]]
+    View = Callable[[Engine], Engine]
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,15 @@ class EnginePool:
         factories: Mapping[str, EngineFactory],
         *,
         idle_stop_s: Mapping[str, float],
+        views: Mapping[str, tuple[str, View]] | None = None,
+        owns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`views`: engines by another one's name that are made of it, and end with it. Unless it `owns` the engines,
+        nothing is ended: somebody else has them, too.
+        """
+        self._views = dict(views or {})
+        self._owns = owns
         self._factories = dict(factories)
         self._idle_stop_s = idle_stop_s
         self._clock = clock
@@ -49,7 +57,7 @@ class EnginePool:
     @property
     def names(self) -> tuple[str, ...]:
         """All engines, running or not."""
-        return tuple(self._factories)
+        return (*self._factories, *self._views)
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -59,9 +67,10 @@ class EnginePool:
     @contextlib.asynccontextmanager
     async def lent(self, name: str) -> AsyncIterator[Engine]:
         """The engine, started if need be, which is not ended meanwhile. Raises what its factory raises."""
-        running = await self._start(name)
+        below, view = self._views.get(name, (name, None))
+        running = await self._start(below)
         try:
-            yield running.engine
+            yield running.engine if view is None else view(running.engine)
         except EngineError:
             running.suspect = True
             raise
@@ -77,7 +86,7 @@ class EnginePool:
                 if not await there.engine.healthy():
                     _log.warning("engine %s does not answer: a new one takes its place", name)
                     del self._running[name]
-                    await there.engine.aclose()
+                    await self._end(there)
                     there = None
             if there is None:
                 there = self._running[name] = _Running(await self._factories[name]())
@@ -92,11 +101,15 @@ class EnginePool:
             for name, running in list(self._running.items()):
                 if not running.users and now_s - running.used_at_s >= self._idle_stop_s[name]:
                     del self._running[name]
-                    await running.engine.aclose()
+                    await self._end(running)
                     _log.info("engine %s: stopped, no background work", name)
 
     async def aclose(self) -> None:
         """End all engines. Idempotent."""
         async with self._changing:
             while self._running:
-                await self._running.popitem()[1].engine.aclose()
+                await self._end(self._running.popitem()[1])
+
+    async def _end(self, running: _Running) -> None:
+        if self._owns:
+            await running.engine.aclose()

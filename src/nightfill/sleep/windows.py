@@ -109,6 +109,18 @@ def windows_of(settings: SleepSettings, *, duration: Callable[[str], float]) -> 
     return windows
 
 
+def wakes_of(crons: Sequence[str], *, key: str, length_s: float, zone: str) -> Windows:
+    """Spans of `length_s` from each of these times on, which may overlap. `key` is for messages. Raises BadSetting."""
+    rules = []
+    for index, cron in enumerate(crons):
+        if " for " in cron:
+            raise _bad(
+                f"{key}.{index}", cron, "must be five fields: minute hour day month weekday, such as `0 8 * * *`"
+            )
+        rules.append(_rule(cron, f"{key}.{index}", length_s, float))
+    return Windows(rules, _zone(zone))
+
+
 def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)

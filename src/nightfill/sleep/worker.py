@@ -19,7 +19,7 @@ from nightfill.ledger import day_of
 from nightfill.sleep.autoscale import PACE
 from nightfill.sleep.bill import Bill
 from nightfill.sleep.checkpoint import STOP_SHARE
-from nightfill.sleep.description import note_of
+from nightfill.sleep.description import description_of, note_of
 from nightfill.sleep.duty import Desk, Done
 from nightfill.sleep.fidelity import Verdict
 from nightfill.sleep.fill import Filled, FillRun, Gone, Stopped
@@ -30,9 +30,10 @@ from nightfill.sleep.priority import policy_of
 from nightfill.sleep.retention import Retention
 from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
 from nightfill.sleep.slicing import SliceSizer
+from nightfill.sleep.slumber import awake_of
 from nightfill.sleep.sources import SourceWatch
 from nightfill.sleep.stopping import pause, unless
-from nightfill.sleep.trigger import CHECK_S, Go, Trigger
+from nightfill.sleep.trigger import CHECK_S, Go, Reason, Trigger
 from nightfill.sleep.verify import Crowded, VerifyRun
 from nightfill.sleep.windows import Windows
 from nightfill.state.jobs import ASKED, JobKind, WorkerId
@@ -61,7 +62,7 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.2
 """How often the queue is asked for work, and the book for changes."""
 NOTE_EVERY_S: Final = 60.0
-"""How often it is told that an engine is still here; see `planner.SEEN_S`."""
+"""How often it is told that an engine is still here; see `description.SEEN_S`."""
 UPKEEP_EVERY_S: Final = 60.0
 PRUNE_EVERY_S: Final = 3600.0
 KEEP_JOBS_S: Final = 7 * 86400.0
@@ -80,8 +81,8 @@ class Worker:
     """One process's background work. `run` once.
 
     `refresh` and `upkeep` run in threads. Engines in `unshared` serve nobody, so live requests do not stop work there;
-    `machines` has the kind of machine of each engine, for its price. `clock` gives Unix seconds, `steady` this host's
-    monotonic ones.
+    those in `sleepers` have models that may sleep (see `slumber`); `machines` has the kind of machine of each engine,
+    for its price. `clock` gives Unix seconds, `steady` this host's monotonic ones.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Worker:
         ttl_s: float = 7 * 86400.0,
         block_tokens: int = BLOCK_TOKENS,
         unshared: frozenset[str] = frozenset(),
+        sleepers: frozenset[str] = frozenset(),
         machines: Mapping[str, str] | None = None,
         prices: PriceSettings | None = None,
         windows: Windows | None = None,
@@ -113,6 +115,7 @@ class Worker:
         self._upkeep = upkeep
         self._block_tokens = block_tokens
         self._unshared = unshared
+        self._sleepers = sleepers
         self._machines = machines or {}
         self._failed_s: dict[str, float] = {}
         self._clock = clock
@@ -207,7 +210,9 @@ class Worker:
         await self._sources.look(await self._state.book.watched())
         if not await self._state.book.is_empty():
             for name in self._pool.names:
-                if name not in self._descriptions and not stop.is_set():
+                if name in self._sleepers:
+                    await self._hear_of(name)
+                elif name not in self._descriptions and not stop.is_set():
                     await self._describe(name, stop)
         if self._descriptions:
             known = tuple(self._descriptions.values())
@@ -234,6 +239,14 @@ class Worker:
             return
         if description is not None:
             await self._note(name, description)
+
+    async def _hear_of(self, name: str) -> None:
+        """What a model that may sleep computes is known from its gateway, and no reason to load it."""
+        note = await self._state.engines.get(name)
+        description = description_of(note.body) if note is not None else None
+        if description is not None:
+            self._descriptions[name] = description
+            self._noted_s.setdefault(name, self._steady())
 
     async def _note(self, name: str, description: Description) -> None:
         self._descriptions[name], self._noted_s[name] = description, self._steady()
@@ -265,17 +278,7 @@ class Worker:
             lease: Lease | None = None
             try:
                 if self._descriptions:
-                    known = self._descriptions.values()
-                    may = isinstance(await self._trigger.now(), Go)
-                    lease = await self._state.jobs.lease(
-                        self.id,
-                        kinds=tuple(self._runs),
-                        # What somebody asked for, he waits for: at any hour.
-                        min_priority=None if may else ASKED,
-                        lease_s=float(self._settings.lease_s),
-                        needs=sorted({description.signature for description in known}),
-                        max_tokens=max(description.context_length for description in known),
-                    )
+                    lease = await self._lease()
             except StateUnavailable as exc:
                 _log.warning("no job leased: %s", exc)
             if lease is not None:
@@ -283,6 +286,30 @@ class Worker:
             else:
                 await self._pool.stop_idle()
                 await pause(stop, LOOK_EVERY_S, self._sleep)
+
+    async def _lease(self) -> Lease | None:
+        """The next job that may be done now."""
+        decision = await self._trigger.now()
+        # What somebody asked for, he waits for: at any hour.
+        least = None if isinstance(decision, Go) else ASKED
+        asleep: frozenset[str] = frozenset()
+        if self._sleepers and not (isinstance(decision, Go) and decision.reason is Reason.WINDOW):
+            asleep = self._sleepers - awake_of(await self._state.engines.notes(), now_s=self._clock())
+        able = [known for name, known in self._descriptions.items() if name not in asleep]
+        lease = await self._lease_for(able, min_priority=least)
+        if lease is None and asleep:
+            lease = await self._lease_for(list(self._descriptions.values()), min_priority=ASKED)
+        return lease
+
+    async def _lease_for(self, engines: Sequence[Description], *, min_priority: float | None) -> Lease | None:
+        return await self._state.jobs.lease(
+            self.id,
+            kinds=tuple(self._runs),
+            min_priority=min_priority,
+            lease_s=float(self._settings.lease_s),
+            needs=sorted({engine.signature for engine in engines}),
+            max_tokens=max((engine.context_length for engine in engines), default=0),
+        )
 
     async def _run_in_time(self, lease: Lease, stop: asyncio.Event) -> None:
         """Run the job; it is handed back when the time for it is over, as when the worker is to stop."""

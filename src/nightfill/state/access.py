@@ -57,6 +57,11 @@ def tells(row: Access) -> bool:
     return row.context is not None and row.layer not in ("answer", "fill")
 
 
+def asks(row: Access) -> bool:
+    """Whether the model had to be up for it."""
+    return row.layer != "answer"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """How a context was used lately; the input of the priority policies."""
@@ -79,6 +84,9 @@ class AccessLog(Protocol):
 
     async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
         """How the context was used up to now. Takes time in proportion to the hours with an access, not to accesses."""
+
+    async def model_hours(self, model: str, *, now_s: float) -> Mapping[int, int]:
+        """How often a model of that name was asked, by hour as `Usage.hours`; stored answers did not ask it."""
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100

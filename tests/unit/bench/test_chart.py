@@ -34,3 +34,12 @@ def test_a_missing_matplotlib_is_told_with_the_extra_that_brings_it(monkeypatch:
 def test_a_chart_that_cannot_be_written_is_a_bad_setting(tmp_path: Path) -> None:
     with pytest.raises(BadSetting, match="cannot write the chart"):
         chart.draw({"cold": [1.0]}, tmp_path / "none" / "a.png", title="t")
+
+
+def test_phases_are_drawn_one_behind_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "phases.png"
+    names = ("stop", "process", "load", "warm", "prompt", "rest")
+    chart.draw_phases({"reload": dict.fromkeys(names, 0.5), "sleep": {"load": 0.2}}, path, title="Sooner")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(BadSetting, match="cannot write the chart"):
+        chart.draw_phases({"sleep": {"load": 0.2}}, tmp_path / "gone" / "a.png", title="Sooner")

@@ -46,7 +46,7 @@ def test_a_model_that_is_none_fails_with_status_one(cli: Cli) -> None:
     for model, reason in (
         (cli.folder / "m.gguf", "GGUF"),
         (cli.folder / "gone", "no such file"),
-        ("demo:huge", "no demo"),
+        ("demo:huge", "demo model 'huge' is unknown"),
     ):
         result = cli("doctor", "--model", model)
         assert result.exit_code == 1

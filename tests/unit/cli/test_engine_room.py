@@ -38,14 +38,15 @@ def test_engines_without_roles_serve_and_fill() -> None:
     assert [one.name for one in engines_for(FLEET, "prefill")] == ["first"]
 
 
+def test_several_llama_engines_stand_side_by_side() -> None:
+    both = (EngineSettings(name="a", model="m"), EngineSettings(name="b", model="n"))
+    assert engines_to_serve(Settings(engines=both)) == both == engines_for(Settings(engines=both), "fill")
+
+
 @pytest.mark.parametrize(
     ("engines", "message"),
     [
         ((), "none is configured: give --model FILE.gguf"),
-        (
-            (EngineSettings(name="a", model="m"), EngineSettings(name="b", model="n")),
-            "at most one may be of kind llama",
-        ),
         ((vllm("a", "fill"), vllm("b", "prefill")), "none has the role serve, or decode"),
     ],
 )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightfill.engines.signature import signature_of
+from nightfill.engines.signature import adapted, signature_of
 
 PARTS: dict[str, str | int | bool] = {"engine": "e", "weights": "w", "kv_type": "f16/f16", "flash_attention": True}
 
@@ -25,3 +25,11 @@ def test_any_other_value_or_part_is_another_signature(change: dict[str, str | in
 
 def test_a_part_left_out_is_another_signature() -> None:
     assert signature_of({"engine": "e"}) != signature_of({"engine": "e", "weights": ""})
+
+
+def test_an_adapter_is_part_of_it_by_content_and_scale() -> None:
+    base, digest = signature_of(PARTS), "ab" * 32
+    others = [adapted(base, digest="ac" * 32), adapted(base, digest=digest, scale=0.5), adapted(base, digest=digest)]
+    assert len({base, *others}) == 4
+    assert adapted(base, digest=digest) == adapted(base, digest=digest, scale=1.0)
+    assert adapted(signature_of({"engine": "e"}), digest=digest) not in others

@@ -12,9 +12,9 @@ from nightfill.contexts.context import ContextName, FillKey, Signature
 from nightfill.sleep import planner as planner_module
 from nightfill.sleep.autoscale import PACE
 from nightfill.sleep.bill import Bill
-from nightfill.sleep.description import note_of
+from nightfill.sleep.description import SEEN_S, note_of
 from nightfill.sleep.plan import Verdict
-from nightfill.sleep.planner import SEEN_S, Planner, plan_lines
+from nightfill.sleep.planner import Planner, plan_lines
 from nightfill.state.budgets import Period, Scope
 from nightfill.state.jobs import JobState
 

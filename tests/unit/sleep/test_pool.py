@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from fakes.fill_engine import FakeFillEngine
 from fakes.virtual_time import virtual
 from nightfill.errors import EngineStart, EngineUnavailable
 from nightfill.sleep.pool import EnginePool
+
+if TYPE_CHECKING:
+    from nightfill.engines.engine import Engine
 
 
 class Factory:
@@ -88,3 +93,38 @@ async def test_a_start_that_fails_leaves_nothing_and_is_tried_again() -> None:
     async with pool.lent("e"):
         assert pool.running == ("e",)
     await pool.aclose()
+
+
+@virtual
+async def test_a_view_of_an_engine_shares_it_and_does_not_outlive_it() -> None:
+    factory, at_s, seen = Factory(), [0.0], []
+
+    def view(engine: Engine) -> Engine:
+        seen.append(engine)
+        return FakeFillEngine()
+
+    pool = EnginePool({"e": factory}, idle_stop_s={"e": 60.0}, views={"e:a": ("e", view)}, clock=lambda: at_s[0])
+    assert pool.names == ("e", "e:a")
+    async with pool.lent("e") as base, pool.lent("e:a") as viewed:
+        assert viewed is not base
+        assert seen == [base]
+        at_s[0] = 1000.0
+        await pool.stop_idle()
+        assert not factory.made[0].closed
+    at_s[0] = 2000.0
+    await pool.stop_idle()
+    assert (len(factory.made), factory.made[0].closed, pool.running) == (1, True, ())
+
+
+@virtual
+async def test_engines_of_somebody_else_are_never_ended() -> None:
+    at_s, factory = [0.0], Factory()
+    pool = EnginePool({"e": factory}, idle_stop_s={"e": 60.0}, owns=False, clock=lambda: at_s[0])
+    async with pool.lent("e"):
+        pass
+    at_s[0] = 100.0
+    await pool.stop_idle()
+    async with pool.lent("e"):
+        pass
+    await pool.aclose()
+    assert [engine.closed for engine in factory.made] == [False, False]

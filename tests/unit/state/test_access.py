@@ -79,6 +79,17 @@ async def test_hours_with_an_access_are_kept_for_four_weeks(access: AccessLog, c
     assert (earlier.accesses_7d, earlier.last_access_s) == (3, (hour - 1) * 3600.0 + 1)
 
 
+async def test_a_models_hours_are_those_of_all_requests_that_it_had_to_answer(
+    access: AccessLog, clock: HostClock
+) -> None:
+    now_s, hour = clock.wall_s, int(clock.wall_s // 3600)
+    asked = [row(now_s), row(now_s, tenant=Tenant("other"), context=None), row(now_s - 7200)]
+    await access.append([*asked, replace(row(now_s), layer="answer"), replace(row(now_s), model="n")])
+    assert dict(await access.model_hours("m", now_s=now_s)) == {hour: 2, hour - 2: 1}
+    assert dict(await access.model_hours("n", now_s=now_s)) == {hour: 1}
+    assert dict(await access.model_hours("repo", now_s=now_s)) == {}
+
+
 async def test_hours_outlive_the_rows_that_they_count(access: AccessLog, clock: HostClock) -> None:
     await access.append([row(clock.wall_s - 7200)])
     await access.prune(older_than_s=60)

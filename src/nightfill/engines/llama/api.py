@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from nightfill.engines.engine import Sampled
+from nightfill.engines.llama.lora import NO_LORA
 from nightfill.engines.sse import EventSplitter, payloads
 from nightfill.engines.upstream import Upstream
 from nightfill.errors import EngineError, EngineRefused, EngineUnavailable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from nightfill.engines.llama.lora import Lora
     from nightfill.engines.llama.process import LlamaProcess
     from nightfill.engines.upstream import Response, StreamResponse
 
@@ -172,6 +175,7 @@ class LlamaApi:
         self._clock = clock
         self._first_byte_timeout_s = first_byte_timeout_s
         self._idle_timeout_s = idle_timeout_s
+        self._lora = NO_LORA
 
     @classmethod
     def of(
@@ -191,6 +195,16 @@ class LlamaApi:
             first_byte_timeout_s=first_byte_timeout_s,
             idle_timeout_s=idle_timeout_s,
         )
+
+    def under(self, lora: Lora) -> LlamaApi:
+        """The same server, its `prefill` and `sample` under these adapters."""
+        other = copy.copy(self)
+        other._lora = lora
+        return other
+
+    def drop_idle(self) -> None:
+        """Close the connections that are kept for later calls."""
+        self._upstream.drop_idle()
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""
@@ -263,6 +277,7 @@ class LlamaApi:
             "return_progress": True,
             # Without it the last event repeats the whole prompt as text.
             "response_fields": ["timings", "stop"],
+            **self._lora.members,
         }
         began_s = self._clock()
         splitter = EventSplitter(engine=self._upstream.engine)
@@ -279,6 +294,7 @@ class LlamaApi:
                     if step.timings is not None:
                         done = step.timings
                         seconds = self._clock() - began_s
+                        self._lora.check()
                         return Prefilled(cached=done.cache_n, computed=done.prompt_n, seconds=seconds)
         raise EngineUnavailable("ended a prefill before it was done", engine=self._upstream.engine)
 
@@ -295,6 +311,7 @@ class LlamaApi:
             "stream": True,
             "return_progress": True,
             "response_fields": ["timings", "stop"],
+            **self._lora.members,
         }
         chosen: list[_Chosen] = []
         splitter = EventSplitter(engine=self._upstream.engine)
@@ -308,6 +325,7 @@ class LlamaApi:
                         raise self._refused(word.error, word.error.code)
                     chosen += word.completion_probabilities
                     if word.stop and word.timings is not None:
+                        self._lora.check()
                         return Sampled(
                             tokens=tuple(one.id for one in chosen),
                             tops=tuple(_tops(one) for one in chosen),

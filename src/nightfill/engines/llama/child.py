@@ -1,12 +1,13 @@
 """One llama.cpp server as a child process: `python -m nightfill.engines.llama.child`. The only importer of xllamacpp.
 
-It reads a `ChildConfig` from standard input, says `Armed` and `Listening` on standard output, and ends when its
-standard input does. llama.cpp's own words go to standard error.
+It reads a `ChildConfig` from standard input, says `Armed` and `Listening` on standard output, does as it is told by
+further lines, and ends when its standard input does. llama.cpp's own words go to standard error.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -15,7 +16,19 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from nightfill.engines.llama.child_config import ENVIRONMENT, START_FAILED, Armed, ChildConfig, Listening
+from nightfill.engines.llama.adapter_file import intact, intact_since
+from nightfill.engines.llama.child_config import (
+    ENVIRONMENT,
+    START_FAILED,
+    Armed,
+    ChildConfig,
+    Drafting,
+    Listening,
+    Load,
+    Order,
+    Release,
+    Released,
+)
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -36,15 +49,23 @@ def main() -> NoReturn:
     _die_with_parent()
     lines = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints must not get between our lines
-    config = _read_config()
+    told = sys.stdin.buffer
+    line = told.readline()
+    if not line:
+        os._exit(0)
+    config = msgspec.json.decode(line, type=ChildConfig)
     if os.getppid() != config.parent_pid:  # it ended before the signal was asked for
         os._exit(0)
     scheduling = _go_behind() if config.background else "normal"
     _say(lines.fileno(), Armed(scheduling=scheduling))
-    port = _serve(config)
-    _say(lines.fileno(), Listening(port=port))
-    while os.read(0, 4096):
-        pass
+    _say(lines.fileno(), _serve(config, warmup=True))
+    while line := told.readline():
+        match msgspec.json.decode(line, type=Order):
+            case Release():
+                _release()
+                _say(lines.fileno(), Released())
+            case Load():
+                _say(lines.fileno(), _serve(config, warmup=False))
     os._exit(0)
 
 
@@ -52,16 +73,6 @@ def _die_with_parent() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         sys.stderr.write(f"PR_SET_PDEATHSIG refused: {os.strerror(ctypes.get_errno())}\n")
-
-
-def _read_config() -> ChildConfig:
-    text = b""
-    while not text.endswith(b"\n"):
-        piece = os.read(0, 65536)  # unbuffered: what follows the line is for the loop that waits for the end
-        if not piece:
-            os._exit(0)
-        text += piece
-    return msgspec.json.decode(text, type=ChildConfig)
 
 
 def _go_behind() -> Literal["idle", "nice"]:
@@ -73,7 +84,7 @@ def _go_behind() -> Literal["idle", "nice"]:
     return "idle"
 
 
-def _say(fd: int, line: Armed | Listening) -> None:
+def _say(fd: int, line: Armed | Listening | Released) -> None:
     os.write(fd, msgspec.json.encode(line) + b"\n")
 
 
@@ -81,21 +92,41 @@ _server: Any = None
 """Keeps the running server from being collected."""
 
 
-def _serve(config: ChildConfig) -> int:
+def _release() -> None:
+    """Waits for connected clients: our parent has closed its connections, and ends us if it takes long all the same."""
+    global _server
+    _server = None
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _serve(config: ChildConfig, *, warmup: bool) -> Listening:
     global _server
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import xllamacpp
 
-    try:
-        _server = xllamacpp.Server(parameters(config))
+    marks, adapters = intact(config.adapters)
+    while True:
+        try:
+            params = parameters(msgspec.structs.replace(config, adapters=adapters))
+            params.warmup = warmup
+            _server = xllamacpp.Server(params)
+            break
+        except (RuntimeError, ValueError) as error:
+            sys.stderr.write(f"{error}\n")
+            sys.stderr.flush()
+            if not adapters:
+                os._exit(START_FAILED)
+            # Most likely it is the newest: the others were loaded before. The model serves in any case.
+            adapters = adapters[:-1]
+    if intact_since(marks):
         port = urlsplit(_server.listening_address).port
-    except (RuntimeError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        sys.stderr.flush()
-        os._exit(START_FAILED)
-    assert port is not None
-    return int(port)
+        assert port is not None
+        return Listening(port=int(port), adapters=tuple(one.sha256 for one in adapters))
+    sys.stderr.write("an adapter's file was changed while it was read\n")
+    sys.stderr.flush()
+    os._exit(START_FAILED)
 
 
 def parameters(config: ChildConfig) -> Any:
@@ -139,6 +170,11 @@ def parameters(config: ChildConfig) -> Any:
         params.n_batch = params.n_ubatch = max(config.n_batch, _EMBEDDING_BATCH)
     threads = config.n_threads or len(os.sched_getaffinity(0))
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    if config.drafting is not None:
+        _speculate(params.speculative, config.drafting, threads=threads, n_gpu_layers=config.n_gpu_layers)
+
+    # Not applied but where a request says so; llama.cpp's own switch for that does nothing here.
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(one.path, 0.0) for one in config.adapters]
 
     params.hostnames = ["127.0.0.1"]
     params.port = 0  # the kernel gives a free one when the server binds it: no race
@@ -155,6 +191,26 @@ def parameters(config: ChildConfig) -> Any:
     params.ui = False
     params.log_json = False
     return params
+
+
+def _speculate(speculative: Any, drafting: Drafting, *, threads: int, n_gpu_layers: int) -> None:
+    from xllamacpp import common_speculative_type as kinds
+
+    kind = {
+        "ngram": kinds.COMMON_SPECULATIVE_TYPE_NGRAM_MOD,
+        "draft": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE,
+        "eagle3": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3,
+        "mtp": kinds.COMMON_SPECULATIVE_TYPE_DRAFT_MTP,
+    }[drafting.method]
+    speculative.types = [kind]
+    guess = speculative.ngram_mod if drafting.method == "ngram" else speculative.draft
+    if drafting.tokens:
+        guess.n_max = drafting.tokens
+        guess.n_min = min(guess.n_min, drafting.tokens)
+    draft = speculative.draft
+    draft.mparams.path = drafting.model
+    draft.n_gpu_layers = n_gpu_layers
+    draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
 
 
 if __name__ == "__main__":

@@ -35,9 +35,12 @@ CONTEXT_LENGTH: Final = 131_072
 ROPE_BASE: Final = 5_000_000.0
 _RECIPE: Final = 1
 """Raise it when the same size would come out with other weights or metadata."""
+_SEED: Final = 0x6E69676874
+_SEED_DIGITS: Final = 10
 _QK_NORM: Final = 1.6
 _HEAD_SCALE: Final = 4.0
 _RESIDUAL_SCALE: Final = 1.0
+LOOP_TOKENS: Final = 150
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,8 @@ class Size:
     kv_heads: int
     head_dim: int
     feed_forward: int
+    loops: bool = False
+    """Each token has one that always follows it, whatever came before: the text repeats itself every `LOOP_TOKENS`."""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -64,32 +69,50 @@ SIZES: Final[dict[str, Size]] = {
     "tiny": Size(weights="f16", hidden=256, layers=4, heads=2, kv_heads=1, head_dim=64, feed_forward=512),
     "small": Size(weights="f16", hidden=384, layers=4, heads=2, kv_heads=1, head_dim=64, feed_forward=768),
     "medium": Size(weights="q8_0", hidden=1024, layers=16, heads=16, kv_heads=4, head_dim=64, feed_forward=3072),
+    "large": Size(weights="q8_0", hidden=1536, layers=20, heads=24, kv_heads=4, head_dim=64, feed_forward=4608),
+    "loop": Size(weights="f16", hidden=256, layers=4, heads=2, kv_heads=1, head_dim=64, feed_forward=512, loops=True),
+    "loop-medium": Size(
+        weights="q8_0", hidden=1024, layers=16, heads=16, kv_heads=4, head_dim=64, feed_forward=3072, loops=True
+    ),
 }
-"""For tests; for the demonstration; for benchmarks."""
+"""For tests; for the demonstration; for benchmarks; for benchmarks of loading, 0.6 GB; and for speculative decoding: a
+model that goes round in circles, in two sizes that go round in the same ones.
+"""
 
 
-def ensure(size: str, cache_dir: Path) -> Path:
-    """The demo model of that size, made under `cache_dir` unless it is there already.
-
-    The same content on every machine, under a name that changes with it. Several processes may do it at once. Blocks
-    for a second (`medium`), so run it in a thread. Raises BadSetting for an unknown size or where it cannot be written.
-    """
+def named(name: str) -> tuple[Size, int]:
+    """Shape and seed of `SIZE` or `SIZE:SEED`: another seed gives other weights. Raises BadSetting."""
+    size, _, seed = name.partition(":")
     shape = SIZES.get(size)
     if shape is None:
         raise BadSetting(f"demo model {size!r} is unknown; there are {', '.join(SIZES)}", param="model")
+    if seed and not (seed.isascii() and seed.isdigit() and len(seed) < _SEED_DIGITS):
+        raise BadSetting(f"demo model {name!r}: {seed!r} is no seed, which is a small whole number", param="model")
+    return shape, int(seed or 0)
+
+
+def ensure(name: str, cache_dir: Path) -> Path:
+    """The demo model of that name (see `named`), made under `cache_dir` unless it is there already.
+
+    The same content on every machine, under a name that changes with it. Several processes may do it at once. Blocks
+    for a second (`medium`) or more, so run it in a thread. Raises BadSetting for an unknown name or where it cannot be
+    written.
+    """
+    shape, seed = named(name)
+    title = name.replace(":", "-")
     vocabulary = demo_vocabulary.load()
-    path = cache_dir / f"nightfill-demo-{size}-{_content(shape, vocabulary)}.gguf"
+    path = cache_dir / f"nightfill-demo-{title}-{_content(shape, seed, vocabulary)}.gguf"
     try:
         if not path.is_file():
             cache_dir.mkdir(parents=True, exist_ok=True)
-            with _draft(path) as draft:
-                _write(draft, size, shape, vocabulary)
+            with draft(path) as unfinished:
+                _write(unfinished, title, shape, seed, vocabulary)
     except OSError as exc:
         raise BadSetting(f"the demo model cannot be written to {cache_dir}: {exc.strerror}", param="model") from exc
     return path
 
 
-def _content(shape: Size, vocabulary: Vocabulary) -> str:
+def _content(shape: Size, seed: int, vocabulary: Vocabulary) -> str:
     """Names what goes into the file."""
     parts = (
         _RECIPE,
@@ -99,6 +122,7 @@ def _content(shape: Size, vocabulary: Vocabulary) -> str:
         CONTEXT_LENGTH,
         ROPE_BASE,
         shape,
+        seed,
         vocabulary,
         demo_vocabulary.CHAT_TEMPLATE,
     )
@@ -106,20 +130,20 @@ def _content(shape: Size, vocabulary: Vocabulary) -> str:
 
 
 @contextlib.contextmanager
-def _draft(path: Path) -> Iterator[Path]:
+def draft(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its name once it is complete and on the disk; gone on failure."""
     fd, name = tempfile.mkstemp(prefix=".", suffix=".draft", dir=path.parent)
-    draft = Path(name)
+    unfinished = Path(name)
     try:
-        yield draft
+        yield unfinished
         os.fsync(fd)
-        draft.replace(path)
+        unfinished.replace(path)
     finally:
         os.close(fd)
-        draft.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
-def _write(path: Path, name: str, shape: Size, vocabulary: Vocabulary) -> None:
+def _write(path: Path, name: str, shape: Size, seed: int, vocabulary: Vocabulary) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, "qwen3")
@@ -153,7 +177,7 @@ def _write(path: Path, name: str, shape: Size, vocabulary: Vocabulary) -> None:
     writer.add_pad_token_id(vocabulary.id_of(demo_vocabulary.END_OF_TEXT))
     writer.add_add_bos_token(False)
     writer.add_chat_template(demo_vocabulary.CHAT_TEMPLATE)
-    for tensor, values in _tensors(shape, vocabulary):
+    for tensor, values in _tensors(shape, seed, vocabulary):
         blocks = values.dtype == "u1"
         writer.add_tensor(tensor, values, raw_dtype=gguf.GGMLQuantizationType.Q8_0 if blocks else None)
     writer.write_header_to_file()
@@ -162,21 +186,26 @@ def _write(path: Path, name: str, shape: Size, vocabulary: Vocabulary) -> None:
     writer.close()
 
 
-def _tensors(shape: Size, vocabulary: Vocabulary) -> Iterator[tuple[str, NDArray[np.generic]]]:
+def _tensors(shape: Size, seed: int, vocabulary: Vocabulary) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Name and values: float32 vectors, and matrices of float16 or of q8_0 blocks as bytes."""
     import numpy as np
 
     # The stream of a bit generator is promised to stay as it is; that of numpy's distributions is not.
-    bits = np.random.PCG64(0x6E69676874)
+    bits = np.random.PCG64(_SEED + seed)
     hidden, qk, kv = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
 
     def ones(count: int, value: float = 1.0) -> NDArray[np.generic]:
         return np.full(count, value, dtype=np.float32)
 
-    def matrix(rows: int, columns: int, scale: float | NDArray[np.float64]) -> NDArray[np.generic]:
-        """Uniform random numbers of standard deviation `scale / sqrt(columns)`; one scale for all rows or one each."""
+    def drawn(rows: int, columns: int) -> NDArray[np.int8]:
         whole = bits.random_raw(rows * columns // 8).view(np.int8).reshape(rows, columns)
-        np.maximum(whole, -127, out=whole)
+        return np.maximum(whole, -127)
+
+    def matrix(
+        rows: int, columns: int, scale: float | NDArray[np.float64], whole: NDArray[np.int8] | None = None
+    ) -> NDArray[np.generic]:
+        """Uniform random numbers of standard deviation `scale / sqrt(columns)`; one scale for all rows or one each."""
+        whole = drawn(rows, columns) if whole is None else whole
         deviation = ((255**2 - 1) / 12) ** 0.5  # of whole numbers from -127 to 127, all alike
         factors = np.full(rows, scale / (deviation * columns**0.5), dtype=np.float32).reshape(rows, 1)
         if shape.weights == "q8_0":
@@ -184,8 +213,21 @@ def _tensors(shape: Size, vocabulary: Vocabulary) -> Iterator[tuple[str, NDArray
         return (whole * factors).astype("<f2")
 
     speakable = np.array([vocabulary.is_speakable(token) for token in range(len(vocabulary.tokens))])
-    yield "token_embd.weight", matrix(len(vocabulary.tokens), hidden, hidden**0.5)
-    yield "output.weight", matrix(len(speakable), hidden, np.where(speakable, _HEAD_SCALE, 0.0))
+    count, residual_scale = len(speakable), _RESIDUAL_SCALE
+    if shape.loops:
+        # Nothing is added to a token's embedding on its way, and the output of each token is what comes before it.
+        residual_scale = 0.0
+        round_trips = _loops(bits, speakable)
+        before = np.zeros(count, dtype=np.intp)
+        before[round_trips] = np.roll(round_trips, 1, axis=1)
+        embedded = drawn(count, hidden)
+        scales = np.zeros(count)
+        scales[round_trips] = _HEAD_SCALE
+        yield "token_embd.weight", matrix(count, hidden, hidden**0.5, embedded)
+        yield "output.weight", matrix(count, hidden, scales, embedded[before])
+    else:
+        yield "token_embd.weight", matrix(count, hidden, hidden**0.5)
+        yield "output.weight", matrix(count, hidden, np.where(speakable, _HEAD_SCALE, 0.0))
     yield "output_norm.weight", ones(hidden)
     for layer in range(shape.layers):
         block = f"blk.{layer}."
@@ -195,11 +237,28 @@ def _tensors(shape: Size, vocabulary: Vocabulary) -> Iterator[tuple[str, NDArray
         yield block + "attn_q.weight", matrix(qk, hidden, 1)
         yield block + "attn_k.weight", matrix(kv, hidden, 1)
         yield block + "attn_v.weight", matrix(kv, hidden, 1)
-        yield block + "attn_output.weight", matrix(hidden, qk, _RESIDUAL_SCALE)
+        yield block + "attn_output.weight", matrix(hidden, qk, residual_scale)
         yield block + "ffn_norm.weight", ones(hidden)
         yield block + "ffn_gate.weight", matrix(shape.feed_forward, hidden, 1)
         yield block + "ffn_up.weight", matrix(shape.feed_forward, hidden, 1)
-        yield block + "ffn_down.weight", matrix(hidden, shape.feed_forward, _RESIDUAL_SCALE)
+        yield block + "ffn_down.weight", matrix(hidden, shape.feed_forward, residual_scale)
+
+
+def loops(vocabulary: Vocabulary, seed: int = 0) -> list[list[int]]:
+    """The circles of the models that loop: tokens that follow each other, the first after the last."""
+    import numpy as np
+
+    speakable = np.array([vocabulary.is_speakable(token) for token in range(len(vocabulary.tokens))])
+    return [[int(token) for token in row] for row in _loops(np.random.PCG64(_SEED + seed), speakable)]
+
+
+def _loops(bits: np.random.PCG64, speakable: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """All tokens that may be said but a few, in rows of `LOOP_TOKENS`."""
+    import numpy as np
+
+    tokens = np.flatnonzero(speakable)
+    order = tokens[np.argsort(bits.random_raw(len(tokens)))]
+    return order[: len(order) // LOOP_TOKENS * LOOP_TOKENS].reshape(-1, LOOP_TOKENS)
 
 
 def _q8_blocks(whole: NDArray[np.int8], factors: NDArray[np.float32]) -> NDArray[np.generic]:

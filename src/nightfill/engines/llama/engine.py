@@ -16,20 +16,25 @@ from nightfill.contexts import Front
 from nightfill.contexts.context import Form
 from nightfill.engines.difference import common_prefix, unlike_chats, unlike_prompts
 from nightfill.engines.engine import Description, Reuse, Slice
+from nightfill.engines.llama.adapters import Rack
 from nightfill.engines.llama.api import LlamaApi
-from nightfill.engines.llama.fill import LlamaFill, slice_end
+from nightfill.engines.llama.fill import SLOT, SMALLEST_BATCH, LlamaFill, slice_end
 from nightfill.engines.llama.probe import probe
 from nightfill.engines.llama.reply import LlamaReply
 from nightfill.engines.llama.sampler import LlamaSampler
 from nightfill.engines.llama.slots import SlotTable
 from nightfill.engines.llama.transfer import Transfer
 from nightfill.engines.restores import Restores
+from nightfill.engines.signature import adapted
+from nightfill.errors import BadRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
     from nightfill.contexts.context import Content
+    from nightfill.engines.adapted import Adapter
     from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
+    from nightfill.engines.llama.lora import Lora
     from nightfill.engines.llama.model import LlamaModel
     from nightfill.engines.llama.probe import Probed
     from nightfill.engines.llama.process import LlamaProcess
@@ -39,6 +44,12 @@ if TYPE_CHECKING:
 
 _STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _IN_A_SLOT: Final = _STREAMABLE | {"/v1/responses", "/v1/messages"}
+_NOT_ADAPTED: Final = frozenset({"/v1/messages", "/v1/embeddings", "/v1/rerank"})
+"""Routes that llama.cpp answers without adapters, whatever they say of them."""
+_SAYS_ADAPTERS: Final = _STREAMABLE | {"/v1/responses"}
+"""Routes on which a request's own word on adapters counts."""
+_PRIMER: Final = (0,)
+"""A token to begin with, in a slot whose next request is under other adapters."""
 _STAMPS: Final = 1024
 _LOST_TOKENS: Final = 48
 """So many tokens of a chat that is in a slot may have to be computed again rather than to load all of it."""
@@ -90,6 +101,13 @@ class LlamaEngine:
             signature=model.signature,
             block_tokens=block_tokens,
             pool=self._pool,
+            adapted={one.name: adapted(model.signature, digest=one.digest, scale=one.scale) for one in model.adapters},
+        )
+        self._rack = Rack(
+            model.adapters,
+            process=process,
+            most=model.settings.max_adapters,
+            start_timeout_s=model.settings.start_timeout_s,
         )
         self._restores = Restores(always=restore == "always")
         self._slots = SlotTable(model.slots, max_waiting=max_waiting, clock=time.monotonic)
@@ -98,6 +116,11 @@ class LlamaEngine:
         self._description: Description | None = None
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """That requests may be under."""
+        return self._model.adapters
 
     async def describe(self) -> Description:
         """What it runs. Waits for the child, and probes it, the first time."""
@@ -133,36 +156,51 @@ class LlamaEngine:
     async def tokenize(self, text: str) -> tuple[int, ...]:
         """Token ids of a completion's prompt."""
         await self.describe()
-        return await self._api.tokenize(text, add_special=True, parse_special=True)
+        async with self._rack.use(""):
+            return await self._api.tokenize(text, add_special=True, parse_special=True)
 
     async def prefix_tokens(self, content: Content, form: Form) -> tuple[int, ...]:
         """Token ids that every request with this context in front starts with."""
         await self.describe()
         front = Front(content)
-        if form is Form.COMPLETION:
-            texts = unlike_prompts(front)
-        else:
-            texts = [await self._api.apply_template(messages) for messages in unlike_chats(front)]
-        rows = [await self._api.tokenize(text, add_special=True, parse_special=True) for text in texts]
+        async with self._rack.use(""):
+            if form is Form.COMPLETION:
+                texts = unlike_prompts(front)
+            else:
+                texts = [await self._api.apply_template(messages) for messages in unlike_chats(front)]
+            rows = [await self._api.tokenize(text, add_special=True, parse_special=True) for text in texts]
         return common_prefix(rows)
 
     @contextlib.asynccontextmanager
     async def open(self, call: Call) -> AsyncIterator[LlamaReply]:
-        """Answer a request, in a slot that has its prefix or is given it first."""
+        """Answer a request, in a slot that has its prefix or is given it first.
+
+        Raises AdapterUnfit besides, and BadRequest on a route that llama.cpp does not serve under adapters.
+        """
         description = await self.describe()
         # While the child is being started again, requests wait for it instead of being refused.
         await self._process.ready(self._model.settings.start_timeout_s)
+        if call.adapter and call.path in _NOT_ADAPTED:
+            raise BadRequest(f"{call.path} is not served by model {call.adapter!r}, which is an adapter", param="model")
         if call.path not in _IN_A_SLOT:
-            async with self._open_anywhere(call) as reply:
+            async with self._rack.use(""), self._open_anywhere(call) as reply:
                 yield reply
             return
+        async with self._rack.use(call.adapter) as lora, self._open_in_a_slot(call, description, lora) as reply:
+            yield reply
+
+    @contextlib.asynccontextmanager
+    async def _open_in_a_slot(self, call: Call, description: Description, lora: Lora) -> AsyncIterator[LlamaReply]:
         prefix = call.prefix if call.reuse else None
         restores = description.reuse is not Reuse.NONE
         spans = (self._transfer.spans(prefix) if restores else self._transfer.cut(prefix)) if prefix else ()
         arrived_s = time.perf_counter()
-        said = [(call.salt, mark) for mark in call.said] if call.reuse else []
+        # What an adapter has computed is of no use to another one.
+        ours = call.adapter.encode()
+        said = [(ours + call.salt, mark) for mark in call.said] if call.reuse else []
+        text = ours + call.affinity
         async with self._slots.acquire(
-            generation=self._process.generation, spans=spans, text=call.affinity if call.reuse else b"", said=said
+            generation=self._process.generation, spans=spans, text=text if call.reuse else b"", said=said
         ) as slot:
             queued_s = time.perf_counter() - arrived_s
             held = slot.holds(spans) if description.reuse is not Reuse.EXACT else 0
@@ -170,7 +208,13 @@ class LlamaEngine:
                 # Not the fill that it was given: llama.cpp would go on from that wherever the tokens agree.
                 await self._api.slot_erase(slot.id)
                 slot.forget(slot.generation)
+                slot.restored = False
                 held = 0
+            if lora.scales and slot.scales != lora.scales and (prefix is not None or call.path not in _SAYS_ADAPTERS):
+                # A change of adapters empties the slot: let it do so before something is restored into it, not after.
+                slot.forget(slot.generation)
+                held = 0
+                await self._api.under(lora).prefill(_PRIMER, slot=slot.id)
             restore_s, goes_on = 0.0, (0, 0)
             weighed: Weighed | None = None
             if prefix and restores and (missing := len(prefix.tokens) - held) > 0:
@@ -184,16 +228,19 @@ class LlamaEngine:
                     await self._look_again_if_filled_again(prefix, spans)
                     # The slot's own content goes with the restore, whatever comes of it.
                     slot.forget(slot.generation)
+                    was_restored, slot.restored = slot.restored, True
                     loaded = await self._transfer.load(slot.id, prefix)
+                    slot.restored = loaded.tokens > 0 or was_restored
                     held, restore_s = loaded.tokens, loaded.seconds
                     self._restores.loaded(nbytes=loaded.bytes, seconds=loaded.seconds)
             computes = not restores or (weighed is not None and not weighed.load)
             slot.spans = tuple(span for span in spans if span.stop <= held)
-            slot.text, slot.stamp = call.affinity, prefix.stamp if prefix else 0.0
+            slot.text, slot.stamp = text, prefix.stamp if prefix else 0.0
             slot.said, slot.tokens, slot.reply_tokens = said[-1] if said else None, 0, 0
+            slot.scales = lora.scales
             joined = not call.stream and call.path in _STREAMABLE
             copies = _copies(call)
-            body = self._body(call, slot, joined=joined)
+            body = self._body(call, slot, lora, joined=joined)
             reply = LlamaReply(
                 engine=self._model.settings.name,
                 path=call.path,
@@ -209,14 +256,19 @@ class LlamaEngine:
             try:
                 async with self._api.stream(call.path, body, headers=call.headers) as response:
                     await reply.begin(response)
+                    lora.check()
                     yield reply
             finally:
                 tokens, seconds = reply.prefill
                 self._restores.computed(tokens=tokens, seconds=seconds)
                 if not reply.kept():
                     slot.forget(slot.generation)
-                elif computes and reply.tokens.output is not None:
-                    slot.spans = spans  # computed by the request itself, if it was not there
+                else:
+                    if computes and reply.tokens.output is not None:
+                        slot.spans = spans  # computed by the request itself, if it was not there
+                    trims = description.reuse is Reuse.TRIM and reply.tokens.reused is not None
+                    solid = (reply.tokens.prompt or 0) - SMALLEST_BATCH
+                    slot.answered(prefix if trims else None, solid_tokens=solid, reused=reply.tokens.reused or 0)
                 slot.reply_tokens = reply.tokens.output or 0
                 slot.tokens = (reply.tokens.prompt or 0) + slot.reply_tokens
                 if goes_on[1] and restore_s == 0.0 and reply.tokens.reused is not None:
@@ -253,8 +305,8 @@ class LlamaEngine:
             await reply.begin(response)
             yield reply
 
-    def _body(self, call: Call, slot: Slot, *, joined: bool) -> bytes:
-        ours: dict[str, object] = {"id_slot": slot.id, "cache_prompt": call.reuse}
+    def _body(self, call: Call, slot: Slot, lora: Lora, *, joined: bool) -> bytes:
+        ours: dict[str, object] = {"id_slot": slot.id, "cache_prompt": call.reuse, **lora.members}
         if call.path in _STREAMABLE and (call.stream or joined):
             ours["return_progress"] = True
         if joined:
@@ -265,11 +317,11 @@ class LlamaEngine:
     async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
         """Begin a fill in slot 0; waits for the one before to end."""
         await self.describe()
-        async with self._filling:
-            self._slots.forget_free()
+        async with self._filling, self._rack.use(prefix.adapter) as lora:
             try:
                 batch_tokens = self._model.settings.batch_tokens
-                yield LlamaFill(prefix, api=self._api, transfer=self._transfer, batch_tokens=batch_tokens)
+                api = await self._alone_under(lora)
+                yield LlamaFill(prefix, api=api, transfer=self._transfer, batch_tokens=batch_tokens)
             finally:
                 self.thaw()
 
@@ -277,18 +329,25 @@ class LlamaEngine:
     async def sampler(self, prefix: Prefix) -> AsyncIterator[Sampler]:
         """Compare in slot 0; waits for a fill to end."""
         description = await self.describe()
-        async with self._filling:
-            self._slots.forget_free()
+        async with self._filling, self._rack.use(prefix.adapter) as lora:
             try:
                 yield LlamaSampler(
                     prefix,
-                    api=self._api,
+                    api=await self._alone_under(lora),
                     transfer=self._transfer,
                     batch_tokens=self._model.settings.batch_tokens,
                     trims=description.reuse is Reuse.TRIM,
                 )
             finally:
                 self.thaw()
+
+    async def _alone_under(self, lora: Lora) -> LlamaApi:
+        """For background work in slot 0."""
+        self._slots.forget_free()
+        api = self._api.under(lora)
+        if lora.scales:
+            await api.prefill(_PRIMER, slot=SLOT)
+        return api
 
     def near(self, prefix: Prefix) -> int:
         """A slot has it, or memory, or the store's other tiers."""
@@ -310,7 +369,10 @@ class LlamaEngine:
         spans = self._transfer.cut(prefix)
         total, block_tokens = len(prefix.tokens), self._transfer.block_tokens
         end = slice_end(upto, total=total, block_tokens=block_tokens)
-        async with self._slots.acquire(generation=self._process.generation, spans=spans, text=b"") as slot:
+        async with (
+            self._rack.use("") as lora,
+            self._slots.acquire(generation=self._process.generation, spans=spans, text=b"") as slot,
+        ):
             reached = slot.holds(spans)
             if not reached:
                 slot.forget(slot.generation)
@@ -319,9 +381,9 @@ class LlamaEngine:
                 nonlocal reached
                 reached = max(reached, processed)
 
-            slot.kept, slot.said = True, None
+            slot.kept, slot.said, slot.scales = True, None, lora.scales
             try:
-                done = await self._api.prefill(prefix.tokens[:end], slot=slot.id, on_progress=note)
+                done = await self._api.under(lora).prefill(prefix.tokens[:end], slot=slot.id, on_progress=note)
                 reached = end
             finally:
                 slot.spans = tuple(span for span in spans if span.stop <= reached)
@@ -330,7 +392,7 @@ class LlamaEngine:
     @property
     def held(self) -> frozenset[BlockKey]:
         """Keys of the filled prefixes that its slots were given."""
-        return self._slots.held
+        return self._slots.held(generation=self._process.generation)
 
     async def forget(self, keys: Collection[BlockKey]) -> bool:
         """Clear the slots that hold KV of any of these keys, and what slot files left in the scratch folder.
@@ -341,8 +403,27 @@ class LlamaEngine:
             for slot in slots:
                 await self._api.slot_erase(slot.id)
                 slot.forget(slot.generation)
+                slot.restored = False
         await self._transfer.clear_scratch()
-        return self._slots.held.isdisjoint(keys)
+        return self.held.isdisjoint(keys)
+
+    async def keep(self) -> int:
+        """Store what requests had to compute of filled prefixes because the store had lost it; how many of them.
+
+        Nothing of what was restored once: it may have been lost for being wrong. Raises EngineError, KvError.
+        """
+        kept = 0
+        if self._transfer.plain:
+            for slot, prefix, tokens in self._slots.computed(generation=self._process.generation):
+                if self._transfer.stored(prefix) < tokens:
+                    await self._transfer.save(slot, prefix, reached=tokens)
+                    kept += 1
+        return kept
+
+    def let_go(self) -> None:
+        """The child is about to drop what its slots hold, or has ended: close the connections that nobody uses."""
+        self._api.drop_idle()
+        self._slots.forget_free()
 
     @property
     def freezes(self) -> bool:
@@ -358,11 +439,12 @@ class LlamaEngine:
         self._process.thaw()
 
     async def healthy(self) -> bool:
-        """Whether the child answers."""
-        return await self._api.health()
+        """Whether the child answers, or is about to with other adapters."""
+        return self._rack.changing or await self._api.health()
 
     async def aclose(self) -> None:
         """End the child and remove its scratch folder."""
+        await self._rack.aclose()
         await self._process.aclose()
         await self._api.aclose()
         self._pool.shutdown(wait=True, cancel_futures=True)

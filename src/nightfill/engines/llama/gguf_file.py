@@ -75,14 +75,8 @@ def read_head(path: Path) -> GgufHead:
     Of a split model, name the first part. Raises BadSetting if there is no such file, it cannot be read, is no GGUF
     file, has another version or ends too early.
     """
+    version, tensors, values, lengths = _pairs(path)
     try:
-        if not path.is_file():
-            raise BadSetting(f"model {path}: {'not a file' if path.exists() else 'no such file'}", param="model")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size < 24:
-                raise BadSetting(f"model {path}: too short for a GGUF file", param="model")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                version, tensors, values, lengths = _Reader(path, view).pairs()
         file_bytes = sum(part.stat().st_size for part in parts_of(path))
     except OSError as exc:
         raise BadSetting(f"model {path}: {exc.strerror}", param="model") from exc
@@ -104,6 +98,27 @@ def read_head(path: Path) -> GgufHead:
         tensors=tensors,
         file_bytes=file_bytes,
     )
+
+
+def adapted_architecture(path: Path) -> str:
+    """Of the models that a LoRA adapter is for. Raises BadSetting as `read_head` does, and for what is no adapter."""
+    _, _, values, _ = _pairs(path)
+    if (values.get("general.type"), values.get("adapter.type")) != ("adapter", "lora"):
+        raise BadSetting(f"model {path}: is no LoRA adapter", param="model")
+    return _text(values.get("general.architecture"))
+
+
+def _pairs(path: Path) -> tuple[int, int, dict[str, Scalar], dict[str, int]]:
+    try:
+        if not path.is_file():
+            raise BadSetting(f"model {path}: {'not a file' if path.exists() else 'no such file'}", param="model")
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < 24:
+                raise BadSetting(f"model {path}: too short for a GGUF file", param="model")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                return _Reader(path, view).pairs()
+    except OSError as exc:
+        raise BadSetting(f"model {path}: {exc.strerror}", param="model") from exc
 
 
 def _text(value: Scalar | None) -> str:

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nightfill.engines.llama import demo_model, scratch
+from nightfill.engines.llama.adapters import register
 from nightfill.engines.llama.child_config import ChildConfig
 from nightfill.engines.llama.gguf_file import GgufHead, read_head, weights_digest
+from nightfill.engines.llama.speculation import drafting
 from nightfill.engines.signature import signature_of
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
     from nightfill.config import EngineSettings
     from nightfill.contexts.context import Signature
+    from nightfill.engines.adapted import Adapter
+    from nightfill.engines.llama.child_config import Drafting
 
 DEFAULT_CONTEXT: Final = 32768
 _DEMO: Final = "demo:"
@@ -34,6 +38,9 @@ class LlamaModel:
     """The folder that the slot files of one child pass through."""
     filling: bool
     """For a child that fills, at the lowest priority, instead of one that serves."""
+    drafting: Drafting | None = None
+    """How it guesses tokens; a child that fills writes none, and does not."""
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def version(self) -> str:
@@ -76,6 +83,7 @@ class LlamaModel:
             n_gpu_layers=self.settings.gpu_layers,
             embeddings=self.settings.embeddings and not self.filling,
             background=self.filling,
+            drafting=None if self.filling else self.drafting,
         )
 
 
@@ -107,10 +115,7 @@ def resolve(settings: EngineSettings, *, cache_dir: Path) -> tuple[Path, GgufHea
 
     Hashes the whole file the first time: a second per two gigabytes.
     """
-    if settings.model.startswith(_DEMO):
-        path = demo_model.ensure(settings.model.removeprefix(_DEMO), cache_dir)
-    else:
-        path = Path(settings.model).expanduser().resolve()
+    path = _path_of(settings.model, cache_dir)
     head = read_head(path)
     # The context length is not part of it: nothing in the KV depends on it while rope scaling is the file's own.
     signature = signature_of(
@@ -127,10 +132,28 @@ def resolve(settings: EngineSettings, *, cache_dir: Path) -> tuple[Path, GgufHea
     return path, head, signature
 
 
+def _path_of(model: str, cache_dir: Path) -> Path:
+    """The file that settings name, made if it is of a demo model."""
+    if model.startswith(_DEMO):
+        return demo_model.ensure(model.removeprefix(_DEMO), cache_dir)
+    return Path(model).expanduser().resolve()
+
+
 def load(settings: EngineSettings, *, filling: bool, cache_dir: Path, scratch_dir: str, data_dir: Path) -> LlamaModel:
     """Everything that a child of this model needs, with a scratch folder of its own."""
     path, head, signature = resolve(settings, cache_dir=cache_dir)
+    adapters = register(settings.adapters, architecture=head.architecture, cache_dir=cache_dir)
+    guesses = drafting(settings.speculation, find=lambda model: _path_of(model, cache_dir))
     # One slot file at a time, in 16-bit KV of a model with grouped attention: a tenth of the weights is a good guess.
     need_bytes = max(256 << 20, head.file_bytes // 10)
     folder = scratch.make(scratch_dir, data_dir=data_dir, need_bytes=need_bytes)
-    return LlamaModel(settings=settings, path=path, head=head, signature=signature, scratch=folder, filling=filling)
+    return LlamaModel(
+        settings=settings,
+        path=path,
+        head=head,
+        signature=signature,
+        scratch=folder,
+        filling=filling,
+        drafting=guesses,
+        adapters=adapters,
+    )

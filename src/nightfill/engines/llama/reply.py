@@ -50,6 +50,15 @@ class _Timings(msgspec.Struct):
     prompt_n: int | None = None
     prompt_ms: float | None = None
     predicted_n: int | None = None
+    predicted_ms: float | None = None
+    draft_n: int | None = None
+    draft_n_accepted: int | None = None
+
+    @property
+    def compute_s(self) -> float | None:
+        if self.prompt_ms is None or self.predicted_ms is None:
+            return None
+        return (self.prompt_ms + self.predicted_ms) / 1000
 
 
 class _Counts(msgspec.Struct):
@@ -78,7 +87,14 @@ def counts_of(body: bytes) -> Tokens | None:
         return None
     timings, usage = found.timings, found.usage
     if timings is not None and timings.cache_n is not None and timings.prompt_n is not None:
-        return Tokens(prompt=timings.cache_n + timings.prompt_n, reused=timings.cache_n, output=timings.predicted_n)
+        return Tokens(
+            prompt=timings.cache_n + timings.prompt_n,
+            reused=timings.cache_n,
+            output=timings.predicted_n,
+            drafted=timings.draft_n,
+            accepted=timings.draft_n_accepted,
+            compute_s=timings.compute_s,
+        )
     if usage is not None:
         details = usage.prompt_tokens_details
         return Tokens(

@@ -13,6 +13,7 @@ from nightfill.errors import QueueFull
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 
+    from nightfill.engines.engine import Prefix
     from nightfill.kv.key import BlockKey, Span
 
 AFFINITY_MIN_BYTES = 256
@@ -41,6 +42,12 @@ class Slot:
     last_used_s: float = 0.0
     kept: bool = False
     """What it holds cannot be had back from the store: other requests take it last."""
+    scales: tuple[float, ...] | None = None
+    """Of the adapters that its last request was under; None while that is not known."""
+    restored: bool = False
+    """Something in it came from the store since it was last empty."""
+    computed: tuple[Prefix, int] | None = None
+    """A filled prefix and how many of its tokens, from the front, were computed in it as a fill would do it."""
 
     def holds(self, spans: Sequence[Span]) -> int:
         """Tokens at the front of `spans` that the slot still has."""
@@ -52,9 +59,20 @@ class Slot:
         return tokens
 
     def forget(self, generation: int) -> None:
-        """The slot is empty now, in the process of this generation."""
+        """What the slot holds is of no use, in the process of this generation."""
+        self.restored = self.restored and generation == self.generation
         self.generation, self.spans, self.text, self.kept = generation, (), b"", False
         self.said, self.tokens, self.reply_tokens = None, 0, 0
+        self.scales = self.computed = None
+
+    def answered(self, prefix: Prefix | None, *, solid_tokens: int, reused: int) -> None:
+        """A prompt with `prefix` in front was answered in it, of which it had the first `reused` tokens, and computed
+        those up to `solid_tokens` in whole batches.
+        """
+        if self.computed is not None and reused < self.computed[1]:
+            self.computed = None
+        if prefix is not None and not reused and not self.restored and solid_tokens > 0:
+            self.computed = prefix, min(len(prefix.tokens), solid_tokens)
 
 
 def common_bytes(a: bytes, b: bytes) -> int:
@@ -117,10 +135,14 @@ class SlotTable:
         for slot in self._free:
             slot.forget(slot.generation)
 
-    @property
-    def held(self) -> frozenset[BlockKey]:
+    def held(self, *, generation: int) -> frozenset[BlockKey]:
         """Keys of the filled prefixes that slots were given, free and busy."""
-        return frozenset(span.key for slot in self._slots for span in slot.spans)
+        return frozenset(span.key for slot in self._slots if slot.generation == generation for span in slot.spans)
+
+    def computed(self, *, generation: int) -> list[tuple[int, Prefix, int]]:
+        """Of free slots: id, the filled prefix that was computed there, and how many tokens of it."""
+        free = [slot for slot in self._free if slot.generation == generation]
+        return [(slot.id, *slot.computed) for slot in free if slot.computed is not None]
 
     def most_held(self, spans: Sequence[Span], *, generation: int) -> int:
         """Tokens at the front of `spans` that some slot has, free or busy."""

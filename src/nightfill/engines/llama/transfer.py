@@ -15,7 +15,7 @@ import mmap
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from nightfill.engines.llama import slotfile
@@ -24,7 +24,7 @@ from nightfill.kv.block import Block, BlockMeta
 from nightfill.kv.key import Span, snapshot_key, snapshot_keys, spans
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -63,11 +63,13 @@ class Transfer:
         signature: Signature,
         block_tokens: int,
         pool: Executor,
+        adapted: Mapping[str, Signature] | None = None,
     ) -> None:
+        """`signature` is of prefixes under no adapter, `adapted` of those under one, by its name."""
         self._store = store
         self._api = api
         self._scratch = scratch
-        self._signature = signature
+        self._signatures = {"": signature, **(adapted or {})}
         self.block_tokens = block_tokens
         self._pool = pool
         self.plain = True
@@ -77,19 +79,22 @@ class Transfer:
         self._given_up: Counter[int] = Counter()
         self._spans = functools.lru_cache(maxsize=64)(self._spans_of)
 
-    def _spans_of(self, tokens: tuple[int, ...], salt: bytes) -> tuple[Span, ...]:
+    def _spans_of(self, tokens: tuple[int, ...], salt: bytes, signature: Signature) -> tuple[Span, ...]:
         if self.plain:
-            return spans(tokens, signature=self._signature, salt=salt, block_tokens=self.block_tokens)
+            return spans(tokens, signature=signature, salt=salt, block_tokens=self.block_tokens)
         # One span for the whole: a snapshot is used entire or not at all.
-        return (Span(snapshot_key(tokens, signature=self._signature, salt=salt), 0, len(tokens)),)
+        return (Span(snapshot_key(tokens, signature=signature, salt=salt), 0, len(tokens)),)
+
+    def _signature(self, prefix: Prefix) -> Signature:
+        return self._signatures[prefix.adapter]
 
     def spans(self, prefix: Prefix) -> tuple[Span, ...]:
         """The keys under which the store has `prefix`."""
-        return self._spans(tuple(prefix.tokens), prefix.salt)
+        return self._spans(tuple(prefix.tokens), prefix.salt, self._signature(prefix))
 
     def cut(self, prefix: Prefix) -> tuple[Span, ...]:
         """Whole blocks and the rest, whether the store keeps them so or not: to tell how much of it a slot holds."""
-        return spans(prefix.tokens, signature=self._signature, salt=prefix.salt, block_tokens=self.block_tokens)
+        return spans(prefix.tokens, signature=self._signature(prefix), salt=prefix.salt, block_tokens=self.block_tokens)
 
     def in_memory(self, spans: Sequence[Span]) -> bool:
         """Whether the last of them, and so most likely all, lie in a tier that is memory. Quick."""
@@ -171,17 +176,23 @@ class Transfer:
         """Drop what the store has of `prefix`, whole or in part; how many blocks. Raises KvError."""
         keys = [span.key for span in self.spans(prefix)]
         if not self.plain:
-            cut = snapshot_keys(prefix.tokens, signature=self._signature, salt=prefix.salt, every=self.block_tokens)
+            cut = snapshot_keys(
+                prefix.tokens, signature=self._signature(prefix), salt=prefix.salt, every=self.block_tokens
+            )
             keys += [key for _, key in cut]
         return await self._in_thread(self._store.drop, keys)
 
     def part(self, prefix: Prefix, tokens: int) -> Prefix:
         """The first `tokens` tokens of `prefix`."""
-        return prefix if tokens == len(prefix.tokens) else type(prefix)(tokens=prefix.tokens[:tokens], salt=prefix.salt)
+        if tokens == len(prefix.tokens):
+            return prefix
+        return replace(prefix, tokens=prefix.tokens[:tokens], stamp=0.0, earlier=())
 
     def _longest_snapshot(self, prefix: Prefix) -> int:
         # Unfinished snapshots are only ever taken at whole blocks, so few places need to be looked at.
-        keys = snapshot_keys(prefix.tokens, signature=self._signature, salt=prefix.salt, every=self.block_tokens)
+        keys = snapshot_keys(
+            prefix.tokens, signature=self._signature(prefix), salt=prefix.salt, every=self.block_tokens
+        )
         return next((tokens for tokens, key in reversed(keys) if self._store.has(key)), 0)
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
@@ -230,7 +241,7 @@ class Transfer:
                 break
             if not self._store.has(span.key):
                 meta = BlockMeta(
-                    kind="block", signature=self._signature, start=span.start, stop=span.stop, layout=layout
+                    kind="block", signature=self._signature(prefix), start=span.start, stop=span.stop, layout=layout
                 )
                 self._store.put(span.key, saved.cut(span.start, span.stop), meta, salt=prefix.salt)
             stored = span.stop
@@ -240,12 +251,14 @@ class Transfer:
         before = self._longest_snapshot(prefix)
         if reached != len(prefix.tokens) and reached % self.block_tokens:
             return before
-        meta = BlockMeta(kind="snapshot", signature=self._signature, start=0, stop=reached, layout=b"")
+        meta = BlockMeta(kind="snapshot", signature=self._signature(prefix), start=0, stop=reached, layout=b"")
         part = self.part(prefix, reached)
         (span,) = self.spans(part)
         self._store.put(span.key, [view], meta, salt=prefix.salt)
         # The one before stays until the next one is stored, or the sweep takes it: it is the one that the book names.
-        keys = snapshot_keys(prefix.tokens, signature=self._signature, salt=prefix.salt, every=self.block_tokens)
+        keys = snapshot_keys(
+            prefix.tokens, signature=self._signature(prefix), salt=prefix.salt, every=self.block_tokens
+        )
         self._store.drop(key for length, key in keys if length < before and self._store.has(key))
         return reached
 

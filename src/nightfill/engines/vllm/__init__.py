@@ -1,1 +1,1 @@
-"""vLLM: a client for servers that run elsewhere, and the plug-in that gives them nightfill's KV store."""
+"""vLLM: a launcher and a client of servers, and the plug-in that gives them nightfill's KV store."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _JSON: Final = {"Content-Type": "application/json"}
 _CALL_S: Final = 30.0
+_MOVE_S: Final = 3600.0
+_ADAPTER_S: Final = 120.0
 _MESSAGE_CHARS: Final = 300
 _TOPS: Final = 10
 """Log-probabilities at each place of a sample; vLLM gives up to 20 unless told otherwise."""
@@ -40,6 +42,8 @@ class Model(msgspec.Struct):
     max_model_len: int | None = None
     parent: str | None = None
     """Of a LoRA adapter: the model that it adapts."""
+    root: str | None = None
+    """Where it was loaded from."""
 
 
 class _Models(msgspec.Struct):
@@ -83,6 +87,22 @@ class _SampledCompletion(msgspec.Struct):
     kv_transfer_params: dict[str, msgspec.Raw] | None = None
 
 
+class _Sleeping(msgspec.Struct):
+    is_sleeping: bool
+
+
+class _Status(msgspec.Struct):
+    status: str
+
+
+class _Results(msgspec.Struct):
+    results: list[Any]
+
+
+class _Reset(msgspec.Struct):
+    success: bool
+
+
 class _ErrorBody(msgspec.Struct):
     message: str = "no reason given"
 
@@ -114,7 +134,7 @@ class VllmApi:
 
     def __init__(
         self,
-        url: str,
+        url: str | Callable[[], str],
         *,
         engine: str,
         api_key: str = "",
@@ -122,7 +142,7 @@ class VllmApi:
         first_byte_timeout_s: float = 900.0,
         idle_timeout_s: float = 300.0,
     ) -> None:
-        """The time-outs are those of answers: to the first byte, and between two of them."""
+        """`url` as `Upstream` takes it. The time-outs are those of answers: to the first byte, and between two."""
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
         self._upstream = Upstream(url, engine=engine, headers=headers)
         self._engine = engine
@@ -228,6 +248,40 @@ class VllmApi:
         )
         return response.status == 200
 
+    async def load_adapter(self, name: str, path: str) -> None:
+        """Have it load a LoRA adapter from a folder that it can read."""
+        await self._adapter("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+
+    async def unload_adapter(self, name: str) -> None:
+        """Have it forget a LoRA adapter."""
+        await self._adapter("/v1/unload_lora_adapter", {"lora_name": name})
+
+    async def _adapter(self, path: str, body: Mapping[str, str]) -> None:
+        encoded = msgspec.json.encode(body)
+        self._checked(await self._upstream.request("POST", path, body=encoded, headers=_JSON, timeout_s=_ADAPTER_S))
+
+    async def sleep(self, level: int) -> None:
+        """Give up all KV, and the weights: at level 1 to the host's memory. Requests hang from then on. Of servers in
+        development mode only, as are the calls below.
+        """
+        await self._move(f"/sleep?level={level}", _Status)
+
+    async def is_sleeping(self) -> bool:
+        """At any level."""
+        return (await self._get("/is_sleeping", _Sleeping)).is_sleeping
+
+    async def wake_up(self, tag: str = "") -> bool:
+        """Take memory for `weights` or `kv_cache`, or for all, with the weights of level 1; whether it is awake now."""
+        return (await self._move(f"/wake_up?tags={tag}" if tag else "/wake_up", _Status)).status == "awake"
+
+    async def reload_weights(self) -> None:
+        """Read them again, after level 2."""
+        await self._move("/collective_rpc", _Results, {"method": "reload_weights"})
+
+    async def reset_prefix_cache(self) -> bool:
+        """Forget what is cached on the device; not what is stored outside. False while something still uses it."""
+        return (await self._move("/reset_prefix_cache", _Reset)).success
+
     def stream(
         self, path: str, body: bytes, *, headers: Mapping[str, str] | None = None
     ) -> AbstractAsyncContextManager[StreamResponse]:
@@ -248,6 +302,10 @@ class VllmApi:
         encoded = msgspec.json.encode(body)
         response = await self._upstream.request("POST", path, body=encoded, headers=_JSON, timeout_s=timeout_s)
         return self._decoded(self._checked(response).body, shape)
+
+    async def _move(self, path: str, shape: type[T], body: Mapping[str, Any] | None = None) -> T:
+        """A call that may take as long as weights take; whoever makes it bounds it."""
+        return await self._post(path, body or {}, shape, timeout_s=_MOVE_S)
 
     def _decoded(self, body: bytes | msgspec.Raw, shape: type[T]) -> T:
         try:

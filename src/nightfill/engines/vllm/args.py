@@ -19,7 +19,7 @@ from nightfill.errors import BadSetting
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nightfill.config import EngineSettings, Settings
+    from nightfill.config import EngineSettings, Settings, SpeculationSettings
 
 CONNECTOR: Final = "NightfillConnector"
 TIER: Final = "NightfillTier"
@@ -30,11 +30,14 @@ SCHEDULER: Final = f"{PLUGIN}.scheduler.AsyncIdleScheduler"
 CPU_SCHEDULER: Final = f"{PLUGIN}.scheduler.IdleScheduler"
 """Where the plug-in is, and what its classes are called."""
 API_KEY: Final = "VLLM_API_KEY"
+LOADS_ADAPTERS: Final = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 KvDtype = Literal["auto", "fp8_e4m3", "fp8_e5m2"]
 
 _STEP_TOKENS: Final = (256, 2048)
 """Least and most tokens of one step where live requests meet fills; vLLM runs no more requests at once than that."""
+_GUESSED: Final = 3
+"""Tokens at once, where the settings do not say: vLLM has no default for most methods."""
 _CPU_BLOCK_TOKENS: Final = 128
 _CPU_KV_BYTES: Final = 1 << 30
 
@@ -57,6 +60,8 @@ class Wanted:
     """Run on the processor, for tests and trials."""
     pd: Literal["", "nixl"] = ""
     """`nixl`: also hand KV from device to device."""
+    lora_rank: int = 16
+    """Of LoRA adapters, at most, where the engine has any."""
     idle_slice_tokens: int = 0
     """Above 0: our scheduler class, which computes fills in idle steps of so many tokens only."""
     settings_file: str = ""
@@ -105,7 +110,9 @@ def launch(settings: Settings, engine: EngineSettings, wanted: Wanted) -> Launch
         # vLLM schedules asynchronously where it can, which it cannot on a processor; each way has a class of its own.
         argv += ["--scheduler-cls", CPU_SCHEDULER if wanted.cpu else SCHEDULER]
         argv += ["--additional-config", _json({NAME: {"slice_tokens": wanted.idle_slice_tokens}})]
-    argv += _memory(settings, wanted)
+    argv += [*_memory(settings, wanted), *_speculation(engine.speculation), *_reports(settings, engine)]
+    argv += _adapters(engine, wanted)
+    env |= {LOADS_ADAPTERS: "1"} if engine.adapters else {}
     if wanted.cpu:
         # Two servers that pin threads pick the same cores, and threads that spin on busy cores take seconds per token.
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.threads or 1)}
@@ -215,7 +222,8 @@ def _address(engine: EngineSettings) -> tuple[str, int]:
     except ValueError as exc:
         raise BadSetting(f"engine {engine.name}: url: no usable port", param="url") from exc
     if not host:
-        raise BadSetting(f"engine {engine.name}: url: it names no host", param="url")
+        why = "it names no host" if engine.url else "it has none: nightfill serve starts this server itself"
+        raise BadSetting(f"engine {engine.name}: url: {why}", param="url")
     return host, port or 80
 
 
@@ -233,6 +241,33 @@ def _step(settings: Settings, engine: EngineSettings) -> list[str]:
         return []
     least, most = _STEP_TOKENS
     return ["--max-num-batched-tokens", str(max(least, min(most, settings.sleep.max_slice_tokens)))]
+
+
+def _adapters(engine: EngineSettings, wanted: Wanted) -> list[str]:
+    if not engine.adapters:
+        return []
+    # As many in memory as may be loaded: vLLM reads those that it has no room for again, whatever is there by then.
+    many = str(min(engine.max_adapters, len(engine.adapters)))
+    return ["--enable-lora", "--max-lora-rank", str(wanted.lora_rank), "--max-loras", many, "--max-cpu-loras", many]
+
+
+def _speculation(wanted: SpeculationSettings) -> list[str]:
+    """Layers of a guessing model are in vLLM's KV cache too: the plug-in's signature has them in it."""
+    if wanted.method == "none":
+        return []
+    config: dict[str, str | int] = {
+        "method": "draft_model" if wanted.method == "draft" else wanted.method,
+        "num_speculative_tokens": wanted.tokens or _GUESSED,
+    }
+    if wanted.model:
+        config["model"] = wanted.model
+    return ["--speculative-config", _json(config), "--per-request-spec-decode-metrics", "summary"]
+
+
+def _reports(settings: Settings, engine: EngineSettings) -> list[str]:
+    """Experiments compare the seconds that engines work on a request."""
+    compared = any(engine.name in (one.a, one.b) for one in settings.experiments)
+    return ["--enable-per-request-metrics"] if compared else []
 
 
 def _memory(settings: Settings, wanted: Wanted) -> list[str]:

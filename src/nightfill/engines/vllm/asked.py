@@ -27,6 +27,8 @@ class Asked:
     """One request. Owned by the scheduler's thread, but for `looking`."""
 
     request_id: str
+    signature: Signature
+    """The server's, under the request's adapter."""
     salt: bytes
     spans: tuple[Span, ...]
     """Of the prompt's whole blocks; empty when it cannot be keyed."""
@@ -70,11 +72,6 @@ def salt_from(cache_salt: str | None) -> bytes:
         except ValueError:
             pass
     return hashlib.sha256(b"nightfill.salt.vllm.1\0" + cache_salt.encode()).digest()
-
-
-def adapted(salt: bytes, adapter_digest: bytes) -> bytes:
-    """The salt of a request under a LoRA adapter, which is part of its keys by content."""
-    return hashlib.sha256(b"nightfill.salt.lora.1\0" + salt + adapter_digest).digest()
 
 
 def whole_spans(tokens: Sequence[int], *, signature: Signature, salt: bytes, block_tokens: int) -> tuple[Span, ...]:

@@ -1,4 +1,4 @@
-"""A vLLM server that runs elsewhere, to serve with or to fill with."""
+"""A vLLM server, ours or one that runs elsewhere, to serve with or to fill with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from nightfill.contexts.context import Form, Signature
 from nightfill.engines.difference import common_prefix, unlike_chats, unlike_prompts
 from nightfill.engines.engine import Description, Reuse
 from nightfill.engines.restores import Restores
-from nightfill.engines.signature import signature_of
+from nightfill.engines.signature import adapted, signature_of
+from nightfill.engines.vllm.adapters import Shelf
 from nightfill.engines.vllm.api import VllmApi
 from nightfill.engines.vllm.checks import fitting
 from nightfill.engines.vllm.fill import VllmFill, whole
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
 
     from nightfill.config import EngineSettings
     from nightfill.contexts.context import Content
+    from nightfill.engines.adapted import Adapter
     from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
+    from nightfill.engines.upstream import StreamResponse
     from nightfill.engines.vllm.api import Model
+    from nightfill.engines.vllm.server import VllmServer
     from nightfill.kv.store import Store
 
 DESCRIBED_S: Final = 30.0
@@ -69,22 +73,31 @@ class VllmEngine:
         first_byte_timeout_s: float = 900.0,
         idle_timeout_s: float = 300.0,
         clock: Callable[[], float] = time.monotonic,
+        server: VllmServer | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
-        """`plugin`: ours must be inside. Without it the server keeps KV its own way, and nothing can be filled."""
+        """`plugin`: ours must be inside. Without it the server keeps KV its own way, and nothing can be filled.
+
+        `server`: where we started it; `settings` are its own then, and it ends with this.
+        """
         self.name = settings.name
         self._plugin = plugin
         self.in_flight = 0
         """Requests that were sent to it and have not ended."""
         self._settings = settings
+        self._server = server
         self._store = store
         self._block_tokens = block_tokens
         self._clock = clock
         self._api = VllmApi(
-            settings.url,
+            settings.url if server is None else lambda: server.url,
             engine=settings.name,
             api_key=settings.api_key,
             first_byte_timeout_s=first_byte_timeout_s,
             idle_timeout_s=idle_timeout_s,
+        )
+        self._shelf = Shelf(
+            adapters, api=self._api, engine=settings.name, most=settings.max_adapters, proves=self._computes_under
         )
         self._asked_for = settings.model
         self._description: Description | None = None
@@ -93,6 +106,11 @@ class VllmEngine:
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
         self._restores = Restores(always=always_restore)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """That requests may be under."""
+        return self._shelf.adapters
 
     async def describe(self) -> Description:
         """What it runs. Does not wait for a server that is not up. Raises EngineUnfit besides."""
@@ -112,6 +130,7 @@ class VllmEngine:
         if model is None:
             raise EngineUnfit(f"does not serve {wanted!r}: --served-model-name must name it", engine=name)
         self._asked_for = model.id
+        self._shelf.told(models)
         if not self._plugin:
             own = {"engine": "vllm", "name": name, "version": version, "model": model.id}
             return self._described_as(model, version, signature_of(own), kv_bytes_per_token=0, reuse=Reuse.NONE)
@@ -124,6 +143,14 @@ class VllmEngine:
         return self._described_as(
             model, version, Signature(report.signature), kv_bytes_per_token=report.kv_bytes_per_token, reuse=Reuse.TRIM
         )
+
+    async def _computes_under(self, model: str, adapter: Adapter) -> bool:
+        """Whether the plug-in found this adapter's content behind the name, and nothing that is for another model."""
+        if not self._plugin:
+            return True
+        wanted = adapted((await self.describe()).signature, digest=adapter.digest)
+        probe = await self._api.prefill(_PROBE, model=model, wish=Wish(report=True, store=False), behind=False)
+        return probe.report is not None and probe.report.signature == wanted
 
     def _described_as(
         self, model: Model, version: str, signature: Signature, *, kv_bytes_per_token: int, reuse: Reuse
@@ -173,7 +200,7 @@ class VllmEngine:
         hides_usage = streamed and not _wants_usage(call)
         self.in_flight += 1
         try:
-            async with self._api.stream(call.path, self._body(call, wish, streamed), headers=call.headers) as response:
+            async with self._answered(call, wish, streamed) as response:
                 yield VllmReply(
                     response,
                     engine=self.name,
@@ -188,16 +215,37 @@ class VllmEngine:
         finally:
             self.in_flight -= 1
 
+    @contextlib.asynccontextmanager
+    async def _answered(self, call: Call, wish: Wish | None, streamed: bool) -> AsyncIterator[StreamResponse]:
+        if not call.adapter:
+            body = self._body(call, wish, streamed, model=self._asked_for)
+            async with self._api.stream(call.path, body, headers=call.headers) as response:
+                yield response
+            return
+        async with self._shelf.use(call.adapter) as model:
+            body = self._body(call, wish, streamed, model=model)
+            async with self._api.stream(call.path, body, headers=call.headers) as response:
+                if response.status != 404:
+                    yield response
+                    return
+            self._shelf.gone(call.adapter)
+        # It was started again, or somebody else has unloaded the adapter.
+        async with (
+            self._shelf.use(call.adapter) as model,
+            self._api.stream(call.path, body, headers=call.headers) as response,
+        ):
+            yield response
+
     def _weigh(self, prefix: Prefix) -> Weighed:
         """Loading what is stored of a prefix against computing it, by the rates that the server measured."""
         tokens = len(prefix.tokens)
         per_token = self._description.kv_bytes_per_token if self._description is not None else 0
         return self._restores.weigh(load_bytes=tokens * per_token, missing_tokens=tokens)
 
-    def _body(self, call: Call, wish: Wish | None, streamed: bool) -> bytes:
+    def _body(self, call: Call, wish: Wish | None, streamed: bool, *, model: str) -> bytes:
         body: dict[str, object] = {name: raw for name, raw in call.body.items() if name not in _OURS}
-        if self._asked_for and "model" in body:
-            body["model"] = self._asked_for
+        if call.adapter or (model and "model" in body):
+            body["model"] = model
         if call.path not in _WITHOUT_KV:
             if call.salt:
                 body["cache_salt"] = call.salt.hex()
@@ -235,18 +283,34 @@ class VllmEngine:
     async def fill(self, prefix: Prefix) -> AsyncIterator[PrefixFill]:
         """Begin a fill; waits for the one before to end. `prefix` is as `prefix_tokens` gave it: whole blocks."""
         description = await self.describe()
-        async with self._filling:
-            cut = spans(
-                prefix.tokens, signature=description.signature, salt=prefix.salt, block_tokens=self._block_tokens
+        signature = description.signature
+        if prefix.adapter:
+            signature = adapted(signature, digest=self._shelf.digest_of(prefix.adapter))
+        async with self._filling, self._model_of(prefix) as model:
+            yield VllmFill(
+                prefix,
+                api=self._api,
+                store=self._store,
+                spans=spans(prefix.tokens, signature=signature, salt=prefix.salt, block_tokens=self._block_tokens),
+                slice_unit=self._engine_block_tokens,
+                model=model,
             )
-            yield VllmFill(prefix, api=self._api, store=self._store, spans=cut, slice_unit=self._engine_block_tokens)
 
     @contextlib.asynccontextmanager
     async def sampler(self, prefix: Prefix) -> AsyncIterator[Sampler]:
         """Compare on the server; waits for a fill to end."""
         await self.describe()
-        async with self._filling:
-            yield VllmSampler(prefix, api=self._api, model=self._asked_for, block_tokens=self._block_tokens)
+        async with self._filling, self._model_of(prefix) as model:
+            yield VllmSampler(prefix, api=self._api, model=model, block_tokens=self._block_tokens)
+
+    @contextlib.asynccontextmanager
+    async def _model_of(self, prefix: Prefix) -> AsyncIterator[str]:
+        """What to ask the server for."""
+        if not prefix.adapter:
+            yield self._asked_for
+            return
+        async with self._shelf.use(prefix.adapter) as model:
+            yield model
 
     @property
     def freezes(self) -> bool:
@@ -264,8 +328,10 @@ class VllmEngine:
         return await self._api.health()
 
     async def aclose(self) -> None:
-        """Close the connections; the server stays."""
+        """Close the connections. A server that runs elsewhere stays, one of ours ends."""
         await self._api.aclose()
+        if self._server is not None:
+            await self._server.aclose()
 
 
 def _wants_usage(call: Call) -> bool:

@@ -52,6 +52,7 @@ class VllmFill:
 
     `slice_unit`: tokens that the engine's own prefix cache keeps at least; 0 when unknown. Slices end there, not at
     blocks of the store: a live request may have to wait for one, and a block is stored once a slice completes it.
+    `model`: what to ask the server for; None for what it serves.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class VllmFill:
         store: Store,
         spans: Sequence[Span],
         slice_unit: int = 0,
+        model: str | None = None,
         arrive_s: float = ARRIVE_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._prefix = prefix
         self._api = api
+        self._model = model
         self._store = store
         self._spans = tuple(spans)
         self._block_tokens = self._spans[0].stop if self._spans else 1
@@ -98,7 +101,7 @@ class VllmFill:
         """
         tokens = self._prefix.tokens
         end = slice_end(upto, total=len(tokens), unit=self._slice_unit)
-        done = await self._api.prefill(tokens[:end], salt=self._prefix.salt, wish=Wish())
+        done = await self._api.prefill(tokens[:end], model=self._model, salt=self._prefix.salt, wish=Wish())
         self._reached = max(self._reached, end)
         return Slice(reached=end, computed=done.computed, seconds=done.seconds)
 
@@ -133,7 +136,9 @@ class VllmFill:
                     return span.start
         # One token beyond: an engine must compute at least one of a prompt.
         beyond = (*self._prefix.tokens, self._prefix.tokens[0])
-        done = await self._api.prefill(beyond, salt=self._prefix.salt, wish=stored_wish(len(self._prefix.tokens)))
+        done = await self._api.prefill(
+            beyond, model=self._model, salt=self._prefix.salt, wish=stored_wish(len(self._prefix.tokens))
+        )
         return done.cached or 0
 
     async def _stored(self) -> int:

@@ -30,8 +30,31 @@ class _Usage(msgspec.Struct):
     prompt_tokens_details: _Details | None = None
 
 
+class _Speculation(msgspec.Struct):
+    num_draft_tokens: int | None = None
+    num_accepted_draft_tokens: int | None = None
+
+
+class _Metrics(msgspec.Struct):
+    """Of one request; where the server was started with `--enable-per-request-metrics`, or for speculation with
+    `--per-request-spec-decode-metrics`.
+    """
+
+    time_to_first_token_ms: float | None = None
+    """From its first step on: the prompt's computation, without the waiting line."""
+    generation_time_ms: float | None = None
+    speculative_decoding: _Speculation | None = None
+
+    @property
+    def compute_s(self) -> float | None:
+        if self.time_to_first_token_ms is None or self.generation_time_ms is None:
+            return None
+        return (self.time_to_first_token_ms + self.generation_time_ms) / 1000
+
+
 class _Counts(msgspec.Struct):
     usage: _Usage | None = None
+    metrics: _Metrics | None = None
     choices: list[msgspec.Raw] | None = None
 
 
@@ -46,12 +69,16 @@ def _decoded(payload: bytes) -> _Counts:
         return _Counts()
 
 
-def _tokens(usage: _Usage) -> Tokens:
+def _tokens(usage: _Usage, metrics: _Metrics) -> Tokens:
     details = usage.prompt_tokens_details
+    speculation = metrics.speculative_decoding or _Speculation()
     return Tokens(
         prompt=usage.prompt_tokens,
         reused=details.cached_tokens if details is not None else None,
         output=usage.completion_tokens,
+        drafted=speculation.num_draft_tokens,
+        accepted=speculation.num_accepted_draft_tokens,
+        compute_s=metrics.compute_s,
     )
 
 
@@ -117,7 +144,7 @@ class VllmReply:
 
     def _note(self, counts: _Counts) -> None:
         if counts.usage is not None:
-            self.tokens = _tokens(counts.usage)
+            self.tokens = _tokens(counts.usage, counts.metrics or _Metrics())
             if self.tokens.prompt is not None and self.tokens.prompt <= self.loaded_tokens:
                 # vLLM must compute something of a prompt that it holds whole, and computes a block of its own cache,
                 # whose length it does not say: such a request neither keeps the promise nor breaks it.

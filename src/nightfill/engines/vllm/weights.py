@@ -1,4 +1,4 @@
-"""Digests of what a model's KV depends on: weights, settings, adapters. By content, so that a path says nothing."""
+"""Digests of what a model's KV depends on: weights and settings. By content, so that a path says nothing."""
 
 from __future__ import annotations
 
@@ -36,12 +36,6 @@ def digest_of(files: Iterable[Path], *, cache: Path | None = None) -> str:
         whole.update(path.name.encode() + b"\0" + _digest(path, known).encode() + b"\0")
     _write(cache, known)
     return whole.hexdigest()
-
-
-def adapter_digest(folder: Path) -> bytes:
-    """Of a LoRA adapter's folder, 32 bytes. Raises OSError."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (*_WEIGHTS, ".json"))
-    return bytes.fromhex(digest_of(files))
 
 
 def _digest(path: Path, known: dict[str, str]) -> str:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
-from nightfill.state.access import HISTORY_DAYS, Access, Usage, tells
+from nightfill.state.access import HISTORY_DAYS, Access, Usage, asks, tells
 from nightfill.state.redis.server import ROOT, Server, pairs, scripts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 MAX_ROWS: Final = 100_000
 """Kept; the oldest go first."""
@@ -25,6 +25,8 @@ _WEEK: Final = 7 * 24
 """Hours."""
 _AT_ONCE: Final = 500
 _COLUMNS: Final = tuple(field.name for field in fields(Access))
+_NOBODY: Final = Tenant("")
+"""Hours of models are kept as those of contexts are, under no tenant."""
 _values = attrgetter(*_COLUMNS)
 
 
@@ -62,6 +64,10 @@ class RedisAccessLog:
     async def usage(self, tenant: Tenant, context: ContextName, *, now_s: float) -> Usage:
         """See `AccessLog`."""
         return usage_of(await self._server.call("HGETALL", f"{ROOT}:uses:{tenant}\0{context}"), now_s)
+
+    async def model_hours(self, model: str, *, now_s: float) -> Mapping[int, int]:
+        """See `AccessLog`."""
+        return (await self.usage(_NOBODY, ContextName(model), now_s=now_s)).hours
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100
@@ -109,6 +115,7 @@ def _sums(row: Access) -> tuple[object, ...]:
         row.saved_tokens,
         row.saved_s,
         tells(row),
+        row.model if asks(row) else "",
     )
 
 

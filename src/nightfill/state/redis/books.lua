@@ -1,6 +1,6 @@
 -- Budgets as they stand, the access log, notes on engines, deletions that are owed. Under the root:
 --   :accesses, :access  packed rows, each behind its number, by time; the last number
---   :uses:TENANT NUL CONTEXT    hour -> accesses, broken promises, time of the last one
+--   :uses:TENANT NUL CONTEXT    hour -> accesses, broken promises, time of the last one; of models under no tenant
 --   :appended:LOG       highest number of a log's rows that are here
 --   :engines            name -> seen at, note
 --   :deletions          names of blocks, by since when they are to go
@@ -34,10 +34,11 @@ end
 local log, most, rows = unpack(args)
 local last = tonumber(call('GET', root .. ':appended:' .. log) or 0)
 for index, row in ipairs(rows) do
-  local number, at, tenant, context, broken, machine, user, served, hit, saved_tokens, saved_s, tells = unpack(row)
+  local number, at, tenant, context, broken, machine, user, served, hit, saved_tokens, saved_s, tells, model = unpack(row)
   if number > last then
     last = number
     call('ZADD', root .. ':accesses', at, string.format('%016d', call('INCR', root .. ':access')) .. ARGV[2 + index])
+    if model ~= '' then note_use(at, '', model, 0) end
     if context ~= '' then
       note_use(at, tenant, context, broken)
       if tells then call('ZADD', root .. ':agenda', 'XX', 'LT', now - HEADSTART_S, tenant .. '\0' .. context) end

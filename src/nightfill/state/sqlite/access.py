@@ -7,13 +7,13 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from nightfill.contexts.context import ContextName, Fingerprint, Form, Tenant
-from nightfill.state.access import HISTORY_DAYS, Access, Usage, tells
+from nightfill.state.access import HISTORY_DAYS, Access, Usage, asks, tells
 from nightfill.state.agenda import HEADSTART_S
 from nightfill.state.sqlite.ledger import note_uses
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nightfill.state.sqlite.database import Database
 
@@ -23,6 +23,8 @@ _HOUR_S: Final = 3600
 _WEEK: Final = 7 * 24
 """Hours."""
 _COLUMNS: Final = tuple(field.name for field in fields(Access))
+_NOBODY: Final = Tenant("")
+"""Hours of models are kept as those of contexts are, under no tenant."""
 _values = attrgetter(*_COLUMNS)
 
 
@@ -41,6 +43,7 @@ class SqliteAccessLog:
         marks = ", ".join("?" * len(_COLUMNS))
         sql = f"INSERT INTO accesses ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 - constants
         hours = [(row.tenant, row.context, row.at_s // _HOUR_S, row.broken, row.at_s) for row in rows if row.context]
+        hours += [(_NOBODY, ContextName(row.model), row.at_s // _HOUR_S, False, row.at_s) for row in rows if asks(row)]
 
         def act(connection: sqlite3.Connection) -> None:
             connection.executemany(sql, values)
@@ -62,6 +65,10 @@ class SqliteAccessLog:
         """See `AccessLog`."""
         sql = "SELECT * FROM access_hours WHERE tenant = ? AND context = ? ORDER BY hour"
         return usage_of(self._db.read(sql, tenant, context), now_s)
+
+    async def model_hours(self, model: str, *, now_s: float) -> Mapping[int, int]:
+        """See `AccessLog`."""
+        return (await self.usage(_NOBODY, ContextName(model), now_s=now_s)).hours
 
     async def recent(
         self, *, tenant: Tenant | None = None, context: ContextName | None = None, limit: int = 100

@@ -54,6 +54,22 @@ def test_an_unknown_size_is_refused_with_the_known_ones(tmp_path: Path) -> None:
         demo_model.ensure("huge", tmp_path)
 
 
+def test_another_seed_is_another_model_of_the_same_shape(tmp_path: Path) -> None:
+    paths = [demo_model.ensure(name, tmp_path) for name in ("tiny", "tiny:0", "tiny:7")]
+    one, _, other = (read_head(path) for path in paths)
+    assert (one.embedding_length, one.block_count) == (other.embedding_length, other.block_count)
+    assert other.name == "nightfill-demo-tiny-7"
+    assert one.file_bytes == pytest.approx(other.file_bytes, abs=64)
+    tails = [path.read_bytes()[-4096:] for path in paths]
+    assert tails[0] == tails[1] != tails[2]
+
+
+@pytest.mark.parametrize("name", ["tiny:x", "tiny:-1", "tiny:1:2", "tiny:99999999999"])
+def test_a_seed_is_a_small_whole_number(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadSetting, match="is no seed"):
+        demo_model.ensure(name, tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "cache").write_bytes(b"")
     with pytest.raises(BadSetting, match=r"cannot be written.*cache"):
@@ -109,3 +125,14 @@ def test_nothing_that_would_end_or_spoil_a_text_is_ever_said() -> None:
     assert "\0" not in (text := b"".join(vocabulary.bytes_of(token) for token in said).decode())
     assert {"\n", " ", "a", "def"} <= {vocabulary.bytes_of(token).decode() for token in said}
     assert text.isascii()
+
+
+def test_models_that_loop_agree_on_what_follows_and_no_token_follows_two(tmp_path: Path) -> None:
+    vocabulary = demo_vocabulary.load()
+    loops = demo_model.loops(vocabulary)
+    tokens = [token for loop in loops for token in loop]
+    assert {len(loop) for loop in loops} == {demo_model.LOOP_TOKENS}
+    assert len(set(tokens)) == len(tokens)
+    assert all(vocabulary.is_speakable(token) for token in tokens)
+    assert demo_model.loops(vocabulary) == loops != demo_model.loops(vocabulary, seed=1)
+    assert read_head(demo_model.ensure("loop", tmp_path)).vocabulary == len(vocabulary.tokens)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nightfill.engines.llama import gguf_file
-from nightfill.engines.llama.gguf_file import read_head, weights_digest
+from nightfill.engines.llama.gguf_file import adapted_architecture, read_head, weights_digest
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -249,3 +249,29 @@ def test_a_split_model_with_a_part_missing_or_named_by_a_later_part_is_refused(t
     second.write_bytes(b"x")
     with pytest.raises(BadSetting, match="name the first"):
         weights_digest(second, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ([text("general.architecture", "qwen3")], "is no LoRA adapter"),
+        (
+            [text("general.type", "adapter"), text("adapter.type", "control"), text("general.architecture", "x")],
+            "is no",
+        ),
+    ],
+)
+def test_what_is_no_adapter_is_told(tmp_path: Path, pairs: list[Pair], says: str) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(gguf(pairs))
+    with pytest.raises(BadSetting, match=says):
+        adapted_architecture(path)
+    with pytest.raises(BadSetting, match="no such file"):
+        adapted_architecture(tmp_path / "nowhere")
+
+
+def test_an_adapter_says_what_models_it_is_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    told = [("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", "qwen3")]
+    path.write_bytes(gguf([text(key, value) for key, value in told]))
+    assert adapted_architecture(path) == "qwen3"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nightfill.config import EngineSettings
+from nightfill.config import EngineSettings, SpeculationSettings
+from nightfill.engines.llama.child_config import Drafting
 from nightfill.engines.llama.gguf_file import GgufHead
 from nightfill.engines.llama.model import DEFAULT_CONTEXT, LlamaModel, context_length, load, resolve
 from nightfill.errors import BadSetting
@@ -64,6 +65,21 @@ def test_a_filling_child_has_one_slot_and_stays_behind() -> None:
     live, fill = model(slots=3, embeddings=True).child(), model(slots=3, embeddings=True, filling=True).child()
     assert (live.n_parallel, live.n_ctx, live.background, live.embeddings) == (3, 3 * 8192, False, True)
     assert (fill.n_parallel, fill.n_ctx, fill.background, fill.embeddings) == (1, 8192, True, False)
+
+
+def test_only_a_serving_child_guesses_tokens() -> None:
+    guesses = Drafting(method="ngram")
+    assert replace(model(), drafting=guesses).child().drafting == guesses
+    assert replace(model(filling=True), drafting=guesses).child().drafting is None
+
+
+def test_kv_is_the_same_with_speculation_and_without(tmp_path: Path) -> None:
+    given = {"cache_dir": tmp_path, "scratch_dir": str(tmp_path), "data_dir": tmp_path}
+    plain = load(EngineSettings(model="demo:tiny"), filling=False, **given)  # type: ignore[arg-type]
+    wanted = SpeculationSettings(method="draft", model="demo:tiny")
+    guessing = load(EngineSettings(model="demo:tiny", speculation=wanted), filling=False, **given)  # type: ignore[arg-type]
+    assert guessing.drafting == Drafting(method="draft", model=str(plain.path))
+    assert guessing.signature == plain.signature
 
 
 def test_slots_have_cells_of_their_own_where_slot_files_can_be_changed_to_fit() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from nightfill.engines.backoff import BackoffPolicy
 from nightfill.engines.llama.child_config import ChildConfig
-from nightfill.engines.llama.process import LlamaProcess, State
+from nightfill.engines.llama.process import LlamaProcess
+from nightfill.engines.supervised import State
 from nightfill.errors import EngineStart, EngineTimeout, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -53,7 +54,14 @@ if mood == "stubborn":
 if mood == "falls once" and starts == 1:
     print("0.0 E llama_decode: out of memory", file=sys.stderr, flush=True)
     sys.exit(7)
-sys.stdin.read()
+for line in sys.stdin:
+    order = json.loads(line)["type"]
+    if mood == "deaf":
+        time.sleep(60)
+    if mood == "dies of " + order:
+        print("no room for it", file=sys.stderr, flush=True)
+        sys.exit(3)
+    say(**{"type": "released"} if order == "release" else {"type": "listening", "port": 50000})
 """
 
 
@@ -63,13 +71,14 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     script.write_text(CHILD)
     made: list[LlamaProcess] = []
 
-    async def make(mood: str, *, start_timeout_s: float = 30) -> LlamaProcess:
+    async def make(mood: str, *, start_timeout_s: float = 30, again: bool = True) -> LlamaProcess:
         process = LlamaProcess(
             ChildConfig(model=mood, slot_save_path=str(tmp_path), n_ctx=1),
             name="e1",
             policy=QUICK,
             start_timeout_s=start_timeout_s,
             command=(sys.executable, "-S", str(script)),
+            again=again,
         )
         made.append(process)
         process.start()
@@ -158,7 +167,7 @@ async def test_waiting_for_a_child_has_a_deadline(make: Make) -> None:
 async def test_a_fault_of_our_own_in_the_supervision_surfaces_instead_of_hanging(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nightfill.engines.llama.process.after_exit", None)
+    monkeypatch.setattr("nightfill.engines.supervised.after_exit", None)
     process = await make("fails")
     with pytest.raises(EngineStart, match="supervision failed: TypeError"):
         await process.ready(30)
@@ -207,6 +216,58 @@ async def test_closing_from_a_task_that_is_cancelled_ends_the_child_all_the_same
         await closing
     await process.aclose()
     assert not os.path.exists(f"/proc/{pid}")  # noqa: ASYNC240, PTH110
+
+
+async def test_a_child_lets_go_of_its_model_and_loads_it_again_elsewhere(make: Make, tmp_path: Path) -> None:
+    process = await make("works", again=False)
+    await process.ready(30)
+    pid, generation = process.pid, process.generation
+    await process.release()
+    assert (process.state, process.pid) == (State.ASLEEP, pid)
+    with pytest.raises(EngineUnavailable, match="is asleep"):
+        _ = process.url
+    with pytest.raises(EngineUnavailable, match="is asleep"):
+        await process.ready(30)
+    with pytest.raises(EngineUnavailable, match="is asleep"):
+        await process.release()
+    await process.load()
+    assert (process.state, process.pid, process.url) == (State.READY, pid, "http://127.0.0.1:50000")
+    assert process.generation > generation, "what slots held is gone"
+    with pytest.raises(EngineUnavailable, match="is ready"):
+        await process.load()
+    assert len(starts(tmp_path)) == 1
+
+
+async def test_a_child_that_does_not_let_go_in_time_is_told_of(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nightfill.engines.llama.process._RELEASE_S", 0.1)
+    process = await make("deaf", again=False)
+    await process.ready(30)
+    with pytest.raises(EngineTimeout, match=r"did not let go of its model within 0\.1 s"):
+        await process.release()
+
+
+async def test_a_child_that_ends_over_letting_go_is_not_started_again(make: Make, tmp_path: Path) -> None:
+    process = await make("dies of release", again=False)
+    await process.ready(30)
+    with pytest.raises(EngineUnavailable, match="ended when it was to let go of its model: ended with status 3"):
+        await process.release()
+    assert (process.state, process.pid, len(starts(tmp_path))) == (State.FAILED, None, 1)
+
+
+async def test_a_child_that_cannot_load_again_says_why(make: Make, tmp_path: Path) -> None:
+    process = await make("dies of load", again=False)
+    await process.ready(30)
+    await process.release()
+    with pytest.raises(EngineUnavailable, match=r"ended when it was to load its model: .*no room for it; ended with"):
+        await process.load()
+    assert (process.state, process.pid, len(starts(tmp_path))) == (State.FAILED, None, 1)
+
+
+async def test_only_one_that_does_not_start_by_itself_is_put_to_sleep(make: Make) -> None:
+    process = await make("works")
+    await process.ready(30)
+    with pytest.raises(AssertionError, match="by itself"):
+        await process.release()
 
 
 async def test_freezing_without_a_child_does_nothing_but_stop_the_clock(tmp_path: Path) -> None:

@@ -134,6 +134,13 @@ async def test_a_slot_keeps_its_prefix_if_it_was_reused(loaded: int, kept: bool)
     ("body", "counts"),
     [
         ({"timings": {"cache_n": 3, "prompt_n": 4, "predicted_n": 5}}, Tokens(prompt=7, reused=3, output=5)),
+        (
+            {
+                "timings": {"cache_n": 3, "prompt_n": 4, "prompt_ms": 500.0, "predicted_n": 5, "predicted_ms": 1500.0}
+                | {"draft_n": 6, "draft_n_accepted": 4}
+            },
+            Tokens(prompt=7, reused=3, output=5, drafted=6, accepted=4, compute_s=2.0),
+        ),
         ({"usage": USAGE}, Tokens(prompt=50, reused=40, output=2)),
         ({"usage": {"prompt_tokens": 5}}, Tokens(prompt=5)),
         ({"choices": []}, None),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightfill.contexts.context import Signature
+from nightfill.engines.engine import Prefix
 from nightfill.engines.llama.slots import Slot, SlotTable, choose, common_bytes
 from nightfill.errors import QueueFull
 from nightfill.kv.key import Span, spans
@@ -197,3 +198,38 @@ async def test_another_process_holds_nothing_of_what_the_one_before_held(table: 
         slot.spans = one
     assert table.keep([one], generation=2) == [0]
     assert not slot.kept
+
+
+async def test_what_a_past_process_held_is_not_held(table: SlotTable) -> None:
+    async with table.acquire(generation=1, spans=(), text=b"") as slot:
+        slot.spans = prefix(1, 2)
+    assert table.held(generation=1)
+    assert not table.held(generation=2)
+
+
+async def test_only_what_was_computed_in_a_slot_from_its_first_token_on_counts_as_computed(table: SlotTable) -> None:
+    given = Prefix(tokens=tuple(range(100)), salt=b"s")
+    async with table.acquire(generation=1, spans=(), text=b"") as slot:
+        slot.answered(given, solid_tokens=80, reused=0)
+    assert table.computed(generation=1) == [(slot.id, given, 80)]
+    assert table.computed(generation=2) == []
+    slot.answered(None, solid_tokens=500, reused=80)
+    assert table.computed(generation=1) == [(slot.id, given, 80)], "the next request went on from there"
+    slot.answered(given, solid_tokens=200, reused=60)
+    assert table.computed(generation=1) == [], "a part was computed over something else"
+    slot.answered(given, solid_tokens=200, reused=0)
+    assert table.computed(generation=1) == [(slot.id, given, 100)]
+    slot.answered(given, solid_tokens=-3, reused=0)
+    assert table.computed(generation=1) == [], "too short for a whole batch"
+
+
+async def test_what_came_from_the_store_never_counts_as_computed_until_the_slot_is_empty(table: SlotTable) -> None:
+    given = Prefix(tokens=tuple(range(100)), salt=b"s")
+    async with table.acquire(generation=1, spans=(), text=b"") as slot:
+        slot.restored = True
+        slot.forget(1)
+        slot.answered(given, solid_tokens=80, reused=0)
+        assert slot.computed is None, "forgotten, but llama.cpp may still go on from it"
+        slot.forget(2)
+        slot.answered(given, solid_tokens=80, reused=0)
+        assert slot.computed is not None

@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from nightfill.config import ByteSize, Duration, EngineSettings, KvSettings, Role, Settings, SleepSettings, TierSettings
-from nightfill.engines.vllm.args import API_KEY, Launch, Wanted, launch, plain
+from nightfill.config import (
+    AdapterSettings,
+    ByteSize,
+    Duration,
+    EngineSettings,
+    ExperimentSettings,
+    KvSettings,
+    Role,
+    Settings,
+    SleepSettings,
+    SpeculationSettings,
+    TierSettings,
+)
+from nightfill.engines.vllm.args import API_KEY, LOADS_ADAPTERS, Launch, Wanted, launch, plain
 from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -197,5 +209,50 @@ def test_a_url_without_an_address_is_refused(url: str) -> None:
         start(msgspec.structs.replace(ENGINE, url=url))
 
 
+def test_a_server_that_nightfill_starts_itself_has_no_command_line_for_others() -> None:
+    with pytest.raises(BadSetting, match="nightfill serve starts this server itself"):
+        start(msgspec.structs.replace(ENGINE, url=""))
+
+
 def test_the_longest_context_is_passed_on() -> None:
     assert value(start(msgspec.structs.replace(ENGINE, context_length=8192)).argv, "--max-model-len") == "8192"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (SpeculationSettings(method="ngram", tokens=5), {"method": "ngram", "num_speculative_tokens": 5}),
+        (
+            SpeculationSettings(method="draft", model="/models/small"),
+            {"method": "draft_model", "num_speculative_tokens": 3, "model": "/models/small"},
+        ),
+        (
+            SpeculationSettings(method="eagle3", model="org/head", tokens=4),
+            {"method": "eagle3", "num_speculative_tokens": 4, "model": "org/head"},
+        ),
+        (SpeculationSettings(method="mtp"), {"method": "mtp", "num_speculative_tokens": 3}),
+    ],
+)
+def test_speculation_is_asked_for_and_reported_by_request(wanted: SpeculationSettings, told: dict[str, Any]) -> None:
+    argv = start(msgspec.structs.replace(ENGINE, speculation=wanted)).argv
+    assert msgspec.json.decode(value(argv, "--speculative-config")) == told
+    assert value(argv, "--per-request-spec-decode-metrics") == "summary"
+    assert "--speculative-config" not in start().argv
+
+
+def test_an_engine_of_an_experiment_reports_the_seconds_of_each_request() -> None:
+    settings = Settings(experiments=(ExperimentSettings(name="x", a="other", b="local"),))
+    assert "--enable-per-request-metrics" in start(settings=settings).argv
+    assert "--enable-per-request-metrics" not in start().argv
+
+
+def test_a_server_with_adapters_has_room_for_as_many_as_are_loaded() -> None:
+    assert LOADS_ADAPTERS not in start().env
+    assert "--enable-lora" not in start().argv
+    adapters = tuple(AdapterSettings(name=name, path=f"/{name}") for name in "abc")
+    few = start(msgspec.structs.replace(ENGINE, adapters=adapters, max_adapters=2), lora_rank=32)
+    assert "--enable-lora" in few.argv
+    flags = ("--max-lora-rank", "--max-loras", "--max-cpu-loras")
+    assert [value(few.argv, flag) for flag in flags] == ["32", "2", "2"]
+    assert few.env[LOADS_ADAPTERS] == "1"
+    assert value(start(msgspec.structs.replace(ENGINE, adapters=adapters)).argv, "--max-loras") == "3"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from nightfill.contexts.context import Signature, Tenant
-from nightfill.engines.vllm.asked import adapted, salt_from, whole_spans, wish_of
+from nightfill.engines.vllm.asked import salt_from, whole_spans, wish_of
 from nightfill.engines.vllm.wire import Wish
 from nightfill.kv.key import salt_of, spans
 
@@ -25,11 +25,6 @@ def test_any_other_text_makes_a_salt_of_its_own(text: str) -> None:
 def test_requests_without_a_salt_share_one_that_no_text_gives() -> None:
     assert salt_from(None) == salt_from("")
     assert salt_from(None) != salt_of(Tenant("default"))
-
-
-def test_an_adapter_is_part_of_the_salt_by_its_content() -> None:
-    salt = salt_from("t")
-    assert len({salt, adapted(salt, bytes(32)), adapted(salt, b"\1" * 32), adapted(salt_from("u"), bytes(32))}) == 4
 
 
 @pytest.mark.parametrize(("length", "blocks"), [(0, 0), (255, 0), (256, 1), (600, 2)])

@@ -64,6 +64,7 @@ def request(clock: Clock, **wish: Any) -> Asked:
     spans = whole_spans(list(range(4 * BLOCK)), signature=Signature("ab" * 32), salt=bytes(32), block_tokens=BLOCK)
     return Asked(
         request_id="r",
+        signature=Signature("ab" * 32),
         salt=bytes(32),
         spans=spans,
         keyed=True,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nightfill.engines.vllm.weights import adapter_digest, digest_of, model_files
+from nightfill.engines.vllm.weights import digest_of, model_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,12 +87,3 @@ def test_files_of_a_hub_cache_are_named_by_their_digest_and_not_read(tmp_path: P
     before = digest_of(model_files(snapshot))
     blob.write_bytes(b"other bytes under a name that says what they were")
     assert digest_of(model_files(snapshot)) == before
-
-
-def test_an_adapters_digest_is_of_its_weights_and_settings(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"a")
-    before = adapter_digest(tmp_path)
-    assert len(before) == 32
-    (tmp_path / "adapter_config.json").write_text('{"r": 9}')
-    assert adapter_digest(tmp_path) != before

@@ -16,13 +16,16 @@ from typing_extensions import override
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 
-from nightfill.engines.vllm.asked import Asked, adapted, salt_from, whole_spans, wish_of
+from nightfill.engines.signature import adapted
+from nightfill.engines.vllm.adapter_identity import adapter_digest, may_hold
+from nightfill.engines.vllm.adapter_shapes import misfit, shapes_in
+from nightfill.engines.vllm.asked import Asked, salt_from, whole_spans, wish_of
 from nightfill.engines.vllm.pace import PrefillSteps
 from nightfill.engines.vllm.plugin.checks import check_cache, check_server
-from nightfill.engines.vllm.plugin.identity import signature
+from nightfill.engines.vllm.plugin.identity import folder_of, signature
 from nightfill.engines.vllm.plugin.tier import NightfillTier
-from nightfill.engines.vllm.weights import adapter_digest
 from nightfill.engines.vllm.wire import NAME, Report, Wish
+from nightfill.errors import BadSetting
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+    from nightfill.contexts.context import Signature
+    from nightfill.engines.vllm.adapter_identity import Mark
 
 _log: Final = logging.getLogger(__name__)
 
@@ -44,7 +50,9 @@ class NightfillConnector(OffloadingConnector):
             _log_with_vllm()
             check_cache(kv_cache_config)
         super().__init__(vllm_config, role, kv_cache_config)
-        self._adapters: dict[tuple[str, str], bytes] = {}
+        self._adapters: dict[tuple[str, str], str] = {}
+        self._adapter_files: dict[Mark, str] = {}
+        self._misfits: dict[str, str] = {}
         self._changed: set[tuple[str, str]] = set()
         self._passing_over: list[Request] = []
         """Requests of this step that are to pass over the engine's own cache."""
@@ -60,7 +68,6 @@ class NightfillConnector(OffloadingConnector):
             self.shutdown()
             raise
         self._steps = PrefillSteps()
-        self._tier.begin(self._signature)
         _log.info("nightfill: signature %s, %d tokens per block", self._signature[:16], self._tier.block_tokens)
 
     def _find_tier(self) -> NightfillTier:
@@ -91,19 +98,19 @@ class NightfillConnector(OffloadingConnector):
         super().on_new_request(request)
 
     def _ask(self, request: Request) -> Asked:
-        wish = wish_of(request.kv_transfer_params)
-        salt: bytes | None = salt_from(request.cache_salt)
-        if request.lora_request is not None and salt is not None:
-            salt = self._adapted(request, salt)
+        wish, salt = wish_of(request.kv_transfer_params), salt_from(request.cache_salt)
+        signature = self._adapted(request)
         tokens = request.prompt_token_ids
-        keyed = tokens is not None and salt is not None and not request.mm_features and request.prompt_embeds is None
+        plain = not request.mm_features and request.prompt_embeds is None
+        keyed = tokens is not None and signature is not None and plain
         tier = self._tier
         stores = keyed and (wish.store if wish is not None else tier.settings.save == "all")
         return Asked(
             request_id=request.request_id,
-            salt=salt or bytes(32),
-            spans=whole_spans(tokens, signature=self._signature, salt=salt, block_tokens=tier.block_tokens)
-            if keyed and tokens is not None and salt is not None
+            signature=signature or self._signature,
+            salt=salt,
+            spans=whole_spans(tokens, signature=signature, salt=salt, block_tokens=tier.block_tokens)
+            if keyed and tokens is not None and signature is not None
             else (),
             keyed=keyed,
             wish=wish or Wish(),
@@ -112,17 +119,19 @@ class NightfillConnector(OffloadingConnector):
             decision="absent" if keyed else "unkeyed",
         )
 
-    def _adapted(self, request: Request, salt: bytes) -> bytes | None:
-        """The salt under the request's adapter, by content; None when its files cannot be read.
+    def _adapted(self, request: Request) -> Signature | None:
+        """The signature under the request's adapter, by its content; None when that is not known.
 
         vLLM's own caches know an adapter by name and path. One that changed in place would be served KV of the one
-        before it: so from then on its requests pass over these caches.
+        before it: so from then on its requests pass over these caches. Gateways name adapters by their content
+        (`engines.vllm.adapters`); where a folder holds another one by now, it is not the one that was loaded.
         """
         adapter = request.lora_request
-        assert adapter is not None
+        if adapter is None:
+            return self._signature
         name = (adapter.lora_name, adapter.lora_path)
         try:
-            digest = adapter_digest(Path(adapter.lora_path))
+            digest = adapter_digest(Path(adapter.lora_path), self._adapter_files)
         except OSError as error:
             _log.warning("adapter %s: its files cannot be read (%s); its KV is not stored", name[0], error.strerror)
             request.skip_reading_prefix_cache = True
@@ -131,7 +140,23 @@ class NightfillConnector(OffloadingConnector):
             self._changed.add(name)
         if name in self._changed:
             request.skip_reading_prefix_cache = True
-        return adapted(salt, digest)
+        if not may_hold(adapter.lora_name, digest):
+            _log.warning("adapter %s: its files have changed; its KV is not stored", name[0])
+            return None
+        if digest not in self._misfits:
+            self._misfits[digest] = self._misfit(Path(adapter.lora_path))
+        if self._misfits[digest]:
+            _log.warning("adapter %s: is for another model: %s", name[0], self._misfits[digest])
+            return None
+        return adapted(self._signature, digest=digest)
+
+    def _misfit(self, adapter: Path) -> str:
+        model = self._vllm_config.model_config
+        try:
+            return misfit(shapes_in(adapter), shapes_in(folder_of(model.model, model.revision)))
+        except (OSError, ValueError, BadSetting) as error:
+            _log.warning("it cannot be told whether %s is for this model: %s", adapter, error)
+            return ""
 
     @override
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -193,7 +218,7 @@ class NightfillConnector(OffloadingConnector):
             return params
         tier, rates = self._tier, self._tier.lookups.rates
         report = Report(
-            signature=self._signature,
+            signature=asked.signature,
             salt=asked.salt.hex(),
             block_tokens=tier.block_tokens,
             kv_bytes_per_token=tier.block_bytes // tier.block_tokens,

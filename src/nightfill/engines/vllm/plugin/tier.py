@@ -45,7 +45,7 @@ _DRAIN_S: Final = 60.0
 
 
 class NightfillTier(SecondaryTierManager):
-    """A `SecondaryTierManager` over `nightfill.kv.Store`. One per server; `begin` comes first."""
+    """A `SecondaryTierManager` over `nightfill.kv.Store`. One per server."""
 
     medium = Medium.STORAGE
 
@@ -77,7 +77,6 @@ class NightfillTier(SecondaryTierManager):
         )
         self._rows = primary_kv_view.cast("B")
         self._stride = primary_kv_view.strides[0] if primary_kv_view.strides else 0
-        self._signature: Signature | None = None
         self._asked: dict[str, Asked] = {}
         self._loads: dict[int, Asked] = {}
         self._done: queue.SimpleQueue[JobResult] = queue.SimpleQueue()
@@ -89,10 +88,6 @@ class NightfillTier(SecondaryTierManager):
         self._counter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightfill-count")
         self._loaders = ThreadPoolExecutor(max_workers=2, thread_name_prefix="nightfill-load")
         self._storers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nightfill-store")
-
-    def begin(self, signature: Signature) -> None:
-        """Serve requests from now on, under this signature."""
-        self._signature = signature
 
     # --- requests ---
 
@@ -171,7 +166,7 @@ class NightfillTier(SecondaryTierManager):
         if asked is None or not todo:
             self._done.put(JobResult(job_metadata.job_id, success=True, transfer_time=0.0, transfer_bytes=0))
             return
-        self._submit(self._storers, self._store, job_metadata.job_id, todo, asked.salt)
+        self._submit(self._storers, self._store, job_metadata.job_id, todo, asked)
 
     @override
     def submit_load(self, job_metadata: TransferJob) -> None:
@@ -238,8 +233,7 @@ class NightfillTier(SecondaryTierManager):
     def _row(self, chunk: int) -> memoryview:
         return self._rows[chunk * self._stride : chunk * self._stride + self.block_bytes]
 
-    def _store(self, job_id: int, todo: list[tuple[BlockKey, int, int]], salt: bytes) -> JobResult:
-        assert self._signature is not None
+    def _store(self, job_id: int, todo: list[tuple[BlockKey, int, int]], asked: Asked) -> JobResult:
         moved = 0
         there = self.store.has_many([key for key, _, _ in todo])
         for (key, place, chunk), stored in zip(todo, there, strict=True):
@@ -247,14 +241,14 @@ class NightfillTier(SecondaryTierManager):
                 continue
             meta = BlockMeta(
                 kind="block",
-                signature=self._signature,
+                signature=asked.signature,
                 start=place * self.block_tokens,
                 stop=(place + 1) * self.block_tokens,
                 dtype=self.kv_dtype,
                 shape=self.kv_shape,
             )
             try:
-                self.store.put(key, [self._row(chunk)], meta, salt=salt)
+                self.store.put(key, [self._row(chunk)], meta, salt=asked.salt)
             except KvError as error:
                 _log.warning("a block was not stored: %s", error)
                 return JobResult(job_id, success=False, transfer_bytes=moved)
@@ -267,7 +261,7 @@ class NightfillTier(SecondaryTierManager):
         metas = self.store.get_many_into([block_key for _, block_key, _, _ in todo], rows, salt=asked.salt)
         loaded: list[OffloadKey] = []
         for (key, _, place, _), meta in zip(todo, metas, strict=True):
-            if meta is not None and self._fits(meta, place):
+            if meta is not None and self._fits(meta, place, asked.signature):
                 loaded.append(key)
             else:
                 asked.failed.add(place)
@@ -275,9 +269,9 @@ class NightfillTier(SecondaryTierManager):
         self.lookups.observe(load_bytes=moved, load_s=time.monotonic() - began_s)
         return JobResult(job_id, success=len(loaded) == len(todo), successful_keys=loaded, transfer_bytes=moved)
 
-    def _fits(self, meta: BlockMeta, place: int) -> bool:
+    def _fits(self, meta: BlockMeta, place: int, signature: Signature) -> bool:
         start = place * self.block_tokens
-        return (meta.signature, meta.start, meta.stop) == (self._signature, start, start + self.block_tokens)
+        return (meta.signature, meta.start, meta.stop) == (signature, start, start + self.block_tokens)
 
 
 def _below_host_memory(kv: KvSettings) -> KvSettings:

@@ -1,4 +1,4 @@
-"""What a llama.cpp child said last on standard error, to tell why it ended. Bounded, and without any request's text."""
+"""What an engine's process said last, to tell why it ended. Bounded, and without any request's text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Final
 
 _LINES: Final = 40
 _LINE_BYTES: Final = 400
-# The layers below the server see tokens only; the server itself quotes requests and answers in its errors.
-_TEXTLESS: Final = re.compile(rb"[\d.]+ E (llama|ggml|gguf|CUDA)\w*: (?!.*grammar)|.*GGML_ASSERT\(|terminate called")
+_NOTHING: Final = re.compile(rb"(?!)")
+_STAMP: Final = re.compile(r"^([\d.]+ [EWI] |(\(\w+( pid=\d+)?\) )?(ERROR|CRITICAL) [^\]]*\] )")
+"""llama.cpp's, and vLLM's."""
 
 
 class LastWords:
-    """The tail of a child's standard error. Not thread-safe."""
+    """The tail of what a child says. Not thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, textless: re.Pattern[bytes], dull: re.Pattern[bytes] = _NOTHING) -> None:
+        """From their start, `textless` matches lines that cannot quote a request, `dull` those that explain nothing."""
+        self._textless = textless
+        self._dull = dull
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._partial = b""
         self._serving = False
@@ -30,11 +34,12 @@ class LastWords:
         self._serving = True
 
     def feed(self, data: bytes) -> None:
-        """More of standard error, cut anywhere."""
+        """More of it, cut anywhere."""
         *whole, rest = (self._partial + data).split(b"\n")
         self._partial = rest[:_LINE_BYTES]  # what is beyond it is lost, not the next line
         for line in whole:
-            if line.strip() and (not self._serving or _TEXTLESS.match(line)):
+            worth_it = line.strip() and not self._dull.match(line)
+            if worth_it and (not self._serving or self._textless.match(line)):
                 self._lines.append(line[:_LINE_BYTES].decode("utf-8", "replace"))
 
     def note(self, line: str) -> None:
@@ -42,5 +47,5 @@ class LastWords:
         self._lines.append(line)
 
     def tail(self, lines: int = 6) -> str:
-        """The last so many lines, joined by `; `, without llama.cpp's time stamps."""
-        return "; ".join(re.sub(r"^[\d.]+ [EWI] ", "", line) for line in list(self._lines)[-lines:])
+        """The last so many lines, joined by `; `, without time stamps."""
+        return "; ".join(_STAMP.sub("", line) for line in list(self._lines)[-lines:])

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
-from nightfill.engines.llama.last_words import LastWords
+from nightfill.engines.last_words import LastWords
+from nightfill.engines.llama.process import TEXTLESS
 
 LOADING = b"0.00.003.633 E llama_model_load: error loading model: tensor is not within the file bounds\n"
 
 
 def test_the_tail_is_that_of_the_stream_however_it_is_cut() -> None:
     text = LOADING + b"\nsecond line\nthird"
-    words = LastWords()
+    words = LastWords(TEXTLESS)
     for i in range(len(text)):
         words.feed(text[i : i + 1])
     assert words.tail() == "llama_model_load: error loading model: tensor is not within the file bounds; second line"
 
 
 def test_what_is_kept_is_bounded() -> None:
-    words = LastWords()
+    words = LastWords(TEXTLESS)
     words.feed(b"x" * 1_000_000)
     words.feed(b"y\n" * 1000)
     words.feed(b"z" * 1_000_000 + b"\nend\n")
@@ -23,7 +24,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 def test_once_it_serves_only_lines_that_cannot_quote_a_request_are_kept() -> None:
-    words = LastWords()
+    words = LastWords(TEXTLESS)
     words.feed(b"loading secret-model\n")
     words.serving()
     words.feed(
@@ -44,7 +45,7 @@ def test_once_it_serves_only_lines_that_cannot_quote_a_request_are_kept() -> Non
 
 
 def test_the_words_of_the_child_before_are_still_there_when_the_next_one_begins() -> None:
-    words = LastWords()
+    words = LastWords(TEXTLESS)
     words.feed(LOADING + b"half a li")
     words.begin()
     words.feed(b"new\n")
