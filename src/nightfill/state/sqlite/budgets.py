@@ -1,4 +1,4 @@
-"""Budgets in SQLite. What is set aside and spent moves with the jobs, by the triggers of `sums`."""
+"""Budgets in SQLite. What is set aside and spent moves with the jobs: see `sums`."""
 
 from __future__ import annotations
 
