@@ -5,7 +5,7 @@ One of them gets them as they come, and serves them by model. The other gets the
 would give them that swaps models for whoever is first in line; those that follow each other for the same model go
 together. Both put models to sleep at level 1, so what differs is the order alone.
 
-    python benchmarks/interleaved.py [--model demo:small] [--requests 120] [--rounds 2] [--rate 30] [--turn 4]
+    python benchmarks/interleaved.py [--model demo:small] [--requests 120] [--rounds 2] [--rate 100] [--turn 4]
 
 The last line is one JSON object. `throughput_ratio` is requests a second in turns over those of first come, first
 served, and `round_ratios` the same of each round; `waited_s` is the spread from a request's time to its whole answer,
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo:small")
     parser.add_argument("--requests", type=int, default=120, help="of each round")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--rate", type=float, default=30.0, help="a second")
+    parser.add_argument("--rate", type=float, default=100.0, help="a second")
     parser.add_argument("--turn", type=float, default=4.0, help="lifecycle.max_turn_s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nightfill-interleaved-") as folder:

@@ -22,6 +22,7 @@ from nightfill.engines.llama import demo_adapter
 from nightfill.engines.llama.engine import LlamaEngine
 from nightfill.engines.llama.model import load
 from nightfill.engines.llama.process import LlamaProcess
+from nightfill.engines.llama.sleeper import LlamaSleeper
 from nightfill.errors import AdapterUnfit, BadRequest, Busy, EngineUnavailable
 from nightfill.kv import open_store
 from serving import eventually, source_text
@@ -103,13 +104,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 async def new_house(cache: Path, store: Store, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(*paths: Path, filling: bool = False, slots: int = 1, most: int = 2, **more: Any) -> House:
+        async def make(*paths: Path, filling: bool = False, slots: int = 1, most: int = 2, again: bool = True) -> House:
             adapters = tuple(AdapterSettings(name=path.stem, path=str(path)) for path in paths)
             settings = EngineSettings(
-                model="demo:tiny", slots=slots, context_length=4096, adapters=adapters, max_adapters=most, **more
+                model="demo:tiny", slots=slots, context_length=4096, adapters=adapters, max_adapters=most
             )
             model = load(settings, filling=filling, cache_dir=cache, scratch_dir=str(tmp_path), data_dir=tmp_path)
-            process = LlamaProcess(model.child(), name="fill" if filling else "live")
+            process = LlamaProcess(model.child(), name="fill" if filling else "live", again=again)
             engine = LlamaEngine(model, process=process, store=store, block_tokens=BLOCK, restore="always")
             stack.push_async_callback(engine.aclose)
             models = {one.name: AdaptedEngine(engine, one) for one in model.adapters}
@@ -326,6 +327,23 @@ async def test_a_child_that_comes_back_has_no_adapter_whose_file_changed(
     await house.process.until(lambda: house.process.generation > generation, 30)
     # "b" has another place now than it had.
     assert {model: (await house.ask(model)).text for model in ("", "b")} == {m: right[m] for m in ("", "b")}
+    with pytest.raises(AdapterUnfit, match="has changed"):
+        await house.ask("a")
+
+
+async def test_adapters_come_back_with_a_model_that_slept_but_for_those_whose_files_changed(
+    new_house: Callable[..., Any], files: list[Path]
+) -> None:
+    house: House = await new_house(*files[:2], again=False)
+    sleeper = LlamaSleeper(house.engine, house.process)
+    await sleeper.wake()
+    await sleeper.warm()
+    right = {model: (await house.ask(model)).text for model in ("", "a", "b")}
+    await sleeper.sleep(1)
+    demo_adapter.write(files[0], "tiny", seed=99)
+    await sleeper.wake()
+    await sleeper.warm()
+    assert {model: (await house.ask(model)).text for model in ("b", "")} == {m: right[m] for m in ("b", "")}
     with pytest.raises(AdapterUnfit, match="has changed"):
         await house.ask("a")
 

@@ -263,3 +263,16 @@ async def test_being_frozen_does_a_sleeping_child_no_harm(house: House) -> None:
     house.engine.thaw()
     await waking
     assert (await house.ask(stored=()))[1] == 0
+
+
+@pytest.mark.parametrize("level", [1, 2])
+async def test_a_wake_that_is_given_up_can_be_tried_again(house: House, level: Level) -> None:
+    await house.sleeper.sleep(level)
+    waking = asyncio.create_task(house.sleeper.wake())
+    await house.process.until(lambda: house.process.state is State.STARTING, 10)
+    waking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waking
+    await house.sleeper.stop()
+    assert house.process.pid is None
+    await house.up()

@@ -237,7 +237,7 @@ def draw_phases(
     axes.tick_params(length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(phases), frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(phases), frameon=False, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
     axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
     _save(figure, path)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MODELS: Final = ("demo:large", "demo:large:1")
 TOKENS: Final = 4096
 ROUNDS: Final = 3
-PROMPT_TOKENS: Final = 8
+PROMPT_TOKENS: Final = 4
 _ROOM_TOKENS: Final = 1024
 """Of a slot beyond the context: for the question and its answer, in whole blocks."""
 

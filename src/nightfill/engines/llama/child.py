@@ -7,7 +7,6 @@ further lines, and ends when its standard input does. llama.cpp's own words go t
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 import signal
 import sys
@@ -96,7 +95,6 @@ def _release() -> None:
     """Waits for connected clients: our parent has closed its connections, and ends us if it takes long all the same."""
     global _server
     _server = None
-    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -208,7 +208,6 @@ class LlamaEngine:
                 # Not the fill that it was given: llama.cpp would go on from that wherever the tokens agree.
                 await self._api.slot_erase(slot.id)
                 slot.forget(slot.generation)
-                slot.restored = False
                 held = 0
             if lora.scales and slot.scales != lora.scales and (prefix is not None or call.path not in _SAYS_ADAPTERS):
                 # A change of adapters empties the slot: let it do so before something is restored into it, not after.
@@ -228,9 +227,7 @@ class LlamaEngine:
                     await self._look_again_if_filled_again(prefix, spans)
                     # The slot's own content goes with the restore, whatever comes of it.
                     slot.forget(slot.generation)
-                    was_restored, slot.restored = slot.restored, True
                     loaded = await self._transfer.load(slot.id, prefix)
-                    slot.restored = loaded.tokens > 0 or was_restored
                     held, restore_s = loaded.tokens, loaded.seconds
                     self._restores.loaded(nbytes=loaded.bytes, seconds=loaded.seconds)
             computes = not restores or (weighed is not None and not weighed.load)
@@ -403,14 +400,13 @@ class LlamaEngine:
             for slot in slots:
                 await self._api.slot_erase(slot.id)
                 slot.forget(slot.generation)
-                slot.restored = False
         await self._transfer.clear_scratch()
         return self.held.isdisjoint(keys)
 
     async def keep(self) -> int:
         """Store what requests had to compute of filled prefixes because the store had lost it; how many of them.
 
-        Nothing of what was restored once: it may have been lost for being wrong. Raises EngineError, KvError.
+        Nothing that stands on what was restored: it may have been lost for being wrong. Raises EngineError, KvError.
         """
         kept = 0
         if self._transfer.plain:

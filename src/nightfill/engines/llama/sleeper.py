@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 _LEVELS: Final[frozenset[Level]] = frozenset({1, 2})
-_PROBE: Final = (1, 2)
-"""Tokens that every vocabulary has; few, as each costs time at every wake."""
-_WORDS: Final = 1
-"""Its likeliest alternatives are compared too, which tells models apart as well as more words would."""
+_PROBE: Final = (1,)
+"""A token that every vocabulary has; one, and one in answer, as each costs time at every wake. The likeliest
+alternatives to the answer are compared too, which tells models apart as well as more words would.
+"""
 _APART_NATS: Final = 0.1
 """Between log-probabilities of the same token, where a device does not round the same way each time."""
 _KEEP_S: Final = 20.0
@@ -86,8 +86,8 @@ class LlamaSleeper:
         return Woken(seconds={"process": armed_s - began_s, "load": time.monotonic() - armed_s})
 
     async def warm(self) -> None:
-        """Continue two tokens by one, and compare that with the first time. Raises EngineError, WokeWrong."""
-        now = await self._api.sample(_PROBE, slot=0, max_tokens=_WORDS)
+        """Continue one token by one, and compare that with the first time. Raises EngineError, WokeWrong."""
+        now = await self._api.sample(_PROBE, slot=0, max_tokens=1)
         if self._known is None:
             self._known = now
         elif difference := unlike(self._known, now):

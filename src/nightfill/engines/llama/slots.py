@@ -44,8 +44,6 @@ class Slot:
     """What it holds cannot be had back from the store: other requests take it last."""
     scales: tuple[float, ...] | None = None
     """Of the adapters that its last request was under; None while that is not known."""
-    restored: bool = False
-    """Something in it came from the store since it was last empty."""
     computed: tuple[Prefix, int] | None = None
     """A filled prefix and how many of its tokens, from the front, were computed in it as a fill would do it."""
 
@@ -60,7 +58,6 @@ class Slot:
 
     def forget(self, generation: int) -> None:
         """What the slot holds is of no use, in the process of this generation."""
-        self.restored = self.restored and generation == self.generation
         self.generation, self.spans, self.text, self.kept = generation, (), b"", False
         self.said, self.tokens, self.reply_tokens = None, 0, 0
         self.scales = self.computed = None
@@ -71,7 +68,7 @@ class Slot:
         """
         if self.computed is not None and reused < self.computed[1]:
             self.computed = None
-        if prefix is not None and not reused and not self.restored and solid_tokens > 0:
+        if prefix is not None and not reused and solid_tokens > 0:
             self.computed = prefix, min(len(prefix.tokens), solid_tokens)
 
 

@@ -221,15 +221,3 @@ async def test_only_what_was_computed_in_a_slot_from_its_first_token_on_counts_a
     assert table.computed(generation=1) == [(slot.id, given, 100)]
     slot.answered(given, solid_tokens=-3, reused=0)
     assert table.computed(generation=1) == [], "too short for a whole batch"
-
-
-async def test_what_came_from_the_store_never_counts_as_computed_until_the_slot_is_empty(table: SlotTable) -> None:
-    given = Prefix(tokens=tuple(range(100)), salt=b"s")
-    async with table.acquire(generation=1, spans=(), text=b"") as slot:
-        slot.restored = True
-        slot.forget(1)
-        slot.answered(given, solid_tokens=80, reused=0)
-        assert slot.computed is None, "forgotten, but llama.cpp may still go on from it"
-        slot.forget(2)
-        slot.answered(given, solid_tokens=80, reused=0)
-        assert slot.computed is not None
