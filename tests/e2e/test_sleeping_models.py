@@ -225,3 +225,15 @@ def test_a_request_whose_model_does_not_wake_in_time_is_told_so(new_serve: Calla
     with standing_still(serve):
         # All children end with their server, also those that sleep or hang; `stop` looks whether they did.
         serve.stop()
+
+
+def test_a_model_that_its_device_cannot_hold_ends_serve_and_names_the_setting(serve_home: Path, tmp_path: Path) -> None:
+    small = settings(devices=[{"name": "ram", "max_bytes": 60 << 20}])
+    served = Serve(tmp_path / "small", home=serve_home, model="demo:small", settings=small)
+    try:
+        done = served.cli("serve", "--port", "0")
+    finally:
+        served.close()
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "and device ram has 62914560 (lifecycle.devices, max_bytes)" in done.stderr.splitlines()[-1]

@@ -181,14 +181,17 @@ async def first_described(engines: Sequence[tuple[Engine, float]]) -> Descriptio
     raise failure
 
 
-async def described(engine: Engine, within_s: float) -> Description:
-    """What the engine says of itself; asked again for so many seconds while it is not there. Raises EngineError."""
+async def described(engine: Engine, within_s: float, *, comes_up: bool = True) -> Description:
+    """What the engine says of itself; asked again for so many seconds while it is not there. Raises EngineError.
+
+    `comes_up`: it may not be there yet. Else it was started by asking, and what ails it will not go away.
+    """
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + within_s
     while True:
         try:
             return await engine.describe()
-        except (EngineUnavailable, EngineTimeout):
-            if loop.time() > deadline_s:
+        except (EngineUnavailable, EngineTimeout) as exc:
+            if loop.time() > deadline_s or (isinstance(exc, EngineUnavailable) and not comes_up):
                 raise
         await asyncio.sleep(_ASK_AGAIN_S)

@@ -89,7 +89,11 @@ async def descriptions_of(served: Sequence[Served]) -> list[Description]:
     """
     own = [one for one in served if one.own]
     if own:
-        said = [await described(engine, one.settings.start_timeout_s) for one in own for engine in one.engines]
+        said = [
+            await described(engine, one.settings.start_timeout_s, comes_up=one.sleeper is None)
+            for one in own
+            for engine in one.engines
+        ]
         _told_apart(own, said)
         return said
     return [await first_described([(one.engine, one.settings.start_timeout_s) for one in served])]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fakes.engine import FakeEngine
-from nightfill.cli.engine_room import engines_for, engines_to_serve, first_described
+from nightfill.cli.engine_room import described, engines_for, engines_to_serve, first_described
 from nightfill.config import EngineSettings, Settings
 from nightfill.errors import BadSetting, EngineUnavailable, EngineUnfit
 
@@ -79,3 +79,9 @@ async def test_what_ails_the_last_engine_is_told_when_none_comes_up() -> None:
         await first_described([(unfit, 600)])
     with pytest.raises(EngineUnavailable, match="cannot be reached"):
         await first_described([(FakeEngine(ailment=GONE), -1)])
+
+
+async def test_an_engine_that_is_started_by_asking_is_not_asked_again() -> None:
+    assert (await described(Late(name="late"), 600)).engine == "late"
+    with pytest.raises(EngineUnavailable, match="cannot be reached"):
+        await described(Late(name="late"), 600, comes_up=False)
