@@ -25,7 +25,8 @@
     |   |-- EngineUnfit             runs, but was started otherwise than nightfill needs; the message names the flag
     |   |-- AdapterUnfit            a LoRA adapter's files are gone, changed, damaged, or for another model (404)
     |   |-- EngineStart             could not be started; the message carries the engine's last words
-    |   `-- WokeWrong               woke from sleep, and does not compute what it did before
+    |   |-- WokeWrong               woke from sleep, and does not compute what it did before
+    |   `-- SentToSleep             its model was put to sleep by hand; what was under way in the background ends
     |-- KvError                     the store; a reader treats each of these as a miss
     |   |-- BlockCorrupt            checksum, tag, length or header differ
     |   |   `-- KeyUnknown          sealed under a key that this process lacks: perhaps good, and not ours to delete
@@ -174,6 +175,10 @@ class EngineStart(EngineError):
 
 class WokeWrong(EngineError):
     """The engine woke from sleep and does not compute what it did before."""
+
+
+class SentToSleep(EngineError):
+    """The model was put to sleep by hand since this background work began: it ends, and is done another time."""
 
 
 class KvError(NightfillError):

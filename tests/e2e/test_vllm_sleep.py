@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,19 @@ def test_a_sleeping_server_answers_all_but_requests_and_nobody_without_its_key(s
     assert serve.request("GET", "/v1/models").status == 200
     assert behind.sleeps(), "neither does looking at the gateway"
     assert serve.ask("Awake?").status == 200
+
+
+def test_a_fill_under_way_does_not_wake_what_was_put_to_sleep_by_hand(serve: Serve) -> None:
+    assert serve.ask("Awake?").status == 200
+    serve.put("more", source_text(3, functions=200))
+    eventually(lambda: any(0 < one["stored_tokens"] for one in serve.fills("more")), within_s=60, what="a part of it")
+    put_to_sleep(serve, 1)
+    (fill,) = serve.fills("more")
+    assert fill["state"] == "filling"
+    time.sleep(3)
+    assert lifecycle(serve)["state"] == "asleep_1"
+    assert serve.ask("Awake?").status == 200
+    serve.wait_ready("more")
 
 
 def test_a_server_that_dies_in_its_sleep_is_noticed_and_leaves_nothing(serve: Serve) -> None:

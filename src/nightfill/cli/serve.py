@@ -172,6 +172,7 @@ async def _open_background(
     """What goes on beside the gateway until `stack` ends: deletions, warm slots, the worker."""
     from nightfill.cli.deletion import settling
     from nightfill.cli.engine_room import engine_names, engines_for, engines_to_fill
+    from nightfill.cli.served import at_work
     from nightfill.cli.upkeep import forget_deleted, running, store_upkeep
     from nightfill.cli.work import make_worker
     from nightfill.cli.worker_process import WorkerProcess
@@ -205,19 +206,15 @@ async def _open_background(
             {one.settings.name: partial(_lend, one.engine) for one in launched},
             idle_stop_s={one.settings.name: float("inf") for one in launched},
             views={
-                name: (one.settings.name, partial(_instead, engine))
+                name: (one.settings.name, partial(at_work, adapter))
                 for one in launched
-                for name, engine in zip(engine_names(one.settings)[1:], one.engines[1:], strict=True)
+                for name, adapter in zip(engine_names(one.settings), (None, *one.adapters), strict=True)
             },
             owns=False,
         )
         upkeep = None if fillers else store_upkeep(rooms)
         filling = make_worker(rooms, board, pool, [one.settings for one in launched], upkeep=upkeep)
         await stack.enter_async_context(running(filling.run(stop), name="fill"))
-
-
-def _instead(adapted: Engine, _: Engine) -> Engine:
-    return adapted
 
 
 async def _lend(engine: Engine) -> Engine:

@@ -130,6 +130,12 @@ async def _made(wanted: EngineSettings, rooms: Rooms, prefill: Sequence[VllmEngi
     return Served(settings=wanted, engine=elsewhere, own=False, adapters=elsewhere.adapters)
 
 
+def at_work(adapter: Adapter | None, engine: Engine) -> Engine:
+    """An engine that answers requests, under the adapter if any, for work in the background that begins now."""
+    below = engine.at_work() if isinstance(engine, SleepingEngine) else engine
+    return below if adapter is None else AdaptedEngine(below, adapter)
+
+
 def _put_to_bed(one: Served, room: LifecycleRoom) -> Served:
     if one.sleeper is None:
         return one

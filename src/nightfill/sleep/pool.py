@@ -43,7 +43,8 @@ class EnginePool:
         owns: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`views`: engines by another one's name that are made of it, and end with it. Unless it `owns` the engines,
+        """`views`: engines that are made of the one that is named, anew each time they are lent, and end with it; an
+        engine's own name may be among them. Unless it `owns` the engines,
         nothing is ended: somebody else has them, too.
         """
         self._views = dict(views or {})
@@ -57,7 +58,7 @@ class EnginePool:
     @property
     def names(self) -> tuple[str, ...]:
         """All engines, running or not."""
-        return (*self._factories, *self._views)
+        return tuple(dict.fromkeys((*self._factories, *self._views)))
 
     @property
     def running(self) -> tuple[str, ...]:

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Final
 from nightfill.config import PriceSettings
 from nightfill.contexts.context import FillKey, Signature
 from nightfill.engines.engine import Reuse
-from nightfill.errors import EngineError, KvError, LeaseLost, NightfillError, QueueFull, StateError, StateUnavailable
+from nightfill.errors import (
+    EngineError,
+    KvError,
+    LeaseLost,
+    NightfillError,
+    QueueFull,
+    SentToSleep,
+    StateError,
+    StateUnavailable,
+)
 from nightfill.kv.key import BLOCK_TOKENS, salt_of
 from nightfill.ledger import day_of
 from nightfill.sleep.autoscale import PACE
@@ -28,7 +37,8 @@ from nightfill.sleep.lease import HeldLease, while_held
 from nightfill.sleep.planner import Planner
 from nightfill.sleep.priority import policy_of
 from nightfill.sleep.retention import Retention
-from nightfill.sleep.retry import Failure, FailureKind, GiveUp, Retry, RetryPolicy, after_failure, failure_of
+from nightfill.sleep.retry import Failure, FailureKind, RetryPolicy, failure_of
+from nightfill.sleep.settling import settle
 from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.slumber import awake_of
 from nightfill.sleep.sources import SourceWatch
@@ -68,12 +78,9 @@ PRUNE_EVERY_S: Final = 3600.0
 KEEP_JOBS_S: Final = 7 * 86400.0
 KEEP_ACCESSES_S: Final = 30 * 86400.0
 KEEP_LEDGER_DAYS: Final = 400
-_SETTLE_WITHIN_S: Final = 5.0
 _PACE_WEIGHT: Final = 0.3
 """Of the newest fill, in an engine's smoothed pace."""
 _ENGINES_END_WITHIN_S: Final = 15.0
-_FLEETING: Final = (JobKind.VERIFY, JobKind.PREDICT, JobKind.ANSWER)
-"""Their jobs are never dead, but end in failure: a dead one would end all further looks at the same target."""
 _NO_ENGINE: Final = Gone("no engine here computes its model any more")
 
 
@@ -344,13 +351,16 @@ class Worker:
         except LeaseLost as exc:
             _log.warning("%s", exc)
             return
+        except SentToSleep as exc:
+            _log.info("job %d (%s): %s", job.id, job.label, exc)
+            outcome = Stopped()
         except NightfillError as exc:
             outcome = failure_of(exc)
         except asyncio.CancelledError:
-            await self._settle(held, Stopped())
+            await settle(self._state.jobs, held, Stopped(), self._retry)
             raise
         # An error that nobody foresaw ends the process, and its lease counts as lost: or it would go on for ever.
-        await self._settle(held, outcome)
+        await settle(self._state.jobs, held, outcome, self._retry)
 
     async def _fill(self, held: HeldLease, stop: asyncio.Event) -> Outcome:
         try:
@@ -447,46 +457,6 @@ class Worker:
         """The one that failed longest ago, or never."""
         able = [name for name, known in self._descriptions.items() if known.signature == signature]
         return min(able, key=lambda name: self._failed_s.get(name, float("-inf")), default=None)
-
-    async def _settle(self, held: HeldLease, outcome: Outcome | Done) -> None:
-        """Write down how it ended. When that cannot be, the lease expires and the job is leased again."""
-        jobs, lease, job, work = self._state.jobs, held.lease, held.job, held.work
-        try:
-            async with asyncio.timeout(_SETTLE_WITHIN_S):
-                match outcome:
-                    case Filled():
-                        await jobs.complete(lease, work=work)
-                        _log.info(
-                            "job %d (%s): ready, %d tokens, %d computed now, %.2f engine seconds",
-                            job.id, job.label, outcome.tokens, outcome.computed, outcome.seconds,
-                        )  # fmt: skip
-                    case Done():
-                        await jobs.complete(lease, outcome=outcome.outcome, note=outcome.note, work=work)
-                        _log.info("job %d (%s): %s", job.id, job.label, outcome.note)
-                    case Stopped():
-                        await jobs.release(lease, work=work)
-                        _log.info("job %d (%s): handed back at %d tokens", job.id, job.label, held.kept_tokens)
-                    case Gone():
-                        await held.renew()  # what it computed until then is charged
-                        await jobs.cancel(job.id)
-                        _log.info("job %d (%s): cancelled: %s", job.id, job.label, outcome.reason)
-                    case Failure():
-                        await self._fail(held, outcome)
-        except (StateError, TimeoutError) as exc:
-            _log.warning("job %d (%s): its end was not written down: %s", job.id, job.label, exc)
-
-    async def _fail(self, held: HeldLease, failure: Failure) -> None:
-        job = held.job
-        match after_failure(job.failures + 1, failure, self._retry):
-            case Retry(in_s=in_s):
-                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=in_s, work=held.work)
-                _log.warning("job %d (%s): again in %.1f s: %s", job.id, job.label, in_s, failure.message)
-            case GiveUp() if job.kind in _FLEETING:
-                await self._state.jobs.complete(held.lease, outcome="failed", note=failure.message, work=held.work)
-                _log.warning("job %d (%s): not done: %s", job.id, job.label, failure.message)
-            case GiveUp():
-                await self._state.jobs.fail(held.lease, error=failure.message, retry_in_s=None, work=held.work)
-                _log.error("job %d (%s): given up: %s", job.id, job.label, failure.message)
 
 
 def _say(decision: Go | Wait) -> None:

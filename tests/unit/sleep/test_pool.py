@@ -117,6 +117,20 @@ async def test_a_view_of_an_engine_shares_it_and_does_not_outlive_it() -> None:
 
 
 @virtual
+async def test_an_engine_may_be_lent_as_a_view_of_itself_that_is_made_each_time() -> None:
+    factory, views = Factory(), [FakeFillEngine(), FakeFillEngine()]
+    made = list(views)
+    pool = EnginePool({"e": factory}, idle_stop_s={"e": 60.0}, views={"e": ("e", lambda _: made.pop(0))})
+    assert pool.names == ("e",)
+    for view in views:
+        async with pool.lent("e") as lent:
+            assert lent is view
+    assert len(factory.made) == 1
+    await pool.aclose()
+    assert factory.made[0].closed
+
+
+@virtual
 async def test_engines_of_somebody_else_are_never_ended() -> None:
     at_s, factory = [0.0], Factory()
     pool = EnginePool({"e": factory}, idle_stop_s={"e": 60.0}, owns=False, clock=lambda: at_s[0])

@@ -16,11 +16,11 @@ from fakes.virtual_time import now_s, until, virtual
 from nightfill.config import Duration
 from nightfill.contexts.context import ContextName, Fill, FillKey, FillState, FolderSource, Signature, Text
 from nightfill.engines.engine import Reuse
+from nightfill.errors import SentToSleep
 from nightfill.kv.key import salt_of
 from nightfill.sleep.description import description_of
 from nightfill.sleep.plan import Verdict
 from nightfill.sleep.planner import Planner, plan_lines
-from nightfill.sleep.worker import Worker
 from nightfill.state.jobs import JobKind, JobState, WorkerId
 from nightfill.state.process import this_worker
 
@@ -226,6 +226,27 @@ async def test_a_dead_engine_is_replaced_and_the_fill_goes_on(tmp_path: Path) ->
         assert len(h.engines) == 2
         assert h.log.computed < 3001 + 600, "what was stored before was not computed again"
         assert (await h.one_job()).error == ""
+
+
+@virtual
+async def test_a_fill_whose_model_was_put_to_sleep_goes_back_and_nothing_failed(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+
+        def put_to_sleep_midway(engine: FakeFillEngine) -> None:
+            compute = engine.compute
+
+            async def compute_once(tokens: int) -> None:
+                engine.compute = compute  # type: ignore[method-assign]
+                raise SentToSleep("was sent to sleep by hand", engine="local")
+
+            engine.compute = compute_once  # type: ignore[method-assign]
+
+        h.make_engine = engines(first=put_to_sleep_midway)
+        context = await h.put(TEXT)
+        async with h.working():
+            await fill_in(h, key_of(context))
+        job = await h.one_job()
+        assert (job.failures, job.error, job.attempts) == (0, "", 2)
 
 
 @virtual
@@ -520,7 +541,7 @@ async def test_whatever_dies_and_whenever_every_context_is_ready_at_last(
                 await h.put(name * chance.randint(1, 4000), name=name)
             await asyncio.sleep(chance.random())
             with monkeypatch.context() as patch:
-                patch.setattr(Worker, "_settle", dead_workers_settle_nothing)
+                patch.setattr("nightfill.sleep.worker.settle", dead_workers_settle_nothing)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task

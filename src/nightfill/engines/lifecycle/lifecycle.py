@@ -16,7 +16,7 @@ from nightfill.engines.lifecycle.policy import decide, next_look_s
 from nightfill.engines.lifecycle.state import ModelState
 from nightfill.engines.lifecycle.view import Drain, Refuse, Resume, Sleep, Wake
 from nightfill.engines.lifecycle.waiting import Line
-from nightfill.errors import BadSetting, EngineTimeout, EngineUnavailable, NotFound
+from nightfill.errors import BadSetting, EngineTimeout, EngineUnavailable, NotFound, SentToSleep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -99,17 +99,19 @@ class Lifecycle:
     # --- what others ask for ---
 
     @contextlib.asynccontextmanager
-    async def use(self, name: str, *, background: bool = False) -> AsyncIterator[None]:
+    async def use(self, name: str, *, background: int | None = None) -> AsyncIterator[None]:
         """Wait until the model is awake; it does not fall asleep inside. Who comes first gets in first.
 
-        Work in the background waits behind everybody: until the model is awake for others, or there is room for it
-        that nobody uses. It should not stay inside for long, or others wait for it.
+        Work in the background gives what `sent` said when it began. It waits behind everybody: until the model is
+        awake for others, or there is room for it that nobody uses. It should not stay inside for long, or others wait
+        for it.
 
         Raises QueueFull (`max_waiting`), EngineTimeout (`max_wait_s`), EngineUnavailable where it could not be woken,
-        cannot be, or nothing is woken any more.
+        cannot be, or nothing is woken any more; in the background SentToSleep, or it would wake at once what somebody
+        has just put to sleep.
         """
         model = self._model(name)
-        await (self._enter_behind(model) if background else self._enter(model))
+        await (self._enter(model) if background is None else self._enter_behind(model, background))
         try:
             yield
         finally:
@@ -123,6 +125,7 @@ class Lifecycle:
 
     async def sleep(self, name: str, level: Level | None = None) -> None:
         """Put the model to sleep once no request is in flight, and take its pin away; the next request wakes it again.
+        Work in the background that began before does not.
 
         A model that rests already is left as it is, or goes from level 1 to level 2. `level` None: the quickest to
         wake. Raises EngineTimeout when it is in use for too long (twice `sleep_timeout_s`), EngineUnavailable when it
@@ -131,6 +134,8 @@ class Lifecycle:
         model = self._model(name)
         wanted = level if level in model.sleeper.levels else min(model.sleeper.levels)
         model.pinned, model.expected_until_s = False, -math.inf
+        model.sent += 1
+        model.stir()
         if _rests(model, wanted):
             return
         model.told.append(wanted)
@@ -165,6 +170,10 @@ class Lifecycle:
         """What the model is doing."""
         return self._model(name).state
 
+    def sent(self, name: str) -> int:
+        """How often the model was sent to sleep by hand."""
+        return self._model(name).sent
+
     def wakes(self, name: str) -> int:
         """How often the model woke: when that has changed, its engine has forgotten its own KV."""
         return self._model(name).wakes
@@ -194,15 +203,15 @@ class Lifecycle:
         finally:
             self._changed.set()  # who left may have been the last for whom others were to give way
 
-    async def _enter_behind(self, model: Model) -> None:
+    async def _enter_behind(self, model: Model, sent: int) -> None:
         model.behind += 1
         self._changed.set()
         try:
             async with asyncio.timeout(self._settings.max_wait_s):
-                self._check(model)
+                self._check_behind(model, sent)
                 while model.state is not S.AWAKE:
                     await model.moved.wait()
-                    self._check(model)
+                    self._check_behind(model, sent)
         except TimeoutError:
             message = f"was not awake, and found no free room, within {self._settings.max_wait_s:g} s"
             raise EngineTimeout(message, engine=model.name) from None
@@ -218,6 +227,11 @@ class Lifecycle:
         if model.refuses and (left_s := model.retry_at_s - self._clock()) > 0:
             message = f"could not be woken, and is tried again in {left_s:.1f} s: {model.error}"
             raise EngineUnavailable(message, engine=model.name)
+
+    def _check_behind(self, model: Model, sent: int) -> None:
+        self._check(model)
+        if model.sent != sent and model.state is not S.AWAKE:
+            raise SentToSleep("was sent to sleep by hand", engine=model.name)
 
     def _leave(self, model: Model) -> None:
         model.in_flight -= 1

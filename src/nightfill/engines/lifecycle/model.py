@@ -112,6 +112,8 @@ class Model:
     used_s: float = -math.inf
     told: list[Level] = field(default_factory=list)
     """By everybody who now sends it to sleep by hand."""
+    sent: int = 0
+    """How often it was sent to sleep by hand."""
     expected_until_s: float = -math.inf
     retry_at_s: float = -math.inf
     refuses: bool = False

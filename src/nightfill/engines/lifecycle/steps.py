@@ -21,10 +21,14 @@ T = TypeVar("T")
 class Steps(Generic[T]):
     """What an engine has begun, and begins anew where its model has slept between two steps. For one task at a time."""
 
-    def __init__(self, lifecycle: Lifecycle, name: str, begin: Callable[[], AbstractAsyncContextManager[T]]) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, name: str, begin: Callable[[], AbstractAsyncContextManager[T]], *, sent: int
+    ) -> None:
+        """`sent`: what `Lifecycle.sent` said when the work began."""
         self._lifecycle = lifecycle
         self._name = name
         self._begin = begin
+        self._sent = sent
         self._begun: tuple[int, T] | None = None
         """By which wake, and what."""
         self._stack = contextlib.AsyncExitStack()
@@ -32,7 +36,7 @@ class Steps(Generic[T]):
     @contextlib.asynccontextmanager
     async def step(self) -> AsyncIterator[tuple[T, bool]]:
         """What was begun, while the model is awake; and whether that was just now. Raises as `Lifecycle.use`."""
-        async with self._lifecycle.use(self._name, background=True):
+        async with self._lifecycle.use(self._name, background=self._sent):
             wake = self._lifecycle.wakes(self._name)
             if self._begun is not None and self._begun[0] == wake:
                 yield self._begun[1], False

@@ -17,7 +17,7 @@ from fakes.virtual_time import VirtualLoop
 from nightfill.config import ByteSize, DeviceSettings, Duration, LifecycleSettings
 from nightfill.engines.lifecycle.lifecycle import Event, Lifecycle, Managed
 from nightfill.engines.lifecycle.state import TRANSITIONS, ModelState
-from nightfill.errors import EngineTimeout, EngineUnavailable, QueueFull
+from nightfill.errors import EngineTimeout, EngineUnavailable, QueueFull, SentToSleep
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -51,7 +51,8 @@ class Asked:
     session: int
     number: int
     at_s: float
-    background: bool = False
+    began: int | None = None
+    """Work in the background: what the lifecycle said of sleeps by hand when it began."""
     entered: bool = False
 
 
@@ -110,7 +111,7 @@ class Machine(RuleBasedStateMachine):
     async def _ask(self, asked: Asked, work_s: float) -> None:
         sleeper = self.sleepers[asked.name]
         try:
-            async with self.lifecycle.use(asked.name, background=asked.background):
+            async with self.lifecycle.use(asked.name, background=asked.began):
                 asked.entered = True
                 deaths = sleeper.deaths
                 if sleeper.where != "up" or not sleeper.is_warm:
@@ -119,9 +120,9 @@ class Machine(RuleBasedStateMachine):
                         self.wrong.append(f"a request reached {asked.name}, which is {sleeper.where}")
                     return
                 key = (asked.name, asked.session)
-                if not asked.background and self.got_in.get(key, -1) > asked.number:
+                if asked.began is None and self.got_in.get(key, -1) > asked.number:
                     self.wrong.append(f"request {asked.number} came in behind {self.got_in[key]}")
-                if not asked.background:
+                if asked.began is None:
                     self.got_in[key] = asked.number
                 sleeper.in_flight += 1
                 try:
@@ -129,7 +130,7 @@ class Machine(RuleBasedStateMachine):
                 finally:
                     if sleeper.deaths == deaths:
                         sleeper.in_flight -= 1
-        except (QueueFull, EngineTimeout, EngineUnavailable):
+        except (QueueFull, EngineTimeout, EngineUnavailable, SentToSleep):
             pass
 
     @rule(
@@ -144,7 +145,8 @@ class Machine(RuleBasedStateMachine):
             us = asyncio.current_task()
             assert us is not None
             for _ in range(copies):
-                asked = Asked(us, name, session, len(self.asked), self.loop.time(), background)
+                began = self.lifecycle.sent(name) if background else None
+                asked = Asked(us, name, session, len(self.asked), self.loop.time(), began)
                 asked.task = asyncio.create_task(self._ask(asked, work_s))
                 self.asked.append(asked)
             await asyncio.sleep(0)

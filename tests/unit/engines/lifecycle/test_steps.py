@@ -14,7 +14,7 @@ from nightfill.engines.engine import Prefix, Way
 from nightfill.engines.lifecycle.lifecycle import Lifecycle, Managed
 from nightfill.engines.lifecycle.sleeping import SleepingEngine
 from nightfill.engines.lifecycle.state import ModelState
-from nightfill.errors import EngineTimeout, EngineUnavailable
+from nightfill.errors import EngineTimeout, EngineUnavailable, SentToSleep
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,7 +72,8 @@ async def test_what_was_lost_with_the_model_is_not_said_to_be_kept() -> None:
         await fill.extend(300)
         await fill.keep()
         await fill.extend(900)
-        await house.lifecycle.sleep("a")
+        await house.lifecycle.wake("b")
+        await asyncio.sleep(20)
         assert await fill.keep() == 300
 
 
@@ -108,6 +109,44 @@ async def test_background_work_does_not_push_out_whom_others_use() -> None:
         await house.lifecycle.wake("a")
         assert await going_on == 0, "it is awake for others"
         live.cancel()
+
+
+@virtual
+async def test_work_under_way_does_not_wake_what_somebody_put_to_sleep_and_later_work_does() -> None:
+    house = House()
+    async with house.opened("a"):
+        said = await house.engine.describe()
+        work = house.engine.at_work()
+        async with work.fill(PREFIX) as fill:
+            await fill.extend(300)
+            await house.lifecycle.sleep("a")
+            with pytest.raises(SentToSleep, match="engine a: was sent to sleep by hand"):
+                await fill.keep()
+        with pytest.raises(SentToSleep):
+            await work.tokenize("x")
+        assert await work.describe() is said, "known, and not asked again"
+        await asyncio.sleep(100)
+        assert house.lifecycle.state("a") is ModelState.ASLEEP_1
+        async with house.engine.at_work().fill(PREFIX) as later:
+            assert await later.resume() == 0
+        assert house.lifecycle.state("a") is ModelState.AWAKE
+        async with work.fill(PREFIX) as fill:
+            assert await fill.resume() == 0, "somebody else woke it"
+
+
+@virtual
+async def test_work_that_waits_for_room_ends_when_its_model_is_put_to_sleep_by_hand() -> None:
+    house = House()
+    house.lifecycle.pin("b", True)
+    async with house.opened("b"), house.engine.fill(PREFIX) as fill:
+        waiting = asyncio.create_task(fill.resume())
+        await asyncio.sleep(1)
+        await house.lifecycle.sleep("a")
+        with pytest.raises(SentToSleep):
+            await waiting
+        house.lifecycle.pin("b", False)
+        await asyncio.sleep(100)
+        assert house.sleepers["a"].log.count("wake") == 1
 
 
 @virtual
