@@ -198,7 +198,7 @@ def test_a_sleeping_server_answers_all_but_requests_and_nobody_without_its_key(s
 def test_a_fill_under_way_does_not_wake_what_was_put_to_sleep_by_hand(serve: Serve) -> None:
     assert serve.ask("Awake?").status == 200
     serve.put("more", source_text(3, functions=200))
-    eventually(lambda: any(0 < one["stored_tokens"] for one in serve.fills("more")), within_s=60, what="a part of it")
+    eventually(lambda: any(one["stored_tokens"] > 0 for one in serve.fills("more")), within_s=60, what="a part of it")
     put_to_sleep(serve, 1)
     (fill,) = serve.fills("more")
     assert fill["state"] == "filling"
