@@ -38,11 +38,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import uvloop
 
 from gateway import Connection, HttpEngine, cpu_s, percentile, serve_bare, stub
-from nightfill.answers.embed import load_embedder
-from nightfill.answers.guard import agree
 from nightfill.answers.index import NearIndex
 from nightfill.answers.neighbours import NearSearch, Parts
 from nightfill.answers.question import Questions
+from nightfill.answers.reader_process import ReaderProcess
 from nightfill.bench.machine import commit, this_machine
 from nightfill.config import AnswerSettings, ContextSettings, GatewaySettings
 from nightfill.gateway import serving
@@ -90,8 +89,8 @@ async def run_gateway(upstream_port: int, mode: str) -> None:
         board = MmapLoadBoard(Path(folder) / "load")
 
         def load() -> Parts:
-            embedder = load_embedder()
-            return Parts(embedder, NearIndex(Path(folder) / "near", identity=embedder.identity), agree)
+            reader = ReaderProcess.started()
+            return Parts(reader, NearIndex(Path(folder) / "near", identity=reader.identity))
 
         settings = AnswerSettings(mode=cast("Any", mode))
         search = NearSearch(

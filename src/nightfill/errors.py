@@ -27,6 +27,7 @@
     |   |-- EngineStart             could not be started; the message carries the engine's last words
     |   |-- WokeWrong               woke from sleep, and does not compute what it did before
     |   `-- SentToSleep             its model was put to sleep by hand; what was under way in the background ends
+    |-- ReaderUnavailable           the process that reads questions for near answers does not answer
     |-- KvError                     the store; a reader treats each of these as a miss
     |   |-- BlockCorrupt            checksum, tag, length or header differ
     |   |   `-- KeyUnknown          sealed under a key that this process lacks: perhaps good, and not ours to delete
@@ -179,6 +180,14 @@ class WokeWrong(EngineError):
 
 class SentToSleep(EngineError):
     """The model was put to sleep by hand since this background work began: it ends, and is done another time."""
+
+
+class ReaderUnavailable(NightfillError):
+    """The process that embeds and compares questions is gone, or does not answer; near answers wait for the next."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the process that reads questions {why}")
+        self.why = why
 
 
 class KvError(NightfillError):

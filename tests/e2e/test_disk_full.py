@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fakes.embedder import WordEmbedder
+from fakes.embedder import WordEmbedder, WordReader
 from fakes.house import CHAT, House
 from nightfill.answers.index import NearIndex
 from nightfill.answers.neighbours import NearSearch, Parts
@@ -150,7 +150,7 @@ async def gateway(state: State, folder: Path) -> AsyncIterator[Gateway]:
 
     def load() -> Parts:
         index.append(NearIndex(folder, identity=WordEmbedder.identity, capacity=1000))
-        return Parts(WordEmbedder(), index[0], lambda *_: None)
+        return Parts(WordReader(careless=True), index[0])
 
     house = House()
     house.engine.whole = WHOLE

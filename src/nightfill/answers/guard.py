@@ -86,6 +86,17 @@ def agree(asked: str, stored: str) -> Refusal | None:
     return frames_differ(one, other) or roles_differ(one.atoms, other.atoms, places)
 
 
+def judge(asked: str, stored: Sequence[str]) -> tuple[int | None, str]:
+    """The place of the first of `stored` whose answer may serve `asked`; else None, and what is against the first."""
+    against = ""
+    for place, other in enumerate(stored):
+        refusal = agree(asked, other)
+        if refusal is None:
+            return place, ""
+        against = against or refusal
+    return None, against
+
+
 def frames_differ(one: Reading, other: Reading) -> Refusal | None:
     """Whether something else is asked about the same pieces."""
     if not kinds_alike(one.kinds, other.kinds):

@@ -1,7 +1,7 @@
-"""Near answers at work: an index that follows the book, an embedding, and the guard, in threads of their own.
+"""Near answers at work: an index that follows the book, and a reader of questions, in threads of their own.
 
 One thread looks up, one keeps the index: a large batch or cells that are being made make no request wait. Requests
-that would wait too long go to the engine instead.
+that would wait too long go to the engine instead, and so do all while the reader does not answer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from nightfill.answers.look import Result
-from nightfill.errors import BadSetting, StateError
+from nightfill.errors import BadSetting, ReaderUnavailable, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nightfill.answers.cache import Neighbour
-    from nightfill.answers.embed import Embedder, Vectors
+    from nightfill.answers.embed import Vectors
     from nightfill.answers.question import Question
+    from nightfill.answers.reader import Reader
     from nightfill.state.answers import AnswerBook, AnswerKey, AnswerNote, AnswerScope
 
     Vector = NDArray[np.float32]
@@ -80,10 +81,8 @@ class Index(Protocol):
 class Parts:
     """What near look-ups need; takes seconds to load and some hundred megabytes to hold."""
 
-    embedder: Embedder
+    reader: Reader
     index: Index
-    guard: Callable[[str, str], str | None]
-    """Why the answer to the second of two questions may not serve the first, in a word from a fixed list; or None."""
 
 
 class NearSearch:
@@ -102,8 +101,8 @@ class NearSearch:
         needed: bool = False,
         every_s: float = _EVERY_S,
     ) -> None:
-        """`load` runs in a thread, and may raise BadSetting or StateError. `floor`: less similar questions are not
-        looked at. `deadline_s`: of one step in the thread. `needed`: load at once.
+        """`load` runs in a thread, and may raise BadSetting, ReaderUnavailable or StateError. `floor`: less similar
+        questions are not looked at. `deadline_s`: of one step in the thread. `needed`: load at once.
         """
         self._book = book
         self._load = load
@@ -147,16 +146,7 @@ class NearSearch:
         if parts is None:
             return None, Result.BUSY, "loading"
 
-        def judge() -> tuple[int | None, str]:
-            reasons = []
-            for place, text in enumerate(stored):
-                refusal = parts.guard(asked, text)
-                if refusal is None:
-                    return place, ""
-                reasons.append(refusal)
-            return None, reasons[0]
-
-        verdict = await self._sought(judge)
+        verdict = await self._sought(lambda: parts.reader.judge(asked, stored))
         if isinstance(verdict, Result):
             return None, verdict, ""
         place, reason = verdict
@@ -167,11 +157,14 @@ class NearSearch:
         self._gone.append(key)
 
     async def likeness(self, one: str, other: str) -> float | None:
-        """The cosine of two texts, up to 1; None while nothing is loaded. Takes its time."""
+        """The cosine of two texts, up to 1; None while nothing is loaded or reads. Takes its time."""
         if self._parts is None:
             return None
-        embedder = self._parts.embedder
-        vectors = await self._kept(lambda: embedder.embed([one, other]))
+        reader = self._parts.reader
+        try:
+            vectors = await self._kept(lambda: reader.embed([one, other]))
+        except ReaderUnavailable:
+            return None
         return min(1.0, float(vectors[0] @ vectors[1]))
 
     async def ready(self) -> None:
@@ -182,7 +175,7 @@ class NearSearch:
             raise BadSetting(self._failure, param="answers.mode")
 
     def _embedded(self, parts: Parts, text: str) -> Vector:
-        vector: Vector = parts.embedder.embed([text])[0]
+        vector: Vector = parts.reader.embed([text])[0]
         # What is not found is soon stored, and then wanted again.
         self._fresh[text] = vector
         if len(self._fresh) > _FRESH:
@@ -190,7 +183,7 @@ class NearSearch:
         return vector
 
     async def _sought(self, work: Callable[[], T]) -> T | Result:
-        """Do `work` in the thread for look-ups; BUSY or LATE when that would take too long."""
+        """Do `work` in the thread for look-ups; BUSY or LATE when that would take too long, BUSY without a reader."""
         if self._waiting >= _MOST_WAITING:
             return Result.BUSY
         self._waiting += 1
@@ -203,6 +196,8 @@ class NearSearch:
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             return Result.LATE
+        except ReaderUnavailable:
+            return Result.BUSY
 
     def _done(self) -> None:
         self._waiting -= 1
@@ -215,8 +210,8 @@ class NearSearch:
         if self._closing.is_set():
             return
         try:
-            parts = await self._kept(lambda: _warmed(self._load()))
-        except (BadSetting, StateError) as exc:
+            parts = await self._kept(self._load)
+        except (BadSetting, ReaderUnavailable, StateError) as exc:
             _LOG.warning("no near answers: %s", exc)
             self._failure = str(exc)
             return
@@ -227,6 +222,7 @@ class NearSearch:
             await self._follow(parts)
         finally:
             self._parts = None
+            parts.reader.close()
             parts.index.close()
 
     async def _follow(self, parts: Parts) -> None:
@@ -235,13 +231,14 @@ class NearSearch:
         failing = False
         while not self._closing.is_set():
             try:
+                await self._kept(parts.reader.mend)
                 await self._caught_up(parts)
                 await self._swept(parts)
                 if loop.time() - saved_s >= _SAVE_EVERY_S:
                     saved_s = loop.time()
                     await self._kept(parts.index.save)
                 failing = False
-            except (StateError, TimeoutError) as exc:
+            except (ReaderUnavailable, StateError, TimeoutError) as exc:
                 if not failing:
                     _LOG.warning("the index of near answers is behind: %s", exc or "the state did not answer in time")
                 failing = True
@@ -270,7 +267,7 @@ class NearSearch:
         known = {text: vector for text in texts if (vector := self._fresh.pop(text, None)) is not None}
         missing = list(dict.fromkeys(text for text in texts if text not in known))
         if missing:
-            known.update(zip(missing, parts.embedder.embed(missing), strict=True))
+            known.update(zip(missing, parts.reader.embed(missing), strict=True))
         parts.index.add(notes, np.stack([known[text] for text in texts]))
 
     async def _swept(self, parts: Parts) -> None:
@@ -298,10 +295,3 @@ class NearSearch:
         finally:
             self._seeking.shutdown(wait=True, cancel_futures=True)
             self._keeping.shutdown(wait=True, cancel_futures=True)
-
-
-def _warmed(parts: Parts) -> Parts:
-    """Used once, so that the first look-up does not pay for what is read and compiled then."""
-    parts.embedder.embed(["Is it warm?"])
-    parts.guard("Is it warm?", "Is it warm now?")
-    return parts

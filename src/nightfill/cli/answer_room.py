@@ -79,12 +79,13 @@ async def _pruned(book: AnswerBook) -> None:
 
 
 def _parts(settings: AnswerSettings, folder: Path, seal: RenewableSeal | None) -> Parts:
-    from nightfill.answers.embed import load_embedder
+    from nightfill.answers.reader_process import ReaderProcess
 
-    embedder = load_embedder(settings.embedding)
-    # These need numpy, which the embedder has asked for.
-    from nightfill.answers.guard import agree
-    from nightfill.answers.index import NearIndex
+    reader = ReaderProcess.started(settings.embedding)
+    try:
+        from nightfill.answers.index import NearIndex  # needs numpy, which the reader has asked for
 
-    index = NearIndex(folder, identity=embedder.identity, capacity=settings.max_answers, seal=seal)
-    return Parts(embedder, index, agree)
+        return Parts(reader, NearIndex(folder, identity=reader.identity, capacity=settings.max_answers, seal=seal))
+    except BaseException:
+        reader.close()
+        raise

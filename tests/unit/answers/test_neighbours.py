@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fakes.answers import FakeIndex
-from fakes.embedder import WordEmbedder
+from fakes.embedder import WordReader
 from nightfill.answers.cache import AnswerCache
 from nightfill.answers.index import NearIndex
 from nightfill.answers.look import Kind, Result
@@ -55,21 +55,17 @@ async def put(book: AnswerBook, number: int, text: str, *, scope: AnswerScope = 
     )
 
 
-def guard(asked: str, stored: str) -> str | None:
-    """A guard that knows one danger."""
-    return "negation" if ("not" in asked.split()) != ("not" in stored.split()) else None
-
-
 class Place:
     def __init__(self, state: State) -> None:
         self.state = state
         self.index = FakeIndex()
-        self.embedder = WordEmbedder()
+        self.reader = WordReader()
+        self.embedder = self.reader.embedder
         self.loads = 0
 
     def load(self) -> Parts:
         self.loads += 1
-        return Parts(self.embedder, self.index, guard)
+        return Parts(self.reader, self.index)
 
     def search(self, load: Callable[[], Parts] | None = None, **more: Any) -> NearSearch:
         options = {"floor": 0.6, "deadline_s": 5.0, "every_s": 0.01, **more}
@@ -239,6 +235,32 @@ async def test_while_the_state_is_away_the_index_waits(place: Place, monkeypatch
     assert place.index.saves >= 1
 
 
+async def test_without_a_reader_requests_go_to_the_engine_until_it_is_back(place: Place) -> None:
+    await put(place.state.answers, 1, "where is the harbour")
+    async with place.search(needed=True, every_s=3600) as search:
+        await search.ready()
+        await place.indexed(1)
+        place.reader.away = True
+        assert await search.near(question("where is the old harbour")) == ((), Result.BUSY, "")
+        assert await search.passing("where is it", ["where is it not"]) == (None, Result.BUSY, "")
+        assert await search.likeness("a", "b") is None
+        place.reader.away = False
+        assert (await search.near(question("where is the old harbour")))[1] is Result.HIT
+    assert place.reader.closed
+
+
+async def test_what_was_stored_while_the_reader_was_away_is_found_when_it_is_mended(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.reader.away, place.reader.mends = True, 5
+    await put(place.state.answers, 1, "where is the harbour")
+    async with place.search(needed=True) as search:
+        await search.ready()
+        await place.indexed(1)
+        assert (await search.near(question("where is the old harbour")))[1] is Result.HIT
+    assert caplog.text.count("the index of near answers is behind: the process that reads questions is gone") == 1
+
+
 async def test_replies_that_say_the_same_are_alike(place: Place) -> None:
     def body(*texts: str) -> bytes:
         choices = ",".join(f'{{"message":{{"content":"{text}"}}}}' for text in texts)
@@ -271,7 +293,7 @@ async def test_after_a_restart_the_real_index_has_what_it_had_and_embeds_only_wh
     place: Place, tmp_path: Path
 ) -> None:
     def load() -> Parts:
-        return Parts(place.embedder, NearIndex(tmp_path / "near", identity=place.embedder.identity), guard)
+        return Parts(place.reader, NearIndex(tmp_path / "near", identity=place.reader.identity))
 
     async def found(search: NearSearch, words: str, number: int) -> bool:
         cache = AnswerCache(place.state.answers, neighbours=search)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from fakes.answers import FakeIndex
-from fakes.embedder import WordEmbedder
+from fakes.embedder import WordReader
 from fakes.engine import DONE, event
 from fakes.house import CHAT, House
 from nightfill.answers.look import Kind
@@ -396,12 +396,9 @@ async def near(place: Place, **settings: Any) -> AsyncIterator[tuple[aiohttp.Cli
     """A client of a gateway with near answers by shared words, and a guard that minds «not»."""
     index = FakeIndex()
 
-    def guard(asked: str, stored: str) -> str | None:
-        return "negation" if ("not" in asked.split()) != ("not" in stored.split()) else None
-
     search = NearSearch(
         place.state.answers,
-        lambda: Parts(WordEmbedder(), index, guard),
+        lambda: Parts(WordReader(), index),
         floor=0.6,
         deadline_s=5,
         needed=True,

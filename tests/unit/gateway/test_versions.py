@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from fakes.answers import FakeIndex
-from fakes.embedder import WordEmbedder
+from fakes.embedder import WordReader
 from fakes.engine import DONE, FakeEngine, FakeReply, event
 from fakes.house import House
 from fakes.stores import STORES
@@ -150,7 +150,7 @@ def _text(body: str) -> str:
 async def gateway(state: State, settle_s: float) -> AsyncIterator[str]:
     search = NearSearch(
         state.answers,
-        lambda: Parts(WordEmbedder(), FakeIndex(), lambda *_: None),
+        lambda: Parts(WordReader(careless=True), FakeIndex()),
         floor=0.6,
         deadline_s=5,
         needed=True,
