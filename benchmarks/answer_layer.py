@@ -6,12 +6,14 @@ else the machine does falls on both.
 replies (`no-store`), then with it, and what that adds.
 *near*: requests that have nothing to do with stored answers (they skip them) meet others on the same gateway that ask
 new questions all the time: `exact` against `near`, where each of these is embedded, looked up among stored ones and
-judged by the guard, and what that does to the p99 of the first.
+judged by the guard, and what that does to the p99 of the first. How far two p99 differ by chance is shown by the same
+with a second gateway that is `exact` in the place of the one that is `near`.
 
-A figure is the median of the rounds' with the least and the most of them. CPU time is that of a gateway's process, and
-grows by half and more on a machine that is busy with other things.
+A figure is the median of the rounds' with the least and the most of them; `_pooled` ones are of the requests of all
+rounds together. CPU time is that of a gateway's process, and of its reader's; it grows by half and more on a machine
+that is busy with other things.
 
-    python benchmarks/answer_layer.py [--rounds 10] [--seconds 5] [--rps 100] [--near-rps 5]
+    python benchmarks/answer_layer.py [--rounds 10] [--seconds 15] [--rps 100] [--near-rps 5]
 
 The last line is one JSON object.
 """
@@ -43,6 +45,7 @@ from nightfill.answers.neighbours import NearSearch, Parts
 from nightfill.answers.question import Questions
 from nightfill.answers.reader_process import ReaderProcess
 from nightfill.bench.machine import commit, this_machine
+from nightfill.cli.server_process import children
 from nightfill.config import AnswerSettings, ContextSettings, GatewaySettings
 from nightfill.gateway import serving
 from nightfill.gateway.stored import AnswerRoom
@@ -211,10 +214,14 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def measure(gateways: dict[str, subprocess.Popen[str]], options: argparse.Namespace) -> dict[str, list[float]]:
-    """Figures by name, one of each round."""
+def measure(
+    gateways: dict[str, subprocess.Popen[str]], options: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Figures by name: one of each round, and those of all together."""
     load = Load({mode: port_of(gateway) for mode, gateway in gateways.items()})
     figures: dict[str, list[float]] = defaultdict(list)
+    pools: dict[str, list[float]] = defaultdict(list)
+    (reader,) = children(gateways["near"].pid)
 
     def compared(less: str, more: str, **given: Any) -> tuple[list[float], list[float], float]:
         """Latencies of both, and the CPU seconds that the second took more."""
@@ -223,7 +230,7 @@ def measure(gateways: dict[str, subprocess.Popen[str]], options: argparse.Namesp
         spent = [cpu_s(gateways[mode].pid) - was for mode, was in zip((less, more), before, strict=True)]
         return taken[0], taken[1], spent[1] - spent[0]
 
-    load("exact", "near", rps=25, seconds=STORED / 25)
+    load("exact", "again", "near", rps=25, seconds=STORED / 25)
     for _ in range(options.rounds):
         off, exact, cpu = compared("off", "exact", stores=False)
         figures["off_p50_s"].append(percentile(off, 0.5))
@@ -232,20 +239,31 @@ def measure(gateways: dict[str, subprocess.Popen[str]], options: argparse.Namesp
         off, exact, cpu = compared("off", "exact", stores=True)
         figures["exact_and_storing_added_p50_s"].append(percentile(exact, 0.5) - percentile(off, 0.5))
         figures["exact_and_storing_added_cpu_s"].append(cpu / len(exact))
-        exact, near, cpu = compared("exact", "near", near_rps=options.near_rps)
-        figures["beside_exact_p99_s"].append(percentile(exact, 0.99))
-        figures["beside_near_p99_s"].append(percentile(near, 0.99))
-        figures["beside_near_p99_ratio"].append(percentile(near, 0.99) / percentile(exact, 0.99))
-        figures["beside_near_p50_ratio"].append(percentile(near, 0.5) / percentile(exact, 0.5))
-        figures["near_added_cpu_s"].append(cpu / int(options.near_rps * options.seconds))
+        for mode in ("again", "near"):
+            before = cpu_s(reader)
+            exact, other, cpu = compared("exact", mode, near_rps=options.near_rps)
+            pools[f"exact beside {mode}"] += exact
+            pools[mode] += other
+            figures[f"beside_{mode}_p99_s"].append(percentile(other, 0.99))
+            figures[f"beside_{mode}_p99_ratio"].append(percentile(other, 0.99) / percentile(exact, 0.99))
+            figures[f"beside_{mode}_p50_ratio"].append(percentile(other, 0.5) / percentile(exact, 0.5))
+            if mode == "near":
+                questions = int(options.near_rps * options.seconds)
+                figures["beside_exact_p99_s"].append(percentile(exact, 0.99))
+                figures["near_added_cpu_s"].append(cpu / questions)
+                figures["near_reader_cpu_s"].append((cpu_s(reader) - before) / questions)
         print(*(f"{name} {values[-1]:.6f}" for name, values in figures.items()), flush=True)
-    return figures
+    return figures, {
+        f"beside_{mode}_p99_ratio_pooled": percentile(pools[mode], 0.99)
+        / percentile(pools[f"exact beside {mode}"], 0.99)
+        for mode in ("again", "near")
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=5, help="of each load of each round")
+    parser.add_argument("--seconds", type=float, default=15, help="of each load of each round")
     parser.add_argument("--rps", type=float, default=100, help="to each gateway")
     parser.add_argument("--near-rps", type=float, default=5, help="to each gateway")
     options = parser.parse_args()
@@ -253,9 +271,9 @@ def main() -> None:
     gateways: dict[str, subprocess.Popen[str]] = {}
     try:
         upstream = port_of(stubs)
-        for mode in ("off", "exact", "near"):
-            gateways[mode] = child("--role", "gateway", upstream, mode)
-        figures = measure(gateways, options)
+        for name, mode in (("off", "off"), ("exact", "exact"), ("again", "exact"), ("near", "near")):
+            gateways[name] = child("--role", "gateway", upstream, mode)
+        figures, pooled = measure(gateways, options)
     finally:
         for process in (*gateways.values(), stubs):
             process.terminate()
@@ -264,6 +282,7 @@ def main() -> None:
         json.dumps(
             {
                 **{name: spread(values) for name, values in figures.items()},
+                **pooled,
                 "rounds": options.rounds,
                 "seconds": options.seconds,
                 "rps": options.rps,
