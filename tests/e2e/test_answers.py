@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import sqlite3
 from contextlib import closing
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from serving import Answer, eventually, source_text
+from serving import Answer, eventually, marked, source_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,6 +102,34 @@ def test_a_question_that_means_the_same_is_answered_also_after_a_restart(new_ser
     serve.start()
     assert near(serve, ASKED).headers["x-nightfill-cache"] == "HIT"
     eventually(hits, within_s=30, what="the index is brought back")
+
+
+def test_near_answers_come_back_when_the_process_that_reads_questions_is_killed(
+    new_serve: Callable[..., Serve],
+) -> None:
+    serve = new_serve("serve", settings=SETTINGS).start()
+    serve.put("code", source_text(1, functions=5))
+    stored(serve, lambda: near(serve, ASKED))
+
+    def hits() -> bool:
+        answer = near(serve, ALIKE, cache={"no-store": True})
+        assert answer.status == 200
+        return answer.headers["x-nightfill-cache"] == "SEMANTIC-HIT"
+
+    def readers() -> list[int]:
+        return [one.pid for one in marked(serve.mark) if ".reader_child" in one.command]
+
+    eventually(hits, within_s=30, what="the index has it")
+    (first,) = readers()
+    os.kill(first, signal.SIGKILL)
+    assert near(serve, ALIKE, cache={"no-store": True}).headers["x-nightfill-cache"] == "MISS"
+    eventually(hits, within_s=60, what="a new one reads")
+    (second,) = readers()
+    assert second != first
+    assert serve.metrics()['nightfill_answer_lookups_total{layer="near",result="busy"}'] >= 1
+    assert "near answers are back" in serve.log_text()
+    serve.stop()
+    assert readers() == []
 
 
 def leave_midway(serve: Serve, body: dict[str, Any]) -> bytes:
