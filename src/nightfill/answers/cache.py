@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -11,6 +10,7 @@ import msgspec
 from nightfill.answers.look import Found, Kind, Look, Result
 from nightfill.answers.reply import words_of
 from nightfill.errors import StateError
+from nightfill.state.bounded import within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -138,8 +138,7 @@ class AnswerCache:
         if self._steady() < self._away_until_s:
             return None, Result.FAILED
         try:
-            async with asyncio.timeout(_STATE_S):
-                answer = await self._book.get(key)
+            answer = await within(_STATE_S, self._book.get(key))
         except (StateError, TimeoutError):
             # Each request would wait as long, and none of them has a use of it.
             self._away_until_s = self._steady() + _AWAY_S

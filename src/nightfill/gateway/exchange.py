@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from nightfill.errors import BodyTimeout, ClientLeft, RequestTooLarge
+from nightfill.state.bounded import within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -78,27 +79,29 @@ class Exchange:
         declared = self.declared_length()
         if declared is not None and declared > max_bytes:
             raise RequestTooLarge(f"the body has {declared} bytes; at most {max_bytes} are taken")
-        pieces: list[bytes] = []
-        size = 0
         try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    event = await self._receive()
-                    if event["type"] == "http.disconnect":
-                        raise ClientLeft("the client left before its body had arrived")
-                    piece: bytes = event.get("body", b"")
-                    size += len(piece)
-                    if size > max_bytes:
-                        raise RequestTooLarge(f"the body has more than {max_bytes} bytes")
-                    if piece:
-                        reserve(len(piece))
-                        pieces.append(piece)
-                    if not event.get("more_body", False):
-                        self._body_read = True
-                        break
+            pieces = await within(timeout_s, self._pieces(max_bytes, reserve))
         except TimeoutError as exc:
             raise BodyTimeout(f"the body did not arrive within {timeout_s:g} s") from exc
+        self._body_read = True
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _pieces(self, max_bytes: int, reserve: Callable[[int], None]) -> list[bytes]:
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more:
+            event = await self._receive()
+            if event["type"] == "http.disconnect":
+                raise ClientLeft("the client left before its body had arrived")
+            piece: bytes = event.get("body", b"")
+            size += len(piece)
+            if size > max_bytes:
+                raise RequestTooLarge(f"the body has more than {max_bytes} bytes")
+            if piece:
+                reserve(len(piece))
+                pieces.append(piece)
+            more = event.get("more_body", False)
+        return pieces
 
     async def left(self) -> None:
         """Return when the client has hung up. To be awaited after the body was read."""

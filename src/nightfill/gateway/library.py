@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from nightfill.contexts import Entry, Form, Front, Index, content_bytes
 from nightfill.errors import NotFound, StateUnavailable
+from nightfill.state.bounded import within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+    from typing import Any
 
     from nightfill.contexts import Content, Context, ContextName, Fill, FillKey, Fingerprint, Tenant
     from nightfill.state.book import ContextBook
@@ -170,10 +172,9 @@ class Library:
                     raise
             await asyncio.sleep(_ASKED_AGAIN_S)
 
-    async def _asked(self, answer: Awaitable[T]) -> T:
+    async def _asked(self, answer: Coroutine[Any, Any, T]) -> T:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await answer
+            return await within(self._timeout_s, answer)
         except TimeoutError as exc:
             raise StateUnavailable(f"the book of contexts did not answer within {self._timeout_s:g} s") from exc
 

@@ -100,8 +100,11 @@ class Database:
     def read(self, sql: str, *values: object, **named: object) -> list[Any]:
         """Rows of one query, in the calling thread; each sees all that was committed before the call."""
         # A statement object of the driver is shared by equal texts; two threads must not step it together.
-        with self._read_lock, _translated(self.path):
-            return self._reader.execute(sql, named or values).fetchall()
+        with self._read_lock:
+            try:  # each request comes by here: a context manager made for the purpose would take as long as a read
+                return self._reader.execute(sql, named or values).fetchall()
+            except (sqlite3.Error, OSError) as exc:
+                raise StateUnavailable(f"state {self.path}: {exc}") from exc
 
     def submit(
         self, act: Callable[[sqlite3.Connection], T], *, durable: bool = False, scrub: bool = False
