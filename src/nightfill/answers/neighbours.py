@@ -222,7 +222,7 @@ class NearSearch:
             await self._follow(parts)
         finally:
             self._parts = None
-            parts.reader.close()
+            await self._kept(parts.reader.close)  # which waits for its process
             parts.index.close()
 
     async def _follow(self, parts: Parts) -> None:
