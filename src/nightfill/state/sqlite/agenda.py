@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nightfill.state.access import Usage
     from nightfill.state.sqlite.book import SqliteBook
     from nightfill.state.sqlite.database import Database
+    from nightfill.state.sqlite.fills import SqliteFills
     from nightfill.state.sqlite.jobs import SqliteJobs
 
     Read = Callable[..., Sequence[Any]]
@@ -37,9 +38,18 @@ _JOBS: Final = f"""SELECT {COLUMNS} FROM jobs
 class SqliteAgenda:
     """See `Agenda`."""
 
-    def __init__(self, database: Database, book: SqliteBook, jobs: SqliteJobs, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        book: SqliteBook,
+        fills: SqliteFills,
+        jobs: SqliteJobs,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
         self._db = database
         self._book = book
+        self._fills = fills
         self._jobs = jobs
         self._clock = clock
 
@@ -110,7 +120,7 @@ class SqliteAgenda:
         return [self._due(one, now_s) for one in found if one is not None]
 
     def _due(self, found: _Found, now_s: float) -> Due:
-        outlines = map(self._book.outline, found.fills)
+        outlines = map(self._fills.outline, found.fills)
         return Due(
             context=self._book.context(found.context),
             usage=found.usage,
