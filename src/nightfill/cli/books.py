@@ -32,7 +32,7 @@ def settle_s(settings: Settings) -> float:
     """After so many seconds, gateways of all hosts know what was changed of contexts, or that they do not know."""
     if not settings.state:
         return 0.0
-    from nightfill.state.redis.book import SETTLE_S
+    from nightfill.state.redis.changes import SETTLE_S
 
     return SETTLE_S
 

@@ -25,7 +25,7 @@ from nightfill.answers.question import Questions
 from nightfill.config import AnswerSettings, Duration, GatewaySettings
 from nightfill.contexts import DEFAULT_TENANT, ContextName, Fill, FillKey, FillState, Form, Text, fingerprint_of
 from nightfill.gateway.stored import AnswerRoom
-from nightfill.state.redis.book import SETTLE_S
+from nightfill.state.redis.changes import SETTLE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -184,7 +184,7 @@ async def test_from_the_moment_that_a_change_is_confirmed_no_reply_carries_the_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gateways: int, looks: bool
 ) -> None:
     if not looks:
-        monkeypatch.setattr("nightfill.state.redis.book.LOOK_EVERY_S", 3600.0)
+        monkeypatch.setattr("nightfill.state.redis.changes.LOOK_EVERY_S", 3600.0)
     settle_s = SETTLE_S if kind == "redis" else 0.0
     async with contextlib.AsyncExitStack() as stack:
         store = STORES[kind](tmp_path)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from nightfill.contexts.context import Fingerprint, Outline, Tenant
     from nightfill.state.redis.book import RedisBook
+    from nightfill.state.redis.fills import RedisFills
 
 _AT_ONCE: Final = 100
 """Contexts in one step, so that others need not wait for long."""
@@ -24,9 +25,10 @@ _AT_ONCE: Final = 100
 class RedisAgenda:
     """See `Agenda`."""
 
-    def __init__(self, server: Server, book: RedisBook) -> None:
+    def __init__(self, server: Server, book: RedisBook, fills: RedisFills) -> None:
         self._server = server
         self._book = book
+        self._fills = fills
         self._scripts = scripts("agenda")
         self._tenants: list[Tenant] = []
         """Of the walk under way."""
@@ -109,7 +111,7 @@ class RedisAgenda:
         context = self._book.context(record)
         outlines: list[Outline] = []
         for field, packed in pairs(fills):
-            outline = await self._book.outline(context.tenant, field, packed)
+            outline = await self._fills.outline(context.tenant, field, packed)
             if outline is not None:
                 outlines.append(outline)
         mark = float(at) if at else None

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
-import hashlib
 import logging
-import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -18,82 +14,47 @@ from nightfill.contexts.context import (
     Context,
     ContextName,
     ContextOptions,
-    Fill,
-    FillKey,
-    FillState,
     Fingerprint,
     Form,
     MessagesSource,
-    Outline,
     Source,
     Tenant,
     TextSource,
 )
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
-from nightfill.state.envelope import Envelopes, pack, unpack
+from nightfill.state.envelope import Envelopes
 from nightfill.state.redis.answers import sweep
-from nightfill.state.redis.record import Record
+from nightfill.state.redis.record import Record, tenants
 from nightfill.state.redis.server import ROOT, Server, batches, scripts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from nightfill.contexts.context import Fill, FillKey, FillState, Outline
+    from nightfill.state.redis.changes import RedisChanges
+    from nightfill.state.redis.fills import RedisFills
     from nightfill.state.seal import TextSeal
 
 _LOG: Final = logging.getLogger(__name__)
-_CACHED_TOKENS: Final = 1 << 20
-"""Bound of the unpacked token lists kept in memory, by tokens."""
-_CACHED_BYTES: Final = 128 << 20
-"""Bound of the packed ones, for who looks at all fills comes by often, and they do not change."""
-_KNOWN: Final = 4096
 _AT_ONCE: Final = 100
-LOOK_EVERY_S: Final = 0.05
-SETTLE_S: Final = 2 * LOOK_EVERY_S
-"""So long at most a change by another process goes unseen by `changes`, whatever happens to the server and to us."""
 _TRIES: Final = 3
-_TAKE_ANSWERS: Final = ("put", "replace", "put_distilled", "delete")
-"""Changes that may leave answers to be removed."""
-
-
-class _FillRecord(msgspec.Struct, array_like=True):
-    """A fill as `book.lua` has it, without its tokens."""
-
-    state: FillState
-    stored_tokens: int
-    filled_at_s: float
-    fill_seconds: float
-    reason: str
-    digest: str
-    total_tokens: int = -1
-    """Below 0 for one that was written before there was the column."""
 
 
 class RedisBook:
     """See `SourceBook`.
-
-    `changes` answers from memory: own changes are in it at once, those of others within `SETTLE_S`. Once the server has
-    not answered for so long, or we were too late to ask, it says so.
 
     What cannot be opened, damaged or sealed with another key, takes nothing else with it: a fill is absent then, and
     filled again; a source is not looked at any more, until the context is put again. A content alone is missed, and
     raises StateUnavailable.
     """
 
-    def __init__(self, server: Server, *, seal: TextSeal) -> None:
+    def __init__(self, server: Server, fills: RedisFills, changes: RedisChanges, *, seal: TextSeal) -> None:
         self._server = server
+        self._fills = fills
+        self._changes = changes
         self._texts = Envelopes(seal)
-        self._scripts = scripts("book")
-        self._unpacked: OrderedDict[str, tuple[int, ...]] = OrderedDict()
-        self._packed: OrderedDict[str, bytes] = OrderedDict()
-        self._sound: set[str] = set()
-        """Digests of token lists that were opened or written here."""
-        self._changes = 0
-        self._own_changes = 0
-        self._asked_at_s = float("-inf")
-        """When the newest question that was answered was put: changes by others before that are in `_changes`."""
-        self._untold = 0
-        self._looking: asyncio.Task[None] | None = None
+        self._checked = scripts("book")["checked"]
 
     async def put(
         self,
@@ -158,15 +119,14 @@ class RedisBook:
     async def contexts(self, tenant: Tenant | None = None) -> list[Context]:
         """See `ContextBook`. Read in steps; each context is of one instant."""
         found: dict[tuple[str, str], Context] = {}
-        for whose in await self._tenants(tenant):
+        for whose in await self.tenants() if tenant is None else [tenant]:
             async for name, packed in self._server.scan("HSCAN", f"{ROOT}:contexts:{whose}"):
                 found[name.decode(), whose] = self.context(packed)
         return [found[key] for key in sorted(found)]
 
     async def delete(self, tenant: Tenant, name: ContextName) -> bool:
         """See `ContextBook`."""
-        self._unpacked.clear()
-        self._packed.clear()
+        self._fills.forget()
         return bool((await self._change("delete", tenant, name))[0])
 
     async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
@@ -180,72 +140,7 @@ class RedisBook:
 
     async def checked(self, tenant: Tenant, name: ContextName) -> None:
         """See `ContextBook`."""
-        await self._server.run(self._scripts["checked"], tenant, name)
-
-    async def fill(self, key: FillKey) -> Fill | None:
-        """See `ContextBook`."""
-        packed = await self._server.call("HGET", f"{ROOT}:fills:{key.tenant}", _field(key))
-        return None if packed is None else await self._fill(key, packed)
-
-    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
-        """See `ContextBook`. Read in steps; each fill is of one instant."""
-        found: dict[FillKey, Fill] = {}
-        for whose in await self._tenants(tenant):
-            rows = {field: packed async for field, packed in self._server.scan("HSCAN", f"{ROOT}:fills:{whose}")}
-            for some in batches(tuple(rows.items()), _AT_ONCE):
-                keys = [FillKey.parse(f"{whose}/{field.decode()}") for field, _ in some]
-                for fill in await asyncio.gather(*map(self._fill, keys, (packed for _, packed in some))):
-                    if fill is not None:
-                        found[fill.key] = fill
-        return list(found.values())
-
-    async def outlines_of(self, tenant: Tenant, *versions: Fingerprint) -> list[Outline]:
-        """See `ContextBook`."""
-        found: list[Outline] = []
-        for version in versions:
-            packed = await self._server.call("HGET", f"{ROOT}:versions:{tenant}", version)
-            fields = [] if packed is None else msgspec.msgpack.decode(packed)[1] or []
-            rows = await self._server.call("HMGET", f"{ROOT}:fills:{tenant}", *fields) if fields else []
-            for field, row in zip(fields, rows, strict=True):
-                outline = None if row is None else await self.outline(tenant, field.encode(), row)
-                if outline is not None:
-                    found.append(outline)
-        return found
-
-    async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
-        """See `ContextBook`. What changes its place meanwhile may come twice."""
-        for whose in await self.tenants():
-            some: list[Outline] = []
-            async for field, packed in self._server.scan("HSCAN", f"{ROOT}:fills:{whose}"):
-                outline = await self.outline(whose, field, packed)
-                if outline is not None:
-                    some.append(outline)
-                if len(some) >= _AT_ONCE:
-                    yield some
-                    some = []
-            yield some
-
-    async def outline(self, tenant: Tenant, field: bytes, packed: bytes) -> Outline | None:
-        """From a record of `book.lua`; None when it is from before its tokens were counted, and they cannot be
-        opened.
-        """
-        key = FillKey.parse(f"{tenant}/{field.decode()}")
-        record = msgspec.msgpack.decode(packed, type=_FillRecord)
-        total = record.total_tokens
-        if total < 0:
-            tokens = await self._tokens(key, record.digest)
-            if tokens is None:
-                return None
-            total = len(tokens)
-        return Outline(
-            key=key,
-            state=record.state,
-            total_tokens=total,
-            stored_tokens=record.stored_tokens,
-            filled_at_s=record.filled_at_s,
-            fill_seconds=record.fill_seconds,
-            reason=record.reason,
-        )
+        await self._server.run(self._checked, tenant, name)
 
     async def is_empty(self) -> bool:
         """See `ContextBook`."""
@@ -253,7 +148,7 @@ class RedisBook:
 
     async def tenants(self) -> list[Tenant]:
         """See `ContextBook`."""
-        return sorted(Tenant(name.decode()) for name in await self._server.call("SMEMBERS", f"{ROOT}:tenants"))
+        return await tenants(self._server)
 
     async def watched(self) -> list[Context]:
         """See `SourceBook`."""
@@ -274,132 +169,50 @@ class RedisBook:
         if names:
             await self._server.call("SADD", f"{ROOT}:watched", *names)
 
+    async def fill(self, key: FillKey) -> Fill | None:
+        """See `ContextBook`."""
+        return await self._fills.get(key)
+
+    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
+        """See `ContextBook`. Read in steps; each fill is of one instant."""
+        return await self._fills.all(tenant)
+
+    async def outlines_of(self, tenant: Tenant, *versions: Fingerprint) -> list[Outline]:
+        """See `ContextBook`."""
+        return await self._fills.outlines_of(tenant, *versions)
+
+    def outlines(self) -> AsyncIterator[Sequence[Outline]]:
+        """See `ContextBook`. What changes its place meanwhile may come twice."""
+        return self._fills.outlines()
+
     async def put_fill(self, fill: Fill) -> bool:
-        """See `ContextBook`. The token list travels only when it is not known to be there."""
-        key, packed = fill.key, pack(fill.tokens)
-        digest = hashlib.sha256(f"{key}\0".encode() + packed).hexdigest()
-        record = (
-            fill.state,
-            fill.stored_tokens,
-            fill.filled_at_s,
-            fill.fill_seconds,
-            fill.reason,
-            digest,
-            fill.total_tokens,
-        )
-        words = (key.tenant, key.fingerprint, _field(key), record)
-        # One that was never opened may be damaged: then nobody sees the fill until its tokens are written again.
-        reply = await self._change("put_fill", *words) if digest in self._sound else [-1]
-        if reply[0] == -1:
-            reply = await self._change("put_fill", *words, blobs=(self._texts.wrap(str(key), packed),))
-            self._know(digest)
-        return bool(reply[0])
+        """See `ContextBook`."""
+        return await self._fills.put(fill)
 
     async def mark_fill(self, key: FillKey, *, state: FillState, reason: str, stored_tokens: int | None = None) -> bool:
         """See `ContextBook`."""
-        stored = False if stored_tokens is None else stored_tokens
-        return bool((await self._change("mark_fill", key.tenant, _field(key), state, reason, stored))[0])
+        return await self._fills.mark(key, state=state, reason=reason, stored_tokens=stored_tokens)
 
     async def drop_fill(self, key: FillKey) -> bool:
         """See `ContextBook`."""
-        return bool((await self._change("drop_fill", key.tenant, key.fingerprint, _field(key)))[0])
+        return await self._fills.drop(key)
 
     def changes(self) -> int:
-        """See `ContextBook`. The first call sets off the task that looks for changes by others."""
-        if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look(), name="changes of the book")
-        if time.monotonic() - self._asked_at_s <= SETTLE_S:
-            return self._changes
-        self._untold -= 1
-        return self._untold
-
-    async def aclose(self) -> None:
-        """Stop looking. Idempotent."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
-
-    async def _look(self) -> None:
-        said = ""
-        while True:
-            try:
-                before, asked_at_s = self._own_changes, time.monotonic()
-                number = int(await self._server.call("GET", f"{ROOT}:changes") or 0)
-                # It may be from before a change of our own.
-                self._changes = number if before == self._own_changes else max(self._changes, number)
-                self._asked_at_s = max(self._asked_at_s, asked_at_s)
-                if said:
-                    _LOG.info("the state answers again")
-                said = ""
-            except StateUnavailable as exc:
-                if not said:
-                    _LOG.warning("going on with what is known of contexts: %s", exc)
-                said = str(exc)
-            await asyncio.sleep(LOOK_EVERY_S)
+        """See `ContextBook`."""
+        return self._changes.number()
 
     async def _change(self, name: str, *words: object, blobs: tuple[bytes, ...] = ()) -> Any:
-        asked_at_s = time.monotonic()
-        reply = await self._server.run(self._scripts[name], *words, blobs=blobs)
+        reply = await self._changes.make(name, *words, blobs=blobs)
         if reply[0] > 0:
-            self._asked_at_s = max(self._asked_at_s, asked_at_s)
-            self._own_changes += 1
-            self._changes = max(self._changes, reply[0])
-            if name in _TAKE_ANSWERS:
-                await self._sweep()
+            try:
+                await sweep(self._server)
+            except StateUnavailable as exc:
+                # The change itself is done, and nobody is given these any more.
+                _LOG.warning("answers to an old version are removed later: %s", exc)
         return reply
-
-    async def _sweep(self) -> None:
-        try:
-            await sweep(self._server)
-        except StateUnavailable as exc:
-            # The change itself is done, and nobody is given these any more.
-            _LOG.warning("answers to an old version are removed later: %s", exc)
-
-    async def _tenants(self, tenant: Tenant | None) -> list[str]:
-        if tenant is not None:
-            return [tenant]
-        return [str(name) for name in await self.tenants()]
 
     def _sealed(self, tenant: Tenant, fingerprint: Fingerprint, content: Content) -> bytes:
         return self._texts.wrap(f"{tenant}/{fingerprint}", msgspec.msgpack.encode(content))
-
-    async def _fill(self, key: FillKey, packed: bytes) -> Fill | None:
-        record = msgspec.msgpack.decode(packed, type=_FillRecord)
-        tokens = await self._tokens(key, record.digest)
-        if tokens is None:
-            return None
-        return Fill(
-            key=key,
-            state=record.state,
-            tokens=tokens,
-            stored_tokens=record.stored_tokens,
-            filled_at_s=record.filled_at_s,
-            fill_seconds=record.fill_seconds,
-            reason=record.reason,
-        )
-
-    async def _tokens(self, key: FillKey, digest: str) -> tuple[int, ...] | None:
-        tokens = self._unpacked.get(digest)
-        if tokens is not None:
-            self._unpacked.move_to_end(digest)
-            return tokens
-        packed = self._packed.get(digest)
-        if packed is None:
-            sealed = await self._server.call("GET", f"{ROOT}:tokens:{key.tenant}\0{_field(key)}")
-            packed = None if sealed is None else self._texts.opened(str(key), sealed)
-            if packed is None or hashlib.sha256(f"{key}\0".encode() + packed).hexdigest() != digest:
-                return None  # cannot be opened, or replaced or dropped since the fill was read
-            self._know(digest)
-            self._packed[digest] = packed
-            _bound(self._packed, _CACHED_BYTES)
-        tokens = self._unpacked[digest] = unpack(packed)
-        _bound(self._unpacked, _CACHED_TOKENS)
-        return tokens
-
-    def _know(self, digest: str) -> None:
-        if len(self._sound) >= _KNOWN:
-            self._sound.clear()
-        self._sound.add(digest)
 
     def context(self, packed: bytes) -> Context:
         """From a record of `book.lua`."""
@@ -435,19 +248,8 @@ def is_watched(source: Source) -> bool:
     return not isinstance(source, TextSource | MessagesSource)
 
 
-def _bound(cache: OrderedDict[str, Any], most: int) -> None:
-    """Drop the oldest ones until no more is held."""
-    held = sum(map(len, cache.values()))
-    while held > most and len(cache) > 1:
-        held -= len(cache.popitem(last=False)[1])
-
-
 def _record(packed: bytes) -> Record:
     return msgspec.msgpack.decode(packed, type=Record)
-
-
-def _field(key: FillKey) -> str:
-    return f"{key.fingerprint}/{key.form}/{key.signature}"
 
 
 def _text(sealed: bytes) -> str:

@@ -1,8 +1,16 @@
-"""A context as it lies in Redis."""
+"""Contexts as they lie in Redis."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
+
+from nightfill.contexts.context import Tenant
+from nightfill.state.redis.server import ROOT
+
+if TYPE_CHECKING:
+    from nightfill.state.redis.server import Server
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -23,3 +31,8 @@ class Record(msgspec.Struct, array_like=True):
     user: str
     options: str = "{}"
     distilled: str = ""
+
+
+async def tenants(server: Server) -> list[Tenant]:
+    """Those with contexts, in order."""
+    return sorted(Tenant(name.decode()) for name in await server.call("SMEMBERS", f"{ROOT}:tenants"))

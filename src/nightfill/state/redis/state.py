@@ -12,7 +12,9 @@ from nightfill.state.redis.agenda import RedisAgenda
 from nightfill.state.redis.answers import RedisAnswerBook, RedisQuestionLog
 from nightfill.state.redis.book import RedisBook
 from nightfill.state.redis.budgets import RedisBudgetBook
+from nightfill.state.redis.changes import RedisChanges
 from nightfill.state.redis.deletions import RedisDeletions
+from nightfill.state.redis.fills import RedisFills
 from nightfill.state.redis.jobs import RedisJobs
 from nightfill.state.redis.ledger import RedisLedgerBook
 from nightfill.state.redis.loads import RedisLoads
@@ -56,9 +58,11 @@ class RedisState:
     def __init__(self, server: Server, *, rules: QueueRules, seal: TextSeal, bounds: AnswerBounds) -> None:
         self.server = server
         self._jobs = RedisJobs(server, rules=rules)
-        self._book = RedisBook(server, seal=seal)
-        self.jobs, self.book = self._jobs, self._book
-        self.agenda = RedisAgenda(server, self._book)
+        self._changes = RedisChanges(server)
+        fills = RedisFills(server, self._changes, seal=seal)
+        book = RedisBook(server, fills, self._changes, seal=seal)
+        self.jobs, self.book = self._jobs, book
+        self.agenda = RedisAgenda(server, book, fills)
         self.access = RedisAccessLog(server)
         self.budgets = RedisBudgetBook(server, rules=rules.budgets)
         self.ledger = RedisLedgerBook(server)
@@ -75,7 +79,7 @@ class RedisState:
     async def aclose(self) -> None:
         """Give back what nobody waits for any more, and hang up. Idempotent."""
         await self._jobs.aclose()
-        await self._book.aclose()
+        await self._changes.aclose()
         await self.server.aclose()
 
     async def __aenter__(self) -> Self:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from nightfill.state.agenda import CLAIM_S, HEADSTART_S, Due, Looked
 from nightfill.state.sqlite.access import usage_of
 from nightfill.state.sqlite.due import waits_for
+from nightfill.state.sqlite.record import job_of
 from nightfill.state.sqlite.turns import COLUMNS
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from nightfill.state.access import Usage
     from nightfill.state.sqlite.book import SqliteBook
     from nightfill.state.sqlite.database import Database
-    from nightfill.state.sqlite.jobs import SqliteJobs
+    from nightfill.state.sqlite.fills import SqliteFills
+    from nightfill.state.sqlite.record import Clocks
 
     Read = Callable[..., Sequence[Any]]
 
@@ -37,23 +39,23 @@ _JOBS: Final = f"""SELECT {COLUMNS} FROM jobs
 class SqliteAgenda:
     """See `Agenda`."""
 
-    def __init__(self, database: Database, book: SqliteBook, jobs: SqliteJobs, *, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, book: SqliteBook, fills: SqliteFills, *, clocks: Clocks) -> None:
         self._db = database
         self._book = book
-        self._jobs = jobs
-        self._clock = clock
+        self._fills = fills
+        self._clocks = clocks
 
     async def due(self, *, limit: int) -> list[Due]:
         """See `Agenda`."""
         # Asked of the reader, so that idle workers take no write lock at every look.
-        if not self._db.read("SELECT EXISTS (SELECT 1 FROM contexts WHERE look_s <= ?)", self._clock())[0][0]:
+        if not self._db.read("SELECT EXISTS (SELECT 1 FROM contexts WHERE look_s <= ?)", self._clocks.wall())[0][0]:
             return []
 
         def act(connection: sqlite3.Connection) -> tuple[float, list[_Found]]:
             def read(sql: str, *values: object) -> Sequence[Any]:
                 return connection.execute(sql, values).fetchall()
 
-            now_s = self._clock()
+            now_s = self._clocks.wall()
             names = "SELECT tenant, name FROM contexts WHERE look_s <= ? ORDER BY look_s LIMIT ?"
             found = [_found(read, row["tenant"], row["name"], now_s) for row in read(names, now_s, limit)]
             connection.executemany(
@@ -84,7 +86,7 @@ class SqliteAgenda:
         """See `Agenda`."""
 
         def act(connection: sqlite3.Connection) -> None:
-            now_s = self._clock()
+            now_s = self._clocks.wall()
             connection.executemany(
                 """UPDATE contexts SET look_s = ?, priority = ?, waits_for = ?
                 WHERE tenant = ? AND name = ? AND look_s = ?""",
@@ -105,17 +107,17 @@ class SqliteAgenda:
             await self._db.write(act)
 
     def _read(self, rows: Sequence[Any]) -> list[Due]:
-        now_s = self._clock()
+        now_s = self._clocks.wall()
         found = (_found(self._db.read, row["tenant"], row["name"], now_s) for row in rows)
         return [self._due(one, now_s) for one in found if one is not None]
 
     def _due(self, found: _Found, now_s: float) -> Due:
-        outlines = map(self._book.outline, found.fills)
+        outlines = map(self._fills.outline, found.fills)
         return Due(
             context=self._book.context(found.context),
             usage=found.usage,
             fills=tuple(one for one in outlines if one is not None),
-            jobs=tuple(map(self._jobs.job, found.jobs)),
+            jobs=tuple(job_of(row, self._clocks) for row in found.jobs),
             shared=found.shared,
             mark=found.context["look_s"],
             changed=found.context["look_s"] <= now_s - HEADSTART_S,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -15,47 +12,36 @@ from nightfill.contexts.context import (
     Context,
     ContextName,
     ContextOptions,
-    Fill,
-    FillKey,
-    FillState,
     Fingerprint,
     Form,
     MessagesSource,
-    Outline,
-    Signature,
     Source,
     Tenant,
     TextSource,
 )
 from nightfill.contexts.fingerprint import content_bytes
 from nightfill.errors import StateUnavailable
-from nightfill.state.envelope import Envelopes, pack, unpack
+from nightfill.state.envelope import Envelopes
 from nightfill.state.jobs import JobKind
 from nightfill.state.sqlite.answers import ANY_OVERTAKEN, OVERTAKEN, delete_in_steps, some_of
+from nightfill.state.sqlite.changes import SqliteChanges, note_change
 from nightfill.state.sqlite.due import look_now
+from nightfill.state.sqlite.fills import NAMED
 from nightfill.state.sqlite.jobs import cancel_target
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from nightfill.contexts.context import Fill, FillKey, FillState, Outline
     from nightfill.state.seal import TextSeal
     from nightfill.state.sqlite.database import Database
+    from nightfill.state.sqlite.fills import SqliteFills
 
 T = TypeVar("T")
 _LOG: Final = logging.getLogger(__name__)
-_CACHED_TOKENS: Final = 1 << 20
-"""Bound of the unpacked token lists kept in memory, by tokens."""
-_SOUND: Final = 4096
-_AT_ONCE: Final = 500
-
 _CONTEXTS: Final = """SELECT c.*, v.content_bytes FROM contexts c
     JOIN versions v ON v.tenant = c.tenant AND v.fingerprint = c.current"""
-_FILLS: Final = "SELECT f.*, t.digest FROM fills f JOIN token_lists t ON t.fill = f.id"
-# Two questions, each with its index: one with OR would look at all contexts of the tenant.
-_NAMED: Final = """(EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND current = ?2)
-    OR EXISTS (SELECT 1 FROM contexts WHERE tenant = ?1 AND distilled = ?2))"""
-_ONE_FILL: Final = "f.tenant = ? AND f.fingerprint = ? AND f.form = ? AND f.signature = ?"
 
 
 class SqliteBook:
@@ -66,15 +52,12 @@ class SqliteBook:
     raises StateUnavailable.
     """
 
-    def __init__(self, database: Database, *, seal: TextSeal, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, fills: SqliteFills, *, seal: TextSeal, clock: Callable[[], float]) -> None:
         self._db = database
+        self._fills = fills
         self._texts = Envelopes(seal)
         self._clock = clock
-        self._unpacked: OrderedDict[bytes, tuple[int, ...]] = OrderedDict()
-        self._sound: set[bytes] = set()
-        """Digests of token lists that were opened or written here."""
-        self._data_version = -1
-        self._changes = 0
+        self._changes = SqliteChanges(database)
 
     async def put(
         self,
@@ -123,8 +106,8 @@ class SqliteBook:
             )
             _drop_unnamed(connection, tenant, name, before, now_s)
             look_now(connection, tenant, fingerprint, now_s)
-            _note_change(connection)
-            return self.context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", tenant, name))
+            note_change(connection)
+            return self.context(_read(connection, tenant, name))
 
         return await self._changed(tenant, name, act)
 
@@ -133,7 +116,7 @@ class SqliteBook:
 
         def act(connection: sqlite3.Connection) -> Context | None:
             where = (context.tenant, context.name)
-            row = _one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where)
+            row = _read(connection, *where)
             if row is None:
                 return None
             there = self.context(row)
@@ -150,8 +133,8 @@ class SqliteBook:
             )
             _drop_unnamed(connection, *where, before, now_s)
             look_now(connection, context.tenant, fingerprint, now_s)
-            _note_change(connection)
-            return self.context(_one(connection, f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", *where))
+            note_change(connection)
+            return self.context(_read(connection, *where))
 
         return await self._changed(context.tenant, context.name, act)
 
@@ -168,7 +151,7 @@ class SqliteBook:
             connection.execute("UPDATE contexts SET distilled = ? WHERE tenant = ? AND name = ?", (fingerprint, *where))
             _drop_unnamed(connection, *where, before, now_s)
             look_now(connection, context.tenant, fingerprint, now_s)
-            _note_change(connection)
+            note_change(connection)
             return True
 
         return await self._changed(context.tenant, context.name, act)
@@ -192,10 +175,10 @@ class SqliteBook:
                 return False
             connection.execute("DELETE FROM contexts WHERE tenant = ? AND name = ?", (tenant, name))
             _drop_unnamed(connection, tenant, name, before, self._clock())
-            _note_change(connection)
+            note_change(connection)
             return True
 
-        self._unpacked.clear()
+        self._fills.forget()
         return await self._changed(tenant, name, act)
 
     async def content(self, tenant: Tenant, fingerprint: Fingerprint) -> Content | None:
@@ -227,73 +210,41 @@ class SqliteBook:
         )
         return [Tenant(row["tenant"]) for row in rows]
 
-    async def fill(self, key: FillKey) -> Fill | None:
-        """See `ContextBook`."""
-        rows = self._db.read(f"{_FILLS} WHERE {_ONE_FILL}", *_columns(key))
-        return self._fill(rows[0]) if rows else None
-
-    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
-        """See `ContextBook`."""
-        rows = self._db.read(f"{_FILLS} WHERE ?1 IS NULL OR f.tenant = ?1 ORDER BY f.id", tenant)
-        found = (self._fill(row) for row in rows)
-        return [fill for fill in found if fill is not None]
-
     async def watched(self) -> list[Context]:
         """See `SourceBook`."""
         return [self.context(row) for row in self._db.read(f"{_CONTEXTS} WHERE c.watched ORDER BY c.name, c.tenant")]
 
+    async def fill(self, key: FillKey) -> Fill | None:
+        """See `ContextBook`."""
+        return await self._fills.get(key)
+
+    async def fills(self, tenant: Tenant | None = None) -> list[Fill]:
+        """See `ContextBook`."""
+        return await self._fills.all(tenant)
+
     async def outlines_of(self, tenant: Tenant, *versions: Fingerprint) -> list[Outline]:
         """See `ContextBook`."""
-        sql = "SELECT * FROM fills WHERE tenant = ? AND fingerprint = ? ORDER BY id"
-        rows = (row for version in versions for row in self._db.read(sql, tenant, version))
-        return [one for one in map(self.outline, rows) if one is not None]
+        return await self._fills.outlines_of(tenant, *versions)
 
-    async def outlines(self) -> AsyncIterator[Sequence[Outline]]:
+    def outlines(self) -> AsyncIterator[Sequence[Outline]]:
         """See `ContextBook`."""
-        after = 0
-        while rows := self._db.read("SELECT * FROM fills WHERE id > ? ORDER BY id LIMIT ?", after, _AT_ONCE):
-            after = rows[-1]["id"]
-            yield [one for one in map(self.outline, rows) if one is not None]
-            await asyncio.sleep(0)
+        return self._fills.outlines()
 
     async def put_fill(self, fill: Fill) -> bool:
         """See `ContextBook`."""
-        return await self._db.write(lambda connection: self._put_fill(connection, fill))
+        return await self._fills.put(fill)
 
     async def mark_fill(self, key: FillKey, *, state: FillState, reason: str, stored_tokens: int | None = None) -> bool:
         """See `ContextBook`."""
-
-        def act(connection: sqlite3.Connection) -> bool:
-            changed = connection.execute(
-                f"""UPDATE fills AS f SET state = ?, reason = ?, stored_tokens = coalesce(?, stored_tokens)
-                WHERE {_ONE_FILL}""",  # noqa: S608 - a constant
-                (state, reason, stored_tokens, *_columns(key)),
-            ).rowcount
-            look_now(connection, key.tenant, key.fingerprint, self._clock())
-            _note_change(connection)
-            return bool(changed)
-
-        return await self._db.write(act)
+        return await self._fills.mark(key, state=state, reason=reason, stored_tokens=stored_tokens)
 
     async def drop_fill(self, key: FillKey) -> bool:
         """See `ContextBook`."""
-
-        def act(connection: sqlite3.Connection) -> bool:
-            sql = f"DELETE FROM fills AS f WHERE {_ONE_FILL}"  # noqa: S608 - a constant
-            gone = connection.execute(sql, _columns(key)).rowcount
-            look_now(connection, key.tenant, key.fingerprint, self._clock())
-            _note_change(connection)
-            return bool(gone)
-
-        return await self._db.write(act)
+        return await self._fills.drop(key)
 
     def changes(self) -> int:
-        """See `ContextBook`. Only when some process has written anything is the number itself read again."""
-        version = int(self._db.read("PRAGMA data_version")[0][0])
-        if version != self._data_version:
-            self._changes = int(self._db.read("SELECT number FROM book_changes")[0][0])
-            self._data_version = version
-        return self._changes
+        """See `ContextBook`."""
+        return self._changes.number()
 
     async def _changed(self, tenant: Tenant, name: ContextName, act: Callable[[sqlite3.Connection], T]) -> T:
         outcome = await self._db.write(act, durable=True, scrub=True)
@@ -309,9 +260,9 @@ class SqliteBook:
         self, connection: sqlite3.Connection, tenant: Tenant, fingerprint: Fingerprint, content: Content, now_s: float
     ) -> None:
         owner = f"{tenant}/{fingerprint}"
-        there = _one(
-            connection, "SELECT content FROM versions WHERE tenant = ? AND fingerprint = ?", tenant, fingerprint
-        )
+        there = connection.execute(
+            "SELECT content FROM versions WHERE tenant = ? AND fingerprint = ?", (tenant, fingerprint)
+        ).fetchone()
         if there is None:
             sealed = self._texts.wrap(owner, msgspec.msgpack.encode(content))
             connection.execute(
@@ -324,100 +275,6 @@ class SqliteBook:
                 "UPDATE versions SET content = ? WHERE tenant = ? AND fingerprint = ?",
                 (self._texts.wrap(owner, msgspec.msgpack.encode(content)), tenant, fingerprint),
             )
-
-    def _put_fill(self, connection: sqlite3.Connection, fill: Fill) -> bool:
-        key = fill.key
-        if _one(connection, f"SELECT {_NAMED}", key.tenant, key.fingerprint)[0] == 0:
-            return False
-        sql = f"SELECT state FROM fills AS f WHERE {_ONE_FILL}"  # noqa: S608 - a constant
-        before = _one(connection, sql, *_columns(key))
-        if fill.state not in (FillState.FILLING, before and before["state"]):
-            look_now(connection, key.tenant, key.fingerprint, self._clock())
-        row = connection.execute(
-            """INSERT INTO fills (tenant, fingerprint, form, signature, state, total_tokens, stored_tokens, filled_at_s,
-                fill_seconds, reason)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-            ON CONFLICT (tenant, fingerprint, form, signature) DO UPDATE SET
-                state = excluded.state, total_tokens = excluded.total_tokens, stored_tokens = excluded.stored_tokens,
-                filled_at_s = excluded.filled_at_s, fill_seconds = excluded.fill_seconds, reason = excluded.reason
-            RETURNING id""",
-            (
-                *_columns(key),
-                fill.state,
-                fill.total_tokens,
-                fill.stored_tokens,
-                fill.filled_at_s,
-                fill.fill_seconds,
-                fill.reason,
-            ),
-        ).fetchall()[0]
-        packed = pack(fill.tokens)
-        # The row's name is in it, so that a digest stands for these tokens of this fill alone.
-        digest = hashlib.sha256(f"{row['id']}/{key}\0".encode() + packed).digest()
-        there = _one(connection, "SELECT digest FROM token_lists WHERE fill = ?", row["id"])
-        # One that was never opened may be damaged: then nobody sees the fill until its tokens are written again.
-        if there is None or there["digest"] != digest or digest not in self._sound:
-            if len(self._sound) >= _SOUND:
-                self._sound.clear()
-            self._sound.add(digest)
-            connection.execute(
-                "INSERT OR REPLACE INTO token_lists VALUES (?, ?, ?)",
-                (row["id"], digest, self._texts.wrap(str(key), packed)),
-            )
-        _note_change(connection)
-        return True
-
-    def outline(self, row: Any) -> Outline | None:
-        """A row of `fills`; None when it is from before its tokens were counted, and they cannot be opened."""
-        key, total = _key(row), row["total_tokens"]
-        if total is None:
-            rows = self._db.read(f"{_FILLS} WHERE f.id = ?", row["id"])
-            tokens = self._tokens(row["id"], rows[0]["digest"], key) if rows else None
-            if tokens is None:
-                return None
-            total = len(tokens)
-        return Outline(
-            key=key,
-            state=FillState(row["state"]),
-            total_tokens=total,
-            stored_tokens=row["stored_tokens"],
-            filled_at_s=row["filled_at_s"],
-            fill_seconds=row["fill_seconds"],
-            reason=row["reason"],
-        )
-
-    def _fill(self, row: Any) -> Fill | None:
-        key = _key(row)
-        tokens = self._tokens(row["id"], row["digest"], key)
-        if tokens is None:
-            return None
-        return Fill(
-            key=key,
-            state=FillState(row["state"]),
-            tokens=tokens,
-            stored_tokens=row["stored_tokens"],
-            filled_at_s=row["filled_at_s"],
-            fill_seconds=row["fill_seconds"],
-            reason=row["reason"],
-        )
-
-    def _tokens(self, fill: int, digest: bytes, key: FillKey) -> tuple[int, ...] | None:
-        tokens = self._unpacked.get(digest)
-        if tokens is not None:
-            self._unpacked.move_to_end(digest)
-            return tokens
-        rows = self._db.read("SELECT tokens FROM token_lists WHERE fill = ? AND digest = ?", fill, digest)
-        if not rows:  # replaced or dropped since the row of the fill was read
-            return None
-        packed = self._texts.opened(str(key), rows[0]["tokens"])
-        if packed is None:
-            return None
-        self._sound.add(digest)
-        tokens = self._unpacked[digest] = unpack(packed)
-        held = sum(map(len, self._unpacked.values()))
-        while held > _CACHED_TOKENS and len(self._unpacked) > 1:
-            held -= len(self._unpacked.popitem(last=False)[1])
-        return tokens
 
     def context(self, row: Any) -> Context:
         """A row of `contexts`, with the bytes of its version."""
@@ -445,27 +302,14 @@ class SqliteBook:
         )
 
 
-def _key(row: Any) -> FillKey:
-    return FillKey(
-        tenant=Tenant(row["tenant"]),
-        fingerprint=Fingerprint(row["fingerprint"]),
-        form=Form(row["form"]),
-        signature=Signature(row["signature"]),
-    )
-
-
-def _columns(key: FillKey) -> tuple[str, str, str, str]:
-    return key.tenant, key.fingerprint, key.form, key.signature
-
-
-def _one(connection: sqlite3.Connection, sql: str, *values: object) -> Any:
-    rows = connection.execute(sql, values).fetchall()
-    return rows[0] if rows else None
+def _read(connection: sqlite3.Connection, tenant: Tenant, name: ContextName) -> Any:
+    return connection.execute(f"{_CONTEXTS} WHERE c.tenant = ? AND c.name = ?", (tenant, name)).fetchone()
 
 
 def _versions(connection: sqlite3.Connection, tenant: Tenant, name: ContextName) -> list[str]:
     """The current version of the context and the distilled one, if they are there."""
-    row = _one(connection, "SELECT current, distilled FROM contexts WHERE tenant = ? AND name = ?", tenant, name)
+    sql = "SELECT current, distilled FROM contexts WHERE tenant = ? AND name = ?"
+    row = connection.execute(sql, (tenant, name)).fetchone()
     return [] if row is None else [fingerprint for fingerprint in row if fingerprint is not None]
 
 
@@ -480,13 +324,9 @@ def _drop_unnamed(
         connection.execute(some_of(OVERTAKEN), (tenant, name))
     for fingerprint in gone:
         dropped = connection.execute(
-            f"DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2 AND NOT {_NAMED}",  # noqa: S608 - a constant
+            f"DELETE FROM versions WHERE tenant = ?1 AND fingerprint = ?2 AND NOT {NAMED}",  # noqa: S608 - a constant
             (tenant, fingerprint),
         ).rowcount
         if dropped:
             for kind in (JobKind.FILL, JobKind.DISTIL):
                 cancel_target(connection, kind, f"{tenant}/{fingerprint}/", now_s)
-
-
-def _note_change(connection: sqlite3.Connection) -> None:
-    connection.execute("UPDATE book_changes SET number = number + 1")

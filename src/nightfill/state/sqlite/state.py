@@ -16,9 +16,11 @@ from nightfill.state.sqlite.book import SqliteBook
 from nightfill.state.sqlite.budgets import SqliteBudgetBook
 from nightfill.state.sqlite.database import Database
 from nightfill.state.sqlite.deletions import SqliteDeletions
+from nightfill.state.sqlite.fills import SqliteFills
 from nightfill.state.sqlite.jobs import SqliteJobs
 from nightfill.state.sqlite.ledger import SqliteLedgerBook
 from nightfill.state.sqlite.notes import SqliteEngineBook
+from nightfill.state.sqlite.record import Clocks
 from nightfill.state.sqlite.rotation import reseal_texts
 
 if TYPE_CHECKING:
@@ -63,10 +65,11 @@ class SqliteState:
         bounds: AnswerBounds,
     ) -> None:
         self._database = database
-        jobs = SqliteJobs(database, rules=rules, clock=clock, steady=steady, boot=boot)
-        book = SqliteBook(database, seal=seal, clock=clock)
-        self.jobs, self.book = jobs, book
-        self.agenda = SqliteAgenda(database, book, jobs, clock=clock)
+        clocks = Clocks(wall=clock, steady=steady, boot=boot)
+        fills = SqliteFills(database, seal=seal, clock=clock)
+        book = SqliteBook(database, fills, seal=seal, clock=clock)
+        self.jobs, self.book = SqliteJobs(database, rules=rules, clocks=clocks), book
+        self.agenda = SqliteAgenda(database, book, fills, clocks=clocks)
         self.access = SqliteAccessLog(database, clock=clock)
         self.budgets = SqliteBudgetBook(database, rules=rules.budgets, clock=clock)
         self.ledger = SqliteLedgerBook(database, clock=clock)

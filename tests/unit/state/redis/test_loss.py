@@ -19,7 +19,7 @@ from nightfill.errors import BadSetting, LeaseLost, StateUnavailable
 from nightfill.state.access import Access
 from nightfill.state.jobs import JobKind, JobState, Work, WorkerId
 from nightfill.state.redis import RedisState, open_redis_state
-from nightfill.state.redis.book import SETTLE_S
+from nightfill.state.redis.changes import SETTLE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
