@@ -47,7 +47,7 @@ from nightfill.answers.reader_process import ReaderProcess
 from nightfill.bench.machine import commit, this_machine
 from nightfill.cli.server_process import children
 from nightfill.config import AnswerSettings, ContextSettings, GatewaySettings
-from nightfill.gateway import serving
+from nightfill.gateway import FrontDoor
 from nightfill.gateway.stored import AnswerRoom
 from nightfill.observe.metrics import Metrics
 from nightfill.state.board import MmapLoadBoard
@@ -113,7 +113,7 @@ async def run_gateway(upstream_port: int, mode: str) -> None:
         try:
             async with (
                 search,
-                serving(
+                FrontDoor(
                     settings=GatewaySettings(port=0),
                     contexts=ContextSettings(),
                     engines=[cast("Engine", engine)],
@@ -123,7 +123,7 @@ async def run_gateway(upstream_port: int, mode: str) -> None:
                     board=board,
                     metrics=Metrics(),
                     answers=room,
-                ) as server,
+                ).open() as server,
             ):
                 if mode == "near":
                     await search.ready()

@@ -40,7 +40,7 @@ from nightfill.contexts.context import Signature
 from nightfill.engines.engine import Call, Description, Engine, Reuse, Tokens
 from nightfill.engines.sse import EventSplitter
 from nightfill.engines.upstream import StreamResponse, Upstream
-from nightfill.gateway import serving
+from nightfill.gateway import FrontDoor
 from nightfill.observe.metrics import Metrics
 from nightfill.state.board import MmapLoadBoard
 from nightfill.state.sqlite import open_state
@@ -212,7 +212,7 @@ async def run_gateway(upstream_port: int) -> None:
         state = open_state(Path(folder) / "state.db")
         board = MmapLoadBoard(Path(folder) / "load")
         try:
-            async with serving(
+            async with FrontDoor(
                 settings=GatewaySettings(port=0),
                 contexts=ContextSettings(),
                 engines=[cast("Engine", engine)],
@@ -221,7 +221,7 @@ async def run_gateway(upstream_port: int) -> None:
                 access=state.access,
                 board=board,
                 metrics=Metrics(),
-            ) as server:
+            ).open() as server:
                 print(server.port, flush=True)
                 await asyncio.to_thread(sys.stdin.read)
         finally:

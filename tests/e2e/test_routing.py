@@ -16,7 +16,7 @@ from nightfill.config import ContextSettings, EngineSettings, GatewaySettings, K
 from nightfill.engines.llama.engine import LlamaEngine
 from nightfill.engines.llama.model import load
 from nightfill.engines.llama.process import LlamaProcess
-from nightfill.gateway import serving
+from nightfill.gateway import FrontDoor
 from nightfill.kv import open_store
 from nightfill.observe.metrics import Metrics
 
@@ -50,7 +50,7 @@ async def two_engines(
         for engine in engines:
             await engine.describe()
         server = await stack.enter_async_context(
-            serving(
+            FrontDoor(
                 settings=GatewaySettings(port=0),
                 contexts=ContextSettings(),
                 engines=engines,
@@ -59,7 +59,7 @@ async def two_engines(
                 access=FakeAccessLog(),
                 board=FakeBoard(),
                 metrics=Metrics(),
-            )
+            ).open()
         )
         yield await stack.enter_async_context(aiohttp.ClientSession(server.url)), processes
 

@@ -11,7 +11,7 @@ import aiohttp
 from fakes.engine import FakeEngine
 from fakes.state import FakeAccessLog, FakeBoard, FakeBook, FakeQueue
 from nightfill.config import ContextSettings, Duration, GatewaySettings, HistorySettings
-from nightfill.gateway.assembly import serving
+from nightfill.gateway.assembly import FrontDoor
 from nightfill.observe.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class House:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Server]:
-        async with serving(
+        async with FrontDoor(
             settings=self.settings,
             contexts=self.contexts,
             engines=[self.engine, *self.others],
@@ -76,7 +76,7 @@ class House:
             settle_s=self.settle_s,
             experiments=self.experiments,
             keeper=self.keeper,
-        ) as server:
+        ).open() as server:
             yield server
 
     @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import click
@@ -26,11 +26,44 @@ from nightfill.errors import BadInput, BadSetting
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nightfill.bench import Load, Report, Sample, Setting
+    from nightfill.bench import Load, Prices, Report, Sample, Setting
     from nightfill.bench.client import FillSeen, Target
 
 _COLD_QUERIES: Final = 5
 _MAX_PROMPT_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The options of one call, as they came."""
+
+    url: str | None
+    context: str
+    prompt_file: Path | None
+    queries: int
+    cold_queries: int | None
+    concurrency: int | None
+    rate: float | None
+    seed: int
+    max_tokens: int
+    questions: Path | None
+    model: str
+    api_key_env: str
+    serving_per_hour: float | None
+    background_per_hour: float | None
+    background_seconds: float | None
+    chart: Path | None
+    as_json: bool
+
+    def check(self) -> None:
+        """Raises UsageError for options that do not go together."""
+        if bool(self.context) == bool(self.prompt_file):
+            raise click.UsageError("give either --context or --prompt-file")
+        if self.rate is not None and self.concurrency is not None:
+            raise click.UsageError("give either --concurrency or --rate")
+        of_background = self.background_per_hour is not None or self.background_seconds is not None
+        if self.serving_per_hour is None and of_background:
+            raise click.UsageError("--background-per-hour and --background-seconds need --serving-per-hour")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,28 +115,7 @@ class _Outcome:
 @click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), help="Draw the distribution into this PNG.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line instead of the table.")
 @click.pass_context
-def bench(
-    ctx: click.Context,
-    /,
-    *,
-    url: str | None,
-    context: str,
-    prompt_file: Path | None,
-    queries: int,
-    cold_queries: int | None,
-    concurrency: int | None,
-    rate: float | None,
-    seed: int,
-    max_tokens: int,
-    questions: Path | None,
-    model: str,
-    api_key_env: str,
-    serving_per_hour: float | None,
-    background_per_hour: float | None,
-    background_seconds: float | None,
-    chart: Path | None,
-    as_json: bool,
-) -> None:
+def bench(ctx: click.Context, /, **given: Any) -> None:
     """Measure the time to first token of queries about one context, with its fill and without.
 
     Against a nightfill server name a --context that is ready (`nightfill context ls`). Against any other
@@ -116,51 +128,24 @@ def bench(
     """
     if ctx.invoked_subcommand:
         return
-    from nightfill.bench import QUESTIONS, ClosedLoop, OpenLoop, Prices, compare, read_questions, to_json
+    from nightfill.bench import compare, to_json
     from nightfill.bench.chart import require_matplotlib
-    from nightfill.bench.client import Target
 
-    if bool(context) == bool(prompt_file):
-        raise click.UsageError("give either --context or --prompt-file")
-    if rate is not None and concurrency is not None:
-        raise click.UsageError("give either --concurrency or --rate")
-    if chart is not None:
+    asked = _Asked(**given)
+    asked.check()
+    if asked.chart is not None:
         require_matplotlib()
-    if serving_per_hour is None and (background_per_hour is not None or background_seconds is not None):
-        raise click.UsageError("--background-per-hour and --background-seconds need --serving-per-hour")
-    plan = _Plan(
-        target=Target(
-            url=_checked_url(url),
-            model=model,
-            context=context,
-            prompt=_read_prompt(prompt_file) if prompt_file is not None else "",
-            max_tokens=max_tokens,
-            api_key=_api_key(api_key_env),
-        ),
-        questions=QUESTIONS if questions is None else read_questions(questions),
-        queries=queries,
-        cold_queries=min(_COLD_QUERIES, queries) if cold_queries is None else cold_queries,
-        load=ClosedLoop(concurrency=concurrency or 1) if rate is None else OpenLoop(rate_per_s=rate, seed=seed),
-        seed=seed,
-    )
+    plan = _plan(asked)
     with _progress(plan.queries + plan.cold_queries) as advance:
         outcome = asyncio.run(_run(plan, advance))
-    prices = None
-    if serving_per_hour is not None:
-        seen_s = outcome.fill.fill_s if outcome.fill is not None else 0.0
-        prices = Prices(
-            serving_per_hour=serving_per_hour,
-            background_per_hour=background_per_hour or 0.0,
-            background_s=seen_s if background_seconds is None else background_seconds,
-        )
-    report = compare(outcome.samples, prices=prices, notes=_notes(outcome.fill))
-    setting = _setting(plan, outcome.model, context or str(prompt_file))
-    if chart is not None:
-        _draw(chart, outcome.samples, report, setting)
-    if as_json:
+    report = compare(outcome.samples, prices=_prices(asked, outcome.fill), notes=_notes(outcome.fill))
+    setting = _setting(plan, outcome.model, asked.context or str(asked.prompt_file))
+    if asked.chart is not None:
+        _draw(asked.chart, outcome.samples, report, setting)
+    if asked.as_json:
         click.echo(msgspec.json.encode(to_json(report, setting)).decode())
     else:
-        _show(report, setting, chart)
+        _show(report, setting, asked.chart)
     if report.failed:
         click.echo(f"{report.failed} of {plan.queries + plan.cold_queries} queries failed", err=True)
         sys.exit(1)
@@ -169,6 +154,43 @@ def bench(
 bench.add_command(kv)
 bench.add_command(distil)
 bench.add_command(switch)
+
+
+def _plan(asked: _Asked) -> _Plan:
+    from nightfill.bench import QUESTIONS, ClosedLoop, OpenLoop, read_questions
+    from nightfill.bench.client import Target
+
+    queries, cold, rate = asked.queries, asked.cold_queries, asked.rate
+    return _Plan(
+        target=Target(
+            url=_checked_url(asked.url),
+            model=asked.model,
+            context=asked.context,
+            prompt=_read_prompt(asked.prompt_file) if asked.prompt_file is not None else "",
+            max_tokens=asked.max_tokens,
+            api_key=_api_key(asked.api_key_env),
+        ),
+        questions=QUESTIONS if asked.questions is None else read_questions(asked.questions),
+        queries=queries,
+        cold_queries=min(_COLD_QUERIES, queries) if cold is None else cold,
+        load=ClosedLoop(concurrency=asked.concurrency or 1)
+        if rate is None
+        else OpenLoop(rate_per_s=rate, seed=asked.seed),
+        seed=asked.seed,
+    )
+
+
+def _prices(asked: _Asked, fill: FillSeen | None) -> Prices | None:
+    from nightfill.bench import Prices
+
+    if asked.serving_per_hour is None:
+        return None
+    seen_s = fill.fill_s if fill is not None else 0.0
+    return Prices(
+        serving_per_hour=asked.serving_per_hour,
+        background_per_hour=asked.background_per_hour or 0.0,
+        background_s=seen_s if asked.background_seconds is None else asked.background_seconds,
+    )
 
 
 async def _run(plan: _Plan, advance: Callable[[Sample], None]) -> _Outcome:

@@ -125,7 +125,7 @@ async def _open_gateway(
     from nightfill.cli.experiment import experiments_of
     from nightfill.cli.night import Scaler
     from nightfill.cli.upkeep import deletion_samples, plan_shown, store_samples
-    from nightfill.gateway import Accounts, serving
+    from nightfill.gateway import Accounts, FrontDoor
     from nightfill.observe.metrics import Metrics
 
     settings = rooms.settings
@@ -135,7 +135,7 @@ async def _open_gateway(
     if models is not None:
         metrics.watch(models.samples)
     return await stack.enter_async_context(
-        serving(
+        FrontDoor(
             settings=settings.gateway,
             contexts=settings.contexts,
             engines=[engine for one in served for engine in one.engines],
@@ -157,7 +157,7 @@ async def _open_gateway(
             discovery=discovery_of(workspace, rooms) if settings.discovery.enabled else None,
             experiments=experiments_of(rooms),
             keeper=models.lifecycle if models is not None else None,
-        )
+        ).open()
     )
 
 

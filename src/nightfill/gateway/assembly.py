@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nightfill.config import HistorySettings, RouteSettings
@@ -42,90 +43,111 @@ if TYPE_CHECKING:
     from nightfill.state.load import LoadBoard
 
 
-@contextlib.asynccontextmanager
-async def serving(
-    *,
-    settings: GatewaySettings,
-    contexts: ContextSettings,
-    engines: Sequence[Engine],
-    book: ContextBook,
-    queue: JobQueue,
-    access: AccessLog,
-    board: LoadBoard,
-    metrics: Metrics,
-    forget: Forget | None = None,
-    plan: Planner | None = None,
-    accounts: Accounts | None = None,
-    audit_share: float = 0.0,
-    machines: Mapping[str, str] | None = None,
-    autoscale: Autoscale | None = None,
-    route: RouteSettings | None = None,
-    histories: HistorySettings | None = None,
-    discovery: Discovery | None = None,
-    answers: AnswerRoom | None = None,
-    settle_s: float = 0.0,
-    keeper: Keeper | None = None,
-    experiments: Experiments | None = None,
-) -> AsyncIterator[Server]:
-    """Serve HTTP until left, then drain. The caller owns what it passes in, and closes it afterwards.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontDoor:
+    """What the front door is put together from. The caller owns all of it, and closes it after the door."""
 
-    forget: drops the KV of a fill that no context needs any more. plan: what would be filled next and why, as JSON.
-    accounts: bill and budgets, where they are to be shown.
-    audit_share: of the requests that a fill served, so many have it looked over. machines: the kind of machine of each
-    engine, by the engine's name. autoscale: how many workers are wished for. route: how engines are chosen.
-    histories: which chats are filled for their next turn. discovery: looks for contexts in what was answered.
-    answers: what stored answers are kept in.
-    settle_s: what other hosts need to see a change of a context. keeper: puts models to sleep and wakes them.
-    experiments: which requests go another way.
-    Raises BadSetting when the address is taken or not allowed.
-    """
-    journal = Journal(access, on_drop=metrics.rows_dropped)
-    admission = Admission(settings, board)
-    fleet = Fleet(engines, lead_tokens=(route or RouteSettings()).lead_tokens)
-    rates = Rates()
-    history = History(
-        histories or HistorySettings(), book=book, signatures=fleet.signatures, on_turn=metrics.history_turn
-    )
-    inference = Inference(
-        fleet=fleet,
-        layers=Layers(Library(book), on_failure=lambda _: metrics.failed_open(), history=histories),
-        book=book,
-        board=board,
-        journal=journal,
-        metrics=metrics,
-        audits=Audits(queue, share=audit_share),
-        machines=machines,
-        discovery=discovery,
-        stored=answers.layer(rates=rates, metrics=metrics, note=journal.note) if answers is not None else None,
-        rates=rates,
-        history=history,
-        experiments=experiments,
-        limits=Limits(first_byte_s=settings.first_byte_timeout_s, idle_s=settings.idle_timeout_s),
-    )
-    admin = Admin(
-        book=book,
-        queue=queue,
-        limits=contexts,
-        describe=inference.descriptions,
-        engines=EnginesAdmin(
-            describe=inference.descriptions, standings=fleet.standings, keeper=keeper, tenants=tuple(settings.api_keys)
-        ),
-        forget=forget,
-        plan=plan,
-        accounts=accounts,
-        autoscale=autoscale,
-        discovery=discovery,
-        settle_s=settle_s,
-        experiments=ExperimentsAdmin(experiments) if experiments is not None else None,
-    )
-    metrics.watch(fleet.samples)
-    if discovery is not None:
-        metrics.watch(discovery.samples)
-    if experiments is not None:
-        metrics.watch(experiments.samples)
-    gateway = Gateway(admission=admission, inference=inference, admin=admin, metrics=metrics)
-    async with contextlib.AsyncExitStack() as stack:
-        for part in (journal, inference.stored, history, fleet, discovery):
-            if part is not None:
-                await stack.enter_async_context(part)
-        yield await stack.enter_async_context(Server(gateway, settings))
+    settings: GatewaySettings
+    contexts: ContextSettings
+    engines: Sequence[Engine]
+    book: ContextBook
+    queue: JobQueue
+    access: AccessLog
+    board: LoadBoard
+    metrics: Metrics
+    forget: Forget | None = None
+    """Drops the KV of a fill that no context needs any more."""
+    plan: Planner | None = None
+    """What would be filled next and why, as JSON."""
+    accounts: Accounts | None = None
+    """Bill and budgets, where they are to be shown."""
+    audit_share: float = 0.0
+    """Of the requests that a fill served, so many have it looked over."""
+    machines: Mapping[str, str] | None = None
+    """The kind of machine of each engine, by the engine's name."""
+    autoscale: Autoscale | None = None
+    """How many workers are wished for."""
+    route: RouteSettings = field(default_factory=RouteSettings)
+    """How engines are chosen."""
+    histories: HistorySettings | None = None
+    """Which chats are filled for their next turn."""
+    discovery: Discovery | None = None
+    """Looks for contexts in what was answered."""
+    answers: AnswerRoom | None = None
+    """What stored answers are kept in."""
+    settle_s: float = 0.0
+    """What other hosts need to see a change of a context."""
+    keeper: Keeper | None = None
+    """Puts models to sleep and wakes them."""
+    experiments: Experiments | None = None
+    """Which requests go another way."""
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Server]:
+        """Serve HTTP until left, then drain. Raises BadSetting when the address is taken or not allowed."""
+        metrics = self.metrics
+        journal = Journal(self.access, on_drop=metrics.rows_dropped)
+        fleet = Fleet(self.engines, lead_tokens=self.route.lead_tokens)
+        history = History(
+            self.histories or HistorySettings(),
+            book=self.book,
+            signatures=fleet.signatures,
+            on_turn=metrics.history_turn,
+        )
+        inference = self._inference(fleet, journal, history)
+        for kept in (fleet, self.discovery, self.experiments):
+            if kept is not None:
+                metrics.watch(kept.samples)
+        gateway = Gateway(
+            admission=Admission(self.settings, self.board),
+            inference=inference,
+            admin=self._admin(fleet, inference),
+            metrics=metrics,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            for part in (journal, inference.stored, history, fleet, self.discovery):
+                if part is not None:
+                    await stack.enter_async_context(part)
+            yield await stack.enter_async_context(Server(gateway, self.settings))
+
+    def _inference(self, fleet: Fleet, journal: Journal, history: History) -> Inference:
+        """What answers queries."""
+        rates, answers = Rates(), self.answers
+        return Inference(
+            fleet=fleet,
+            layers=Layers(Library(self.book), on_failure=lambda _: self.metrics.failed_open(), history=self.histories),
+            book=self.book,
+            board=self.board,
+            journal=journal,
+            metrics=self.metrics,
+            audits=Audits(self.queue, share=self.audit_share),
+            machines=self.machines,
+            discovery=self.discovery,
+            stored=answers.layer(rates=rates, metrics=self.metrics, note=journal.note) if answers is not None else None,
+            rates=rates,
+            history=history,
+            experiments=self.experiments,
+            limits=Limits(first_byte_s=self.settings.first_byte_timeout_s, idle_s=self.settings.idle_timeout_s),
+        )
+
+    def _admin(self, fleet: Fleet, inference: Inference) -> Admin:
+        """What answers operators."""
+        return Admin(
+            book=self.book,
+            queue=self.queue,
+            limits=self.contexts,
+            describe=inference.descriptions,
+            engines=EnginesAdmin(
+                describe=inference.descriptions,
+                standings=fleet.standings,
+                keeper=self.keeper,
+                tenants=tuple(self.settings.api_keys),
+            ),
+            forget=self.forget,
+            plan=self.plan,
+            accounts=self.accounts,
+            autoscale=self.autoscale,
+            discovery=self.discovery,
+            settle_s=self.settle_s,
+            experiments=ExperimentsAdmin(self.experiments) if self.experiments is not None else None,
+        )

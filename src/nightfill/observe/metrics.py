@@ -10,6 +10,7 @@ import logging
 import platform
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -78,6 +79,100 @@ class _Watched(Collector):
         return families.values()
 
 
+class _Registry(CollectorRegistry):
+    """Makes what it holds, under our prefix."""
+
+    def counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"nightfill_{name}", text, labels, registry=self)
+
+    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"nightfill_{name}", text, labels, registry=self)
+
+    def histogram(self, name: str, text: str, *labels: str, buckets: Sequence[float]) -> Histogram:
+        return Histogram(f"nightfill_{name}", text, labels, buckets=buckets, registry=self)
+
+
+class _Times:
+    """How long requests take."""
+
+    def __init__(self, registry: _Registry) -> None:
+        self.ttft = registry.histogram(
+            "time_to_first_token_seconds",
+            "From a request's arrival to the first content of its stream.",
+            "model_name",
+            "layer",
+            buckets=TTFT_BUCKETS,
+        )
+        self.duration = registry.histogram(
+            "request_duration_seconds",
+            "From a request's arrival to the end of its answer.",
+            "model_name",
+            "layer",
+            buckets=REQUEST_BUCKETS,
+        )
+        self.overhead = registry.histogram(
+            "gateway_overhead_seconds",
+            "From a request's arrival to the call of its engine.",
+            buckets=OVERHEAD_BUCKETS,
+        )
+        self.restore = registry.histogram(
+            "restore_seconds", "Loading a filled prefix before the engine was asked.", buckets=TTFT_BUCKETS[:16]
+        )
+
+
+class _Fills:
+    """What engines compute, and what fills spare them."""
+
+    def __init__(self, registry: _Registry) -> None:
+        counter = registry.counter
+        self.planned = counter("planned_tokens", "Tokens that the book said were stored.")
+        self.promised = counter("promised_tokens", "Tokens of filled prefixes that engines loaded.")
+        self.reused = counter("reused_tokens", "Prompt tokens that engines reported as not computed.")
+        self.prompt = counter("prompt_tokens", "Prompt tokens, as engines reported them.")
+        self.output = counter("output_tokens", "Generated tokens, as engines reported them.")
+        self.drafted = counter("drafted_tokens", "Tokens guessed ahead, as engines reported them.")
+        self.accepted = counter("accepted_tokens", "Of those, the ones that the model agreed with.")
+        self.promises = counter("promises", "Requests for which a filled prefix was promised.")
+        self.broken = counter("broken_promises", "Promises that were not kept.")
+        self.decisions = counter(
+            "restore_decisions", "Stored prefixes that were loaded, or computed again as that is quicker.", "decision"
+        )
+        self.saved = counter("saved_tokens", "Prompt tokens that engines did not compute thanks to a fill.")
+        self.saved_s = counter(
+            "saved_seconds", "Engine time that computing them would have taken, less what loading them took."
+        )
+
+
+class _Answers:
+    """What becomes of stored answers."""
+
+    def __init__(self, registry: _Registry) -> None:
+        counter = registry.counter
+        self.looked = counter("answer_lookups", "Look-ups of stored answers.", "layer", "result")
+        self.looked_s = registry.histogram(
+            "answer_lookup_seconds", "Looking for a stored answer.", "layer", buckets=OVERHEAD_BUCKETS
+        )
+        self.refused = counter("answer_guard_refusals", "Near answers that the guard did not let pass.", "reason")
+        self.served = counter(
+            "answers_served", "Requests that a stored answer served, by where the answer came from.", "origin"
+        )
+        self.kept = counter("answers_kept", "Replies that passed by, stored or why not.", "outcome")
+        self.shadowed = counter(
+            "answer_shadows",
+            "Stored answers that would have served, by how they compare with what the model said.",
+            "layer",
+            "outcome",
+        )
+        self.saved = counter(
+            "answer_saved_tokens", "Tokens that engines did not compute thanks to a stored answer.", "part"
+        )
+        self.saved_s = counter("answer_saved_seconds", "Engine time that computing them would have taken.")
+
+
+def _totals(name: str, text: str, label: str, counts: Mapping[str, int]) -> list[Sample]:
+    return [Sample(name=name, help=text, value=n, kind="counter", labels={label: word}) for word, n in counts.items()]
+
+
 class Metrics:
     """All metrics of one process, in a registry of their own. Thread-safe.
 
@@ -86,106 +181,29 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = registry = _Registry()
         self._noted: deque[Callable[[], object]] = deque()
         self._watched = _Watched(fold=self._fold, on_fault=lambda: self.fault("metrics"))
-        self.registry.register(self._watched)
-        self._ttft = Histogram(
-            "nightfill_time_to_first_token_seconds",
-            "From a request's arrival to the first content of its stream.",
-            ("model_name", "layer"),
-            buckets=TTFT_BUCKETS,
-            registry=self.registry,
-        )
-        self._duration = Histogram(
-            "nightfill_request_duration_seconds",
-            "From a request's arrival to the end of its answer.",
-            ("model_name", "layer"),
-            buckets=REQUEST_BUCKETS,
-            registry=self.registry,
-        )
-        self._overhead = Histogram(
-            "nightfill_gateway_overhead_seconds",
-            "From a request's arrival to the call of its engine.",
-            buckets=OVERHEAD_BUCKETS,
-            registry=self.registry,
-        )
-        self._restore = Histogram(
-            "nightfill_restore_seconds",
-            "Loading a filled prefix before the engine was asked.",
-            buckets=TTFT_BUCKETS[:16],
-            registry=self.registry,
-        )
-        self._requests = self._counter("requests", "Answers by route and class of status.", ("route", "status"))
-        self._planned = self._counter("planned_tokens", "Tokens that the book said were stored.")
-        self._promised = self._counter("promised_tokens", "Tokens of filled prefixes that engines loaded.")
-        self._reused = self._counter("reused_tokens", "Prompt tokens that engines reported as not computed.")
-        self._prompt = self._counter("prompt_tokens", "Prompt tokens, as engines reported them.")
-        self._output = self._counter("output_tokens", "Generated tokens, as engines reported them.")
-        self._drafted = self._counter("drafted_tokens", "Tokens guessed ahead, as engines reported them.")
-        self._accepted = self._counter("accepted_tokens", "Of those, the ones that the model agreed with.")
-        self._promises = self._counter("promises", "Requests for which a filled prefix was promised.")
-        self._broken = self._counter("broken_promises", "Promises that were not kept.")
-        self._decisions = self._counter(
-            "restore_decisions",
-            "Stored prefixes that were loaded, or computed again as that is quicker.",
-            ("decision",),
-        )
-        self._saved = self._counter("saved_tokens", "Prompt tokens that engines did not compute thanks to a fill.")
-        self._saved_s = self._counter(
-            "saved_seconds", "Engine time that computing them would have taken, less what loading them took."
-        )
-        self._looked = self._counter("answer_lookups", "Look-ups of stored answers.", ("layer", "result"))
-        self._looked_s = Histogram(
-            "nightfill_answer_lookup_seconds",
-            "Looking for a stored answer.",
-            ("layer",),
-            buckets=OVERHEAD_BUCKETS,
-            registry=self.registry,
-        )
-        self._refused = self._counter(
-            "answer_guard_refusals", "Near answers that the guard did not let pass.", ("reason",)
-        )
-        self._served = self._counter(
-            "answers_served", "Requests that a stored answer served, by where the answer came from.", ("origin",)
-        )
-        self._kept = self._counter("answers_kept", "Replies that passed by, stored or why not.", ("outcome",))
-        self._shadowed = self._counter(
-            "answer_shadows",
-            "Stored answers that would have served, by how they compare with what the model said.",
-            ("layer", "outcome"),
-        )
-        self._answers_saved = self._counter(
-            "answer_saved_tokens", "Tokens that engines did not compute thanks to a stored answer.", ("part",)
-        )
-        self._answers_saved_s = self._counter(
-            "answer_saved_seconds", "Engine time that computing them would have taken."
-        )
-        self._routes = self._counter("routes", "Requests by what spoke for the engine that was asked.", ("reason",))
-        self._turns = self._counter("history_turns", "Chats that went on, by what becomes of them.", ("outcome",))
-        self._left = self._counter("clients_left", "Clients that hung up before their answer was complete.")
-        self._failed_open = self._counter("failed_open", "Requests served without the state, which had failed.")
-        self._dropped = self._counter("access_rows_dropped", "Rows of the access log that could not be written.")
-        self._faults = self._counter("faults", "Unexpected errors, each a defect of ours.", ("where",))
-        self._in_flight = Gauge("nightfill_in_flight_requests", "Live requests.", registry=self.registry)
-        self._draining = Gauge("nightfill_draining", "1 while shutting down.", registry=self.registry)
-        self._jobs = Gauge("nightfill_jobs", "Background jobs by state.", ("state",), registry=self.registry)
-        self._failing = Gauge(
-            "nightfill_jobs_failing", "Unfinished jobs whose last attempts failed; tried again.", registry=self.registry
-        )
-        self._audits: Mapping[str, int] = {}
-        self.watch(self._audited)
-        self._foreseen: Mapping[str, int] = {}
-        self.watch(self._prepared)
-        self._scale: Iterable[Sample] = ()
-        self.watch(lambda: self._scale)
-        self._budgets: Iterable[Sample] = ()
-        self.watch(lambda: self._budgets)
-        build = Gauge("nightfill_build_info", "Always 1.", ("version", "python"), registry=self.registry)
+        registry.register(self._watched)
+        self._times = _Times(registry)
+        self._requests = registry.counter("requests", "Answers by route and class of status.", "route", "status")
+        self._fills = _Fills(registry)
+        self._answers = _Answers(registry)
+        self._routes = registry.counter("routes", "Requests by what spoke for the engine that was asked.", "reason")
+        self._turns = registry.counter("history_turns", "Chats that went on, by what becomes of them.", "outcome")
+        self._left = registry.counter("clients_left", "Clients that hung up before their answer was complete.")
+        self._failed_open = registry.counter("failed_open", "Requests served without the state, which had failed.")
+        self._dropped = registry.counter("access_rows_dropped", "Rows of the access log that could not be written.")
+        self._faults = registry.counter("faults", "Unexpected errors, each a defect of ours.", "where")
+        self._in_flight = registry.gauge("in_flight_requests", "Live requests.")
+        self._draining = registry.gauge("draining", "1 while shutting down.")
+        self._jobs = registry.gauge("jobs", "Background jobs by state.", "state")
+        self._failing = registry.gauge("jobs_failing", "Unfinished jobs whose last attempts failed; tried again.")
+        self._told: dict[str, Sequence[Sample]] = {"audits": (), "foreseen": (), "scale": (), "budgets": ()}
+        """What the state counts, as it was told last; shown in this order."""
+        self.watch(lambda: chain.from_iterable(self._told.values()))
+        build = registry.gauge("build_info", "Always 1.", "version", "python")
         build.labels(nightfill.__version__, platform.python_version()).set(1)
-
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(f"nightfill_{name}", text, labels, registry=self.registry)
 
     def _note(self, act: Callable[[], object]) -> None:
         self._noted.append(act)
@@ -207,78 +225,78 @@ class Metrics:
 
     def ttft(self, model: str, layer: str, seconds: float) -> None:
         """The first content of a stream came."""
-        self._note(lambda: self._ttft.labels(model, layer).observe(seconds))
+        self._note(lambda: self._times.ttft.labels(model, layer).observe(seconds))
 
     def duration(self, model: str, layer: str, seconds: float) -> None:
         """An answer came to its end."""
-        self._note(lambda: self._duration.labels(model, layer).observe(seconds))
+        self._note(lambda: self._times.duration.labels(model, layer).observe(seconds))
 
     def overhead(self, seconds: float) -> None:
         """The gateway's own time before it called the engine."""
-        self._note(lambda: self._overhead.observe(seconds))
+        self._note(lambda: self._times.overhead.observe(seconds))
 
     def promise(self, *, planned: int, promised: int, broken: bool, restore_s: float) -> None:
         """A request was planned to use a fill, and what came of it."""
-        self._promises.inc()
-        self._planned.inc(planned)
-        self._promised.inc(promised)
+        self._fills.promises.inc()
+        self._fills.planned.inc(planned)
+        self._fills.promised.inc(promised)
         if broken:
-            self._broken.inc()
+            self._fills.broken.inc()
         if restore_s > 0:
-            self._restore.observe(restore_s)
+            self._times.restore.observe(restore_s)
 
     def restore_decision(self, *, loaded: bool) -> None:
         """A stored prefix was loaded, or computed again by choice."""
-        self._decisions.labels("restored" if loaded else "recomputed").inc()
+        self._fills.decisions.labels("restored" if loaded else "recomputed").inc()
 
     def tokens(self, *, prompt: int, reused: int, output: int) -> None:
         """What an engine reported at the end of an answer."""
         if prompt or reused or output:
-            self._prompt.inc(prompt)
-            self._reused.inc(reused)
-            self._output.inc(output)
+            self._fills.prompt.inc(prompt)
+            self._fills.reused.inc(reused)
+            self._fills.output.inc(output)
 
     def drafted(self, *, drafted: int, accepted: int) -> None:
         """Tokens that an engine guessed for an answer, and those of them that it took."""
-        self._drafted.inc(drafted)
-        self._accepted.inc(accepted)
+        self._fills.drafted.inc(drafted)
+        self._fills.accepted.inc(accepted)
 
     def saved(self, *, tokens: int, seconds: float) -> None:
         """What a fill spared an engine at one request."""
         if tokens:
-            self._saved.inc(tokens)
-            self._saved_s.inc(seconds)
+            self._fills.saved.inc(tokens)
+            self._fills.saved_s.inc(seconds)
 
     def answer_looked(self, layer: str, result: str, seconds: float) -> None:
         """A stored answer was looked for. Both words are of fixed lists."""
 
         def act() -> None:
-            self._looked.labels(layer, result).inc()
-            self._looked_s.labels(layer).observe(seconds)
+            self._answers.looked.labels(layer, result).inc()
+            self._answers.looked_s.labels(layer).observe(seconds)
 
         self._note(act)
 
     def answer_refused(self, reason: str) -> None:
         """The guard let no near answer pass. `reason` is one of a fixed list."""
-        self._refused.labels(reason).inc()
+        self._answers.refused.labels(reason).inc()
 
     def answer_served(self, origin: str) -> None:
         """A stored answer served a request. `origin` is one of a fixed list."""
-        self._served.labels(origin).inc()
+        self._answers.served.labels(origin).inc()
 
     def answer_kept(self, outcome: str) -> None:
         """A reply was stored, or was not. `outcome` is one of a fixed list."""
-        self._kept.labels(outcome).inc()
+        self._answers.kept.labels(outcome).inc()
 
     def answer_shadowed(self, layer: str, outcome: str) -> None:
         """A stored answer would have served. Both words are of fixed lists."""
-        self._shadowed.labels(layer, outcome).inc()
+        self._answers.shadowed.labels(layer, outcome).inc()
 
     def answer_saved(self, *, prompt: int, output: int, seconds: float) -> None:
         """What a stored answer spared an engine."""
-        self._answers_saved.labels("prompt").inc(prompt)
-        self._answers_saved.labels("output").inc(output)
-        self._answers_saved_s.inc(seconds)
+        self._answers.saved.labels("prompt").inc(prompt)
+        self._answers.saved.labels("output").inc(output)
+        self._answers.saved_s.inc(seconds)
 
     def routed(self, reason: str) -> None:
         """An engine was asked. `reason` is one of a fixed list."""
@@ -317,39 +335,21 @@ class Metrics:
 
     def audits(self, counts: Mapping[str, int]) -> None:
         """How often stored KV was compared with what an engine computes, by outcome; the state counts them."""
-        self._audits = counts
+        text = "Fills that were compared with what an engine computes; drift is wrong KV."
+        self._told["audits"] = _totals("audits_total", text, "outcome", counts)
 
     def foreseen(self, counts: Mapping[str, int]) -> None:
         """Answers prepared before anybody asked, by source; the state counts them."""
-        self._foreseen = counts
+        text = "Answers prepared before anybody asked, by where the question was foreseen from."
+        self._told["foreseen"] = _totals("answers_prepared_total", text, "origin", counts)
 
     def budgets(self, samples: Sequence[Sample]) -> None:
         """What background work has spent of the budget of all; the state counts it."""
-        self._budgets = samples
+        self._told["budgets"] = samples
 
     def scale(self, samples: Sequence[Sample]) -> None:
         """The queue, and how many workers it needs, as of now."""
-        self._scale = samples
-
-    def _prepared(self) -> Iterable[Sample]:
-        for origin, count in self._foreseen.items():
-            yield Sample(
-                name="answers_prepared_total",
-                help="Answers prepared before anybody asked, by where the question was foreseen from.",
-                value=count,
-                kind="counter",
-                labels={"origin": origin},
-            )
-
-    def _audited(self) -> Iterable[Sample]:
-        for outcome, count in self._audits.items():
-            yield Sample(
-                name="audits_total",
-                help="Fills that were compared with what an engine computes; drift is wrong KV.",
-                value=count,
-                kind="counter",
-                labels={"outcome": outcome},
-            )
+        self._told["scale"] = samples
 
     def watch(self, source: Callable[[], Iterable[Sample]]) -> None:
         """Read `source` at each scrape, from another thread than the loop's."""

@@ -256,7 +256,7 @@ def test_a_change_is_told_once_all_gateways_know_of_it(cli: Cli, folder: Path, m
             there.append([str(row[0]) for row in db.execute("SELECT current FROM contexts")])
         return settle_s
 
-    monkeypatch.setattr("nightfill.cli.books.settle_s", asked)
+    monkeypatch.setattr("nightfill.cli.context_changes.settle_s", asked)
     cli.ok("context", "add", "repo", folder)
     (folder / "a.py").write_text("print(2)\n")
     for command in ("refresh", "rm"):

@@ -18,11 +18,13 @@ from nightfill.engines.difference import common_prefix, unlike_chats, unlike_pro
 from nightfill.engines.engine import Description, Reuse, Slice
 from nightfill.engines.llama.adapters import Rack
 from nightfill.engines.llama.api import LlamaApi
-from nightfill.engines.llama.fill import SLOT, SMALLEST_BATCH, LlamaFill, slice_end
+from nightfill.engines.llama.fill import SLOT, LlamaFill, slice_end
+from nightfill.engines.llama.lora import PRIMER
 from nightfill.engines.llama.probe import probe
 from nightfill.engines.llama.reply import LlamaReply
 from nightfill.engines.llama.sampler import LlamaSampler
 from nightfill.engines.llama.slots import SlotTable
+from nightfill.engines.llama.stay import Stay
 from nightfill.engines.llama.transfer import Transfer
 from nightfill.engines.restores import Restores
 from nightfill.engines.signature import adapted
@@ -33,26 +35,19 @@ if TYPE_CHECKING:
 
     from nightfill.contexts.context import Content
     from nightfill.engines.adapted import Adapter
-    from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler, Weighed
+    from nightfill.engines.engine import Call, Prefix, PrefixFill, Sampler
     from nightfill.engines.llama.lora import Lora
     from nightfill.engines.llama.model import LlamaModel
     from nightfill.engines.llama.probe import Probed
     from nightfill.engines.llama.process import LlamaProcess
     from nightfill.engines.llama.slots import Slot
-    from nightfill.kv.key import BlockKey, Span
+    from nightfill.kv.key import BlockKey
     from nightfill.kv.store import Store
 
 _STREAMABLE: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 _IN_A_SLOT: Final = _STREAMABLE | {"/v1/responses", "/v1/messages"}
 _NOT_ADAPTED: Final = frozenset({"/v1/messages", "/v1/embeddings", "/v1/rerank"})
 """Routes that llama.cpp answers without adapters, whatever they say of them."""
-_SAYS_ADAPTERS: Final = _STREAMABLE | {"/v1/responses"}
-"""Routes on which a request's own word on adapters counts."""
-_PRIMER: Final = (0,)
-"""A token to begin with, in a slot whose next request is under other adapters."""
-_STAMPS: Final = 1024
-_LOST_TOKENS: Final = 48
-"""So many tokens of a chat that is in a slot may have to be computed again rather than to load all of it."""
 _WITHOUT_KV: Final = frozenset({"/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens"})
 
 
@@ -111,8 +106,6 @@ class LlamaEngine:
         )
         self._restores = Restores(always=restore == "always")
         self._slots = SlotTable(model.slots, max_waiting=max_waiting, clock=time.monotonic)
-        self._stamps: dict[BlockKey, float] = {}
-        """When the prefixes that were loaded last had been stored, by the key of their last block."""
         self._description: Description | None = None
         self._describing = asyncio.Lock()
         self._filling = asyncio.Lock()
@@ -191,50 +184,16 @@ class LlamaEngine:
 
     @contextlib.asynccontextmanager
     async def _open_in_a_slot(self, call: Call, description: Description, lora: Lora) -> AsyncIterator[LlamaReply]:
-        prefix = call.prefix if call.reuse else None
-        restores = description.reuse is not Reuse.NONE
-        spans = (self._transfer.spans(prefix) if restores else self._transfer.cut(prefix)) if prefix else ()
+        stay = Stay(call, description, lora, api=self._api, transfer=self._transfer, restores=self._restores)
         arrived_s = time.perf_counter()
-        # What an adapter has computed is of no use to another one.
-        ours = call.adapter.encode()
-        said = [(ours + call.salt, mark) for mark in call.said] if call.reuse else []
-        text = ours + call.affinity
         async with self._slots.acquire(
-            generation=self._process.generation, spans=spans, text=text if call.reuse else b"", said=said
+            generation=self._process.generation,
+            spans=stay.spans,
+            text=stay.text if call.reuse else b"",
+            said=stay.said,
         ) as slot:
             queued_s = time.perf_counter() - arrived_s
-            held = slot.holds(spans) if description.reuse is not Reuse.EXACT else 0
-            if prefix and restores and slot.spans and slot.stamp not in (prefix.stamp, *prefix.earlier):
-                # Not the fill that it was given: llama.cpp would go on from that wherever the tokens agree.
-                await self._api.slot_erase(slot.id)
-                slot.forget(slot.generation)
-                held = 0
-            if lora.scales and slot.scales != lora.scales and (prefix is not None or call.path not in _SAYS_ADAPTERS):
-                # A change of adapters empties the slot: let it do so before something is restored into it, not after.
-                slot.forget(slot.generation)
-                held = 0
-                await self._api.under(lora).prefill(_PRIMER, slot=slot.id)
-            restore_s, goes_on = 0.0, (0, 0)
-            weighed: Weighed | None = None
-            if prefix and restores and (missing := len(prefix.tokens) - held) > 0:
-                lost = self._restores.lost(slot.reply_tokens)
-                if slot.said in said and description.reuse is not Reuse.EXACT and lost <= _LOST_TOKENS:
-                    # The chat was computed here: hardly anything is missing, though no fill was given.
-                    missing, goes_on = 0, (slot.tokens - slot.reply_tokens, slot.reply_tokens)
-                size = len(prefix.tokens) * description.kv_bytes_per_token
-                weighed = self._restores.weigh(load_bytes=size, missing_tokens=missing)
-                if weighed.load:
-                    await self._look_again_if_filled_again(prefix, spans)
-                    # The slot's own content goes with the restore, whatever comes of it.
-                    slot.forget(slot.generation)
-                    loaded = await self._transfer.load(slot.id, prefix)
-                    held, restore_s = loaded.tokens, loaded.seconds
-                    self._restores.loaded(nbytes=loaded.bytes, seconds=loaded.seconds)
-            computes = not restores or (weighed is not None and not weighed.load)
-            slot.spans = tuple(span for span in spans if span.stop <= held)
-            slot.text, slot.stamp = text, prefix.stamp if prefix else 0.0
-            slot.said, slot.tokens, slot.reply_tokens = said[-1] if said else None, 0, 0
-            slot.scales = lora.scales
+            await stay.begin(slot)
             joined = not call.stream and call.path in _STREAMABLE
             copies = _copies(call)
             body = self._body(call, slot, lora, joined=joined)
@@ -245,10 +204,10 @@ class LlamaEngine:
                 joined=joined,
                 copies=copies,
                 wants_progress=call.body.get("return_progress") == b"true",
-                loaded_tokens=held,
-                restore_s=restore_s,
+                loaded_tokens=stay.held,
+                restore_s=stay.restore_s,
                 queued_s=queued_s,
-                weighed=weighed,
+                weighed=stay.weighed,
             )
             try:
                 async with self._api.stream(call.path, body, headers=call.headers) as response:
@@ -256,32 +215,10 @@ class LlamaEngine:
                     lora.check()
                     yield reply
             finally:
-                tokens, seconds = reply.prefill
-                self._restores.computed(tokens=tokens, seconds=seconds)
-                if not reply.kept():
-                    slot.forget(slot.generation)
-                else:
-                    if computes and reply.tokens.output is not None:
-                        slot.spans = spans  # computed by the request itself, if it was not there
-                    trims = description.reuse is Reuse.TRIM and reply.tokens.reused is not None
-                    solid = (reply.tokens.prompt or 0) - SMALLEST_BATCH
-                    slot.answered(prefix if trims else None, solid_tokens=solid, reused=reply.tokens.reused or 0)
-                slot.reply_tokens = reply.tokens.output or 0
-                slot.tokens = (reply.tokens.prompt or 0) + slot.reply_tokens
-                if goes_on[1] and restore_s == 0.0 and reply.tokens.reused is not None:
-                    self._restores.came_back(kept=reply.tokens.reused - goes_on[0], reply_tokens=goes_on[1])
+                stay.end(slot, reply)
                 if copies > 1:
                     # Each copy took a slot of llama.cpp's choice.
                     self._slots.forget_free()
-
-    async def _look_again_if_filled_again(self, prefix: Prefix, spans: Sequence[Span]) -> None:
-        """Copies in this process's memory may be of what was stored of the prefix before."""
-        key = spans[-1].key
-        if self._stamps.pop(key, prefix.stamp) != prefix.stamp:
-            await self._transfer.refresh(prefix)
-        self._stamps[key] = prefix.stamp
-        while len(self._stamps) > _STAMPS:
-            del self._stamps[next(iter(self._stamps))]
 
     @contextlib.asynccontextmanager
     async def _open_anywhere(self, call: Call) -> AsyncIterator[LlamaReply]:
@@ -343,7 +280,7 @@ class LlamaEngine:
         self._slots.forget_free()
         api = self._api.under(lora)
         if lora.scales:
-            await api.prefill(_PRIMER, slot=SLOT)
+            await api.prefill(PRIMER, slot=SLOT)
         return api
 
     def near(self, prefix: Prefix) -> int:

@@ -32,3 +32,5 @@ class Lora:
 
 
 NO_LORA: Final = Lora()
+PRIMER: Final = (0,)
+"""A token to begin with, in a slot whose next request is under other adapters."""

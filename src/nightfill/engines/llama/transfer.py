@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import Signature
     from nightfill.engines.engine import Prefix
     from nightfill.engines.llama.api import LlamaApi
+    from nightfill.kv.key import BlockKey
     from nightfill.kv.store import Store
 
 T = TypeVar("T")
 _LOG: Final = logging.getLogger(__name__)
+_STAMPS: Final = 1024
 _KEPT_SCRATCH_BYTES: Final = 1 << 30
 """A larger slot file's pages are given back after the load: they may lie in memory."""
 
@@ -77,6 +79,8 @@ class Transfer:
         self.streams = 1
         """Runs of KV cells of the server, for which its slot files must be."""
         self._given_up: Counter[int] = Counter()
+        self._stamps: dict[BlockKey, float] = {}
+        """When the prefixes that were loaded last had been stored, by the key of their last block."""
         self._spans = functools.lru_cache(maxsize=64)(self._spans_of)
 
     def _spans_of(self, tokens: tuple[int, ...], salt: bytes, signature: Signature) -> tuple[Span, ...]:
@@ -171,6 +175,15 @@ class Transfer:
     async def refresh(self, prefix: Prefix) -> None:
         """Have the next load read what is kept of `prefix`, not copies of what was kept of it once."""
         await self._in_thread(self._store.forget, [span.key for span in self.spans(prefix)])
+
+    async def refresh_if_filled_again(self, prefix: Prefix) -> None:
+        """Copies in this process's memory may be of what was stored of the prefix before."""
+        key = self.spans(prefix)[-1].key
+        if self._stamps.pop(key, prefix.stamp) != prefix.stamp:
+            await self.refresh(prefix)
+        self._stamps[key] = prefix.stamp
+        while len(self._stamps) > _STAMPS:
+            del self._stamps[next(iter(self._stamps))]
 
     async def drop(self, prefix: Prefix) -> int:
         """Drop what the store has of `prefix`, whole or in part; how many blocks. Raises KvError."""
