@@ -69,7 +69,7 @@ class MiniLm:
             content = (path / "model.safetensors").read_bytes()
             tokenizer_json = (path / "tokenizer.json").read_text(encoding="utf-8")
         except OSError as exc:
-            raise BadSetting(f"{SETTING}: {path} cannot be read: {exc.strerror}", param=SETTING) from exc
+            raise BadSetting(f"{SETTING}: {exc.filename} cannot be read: {exc.strerror}", param=SETTING) from exc
         digest = hashlib.sha256(content).hexdigest()
         if not folder and digest != WEIGHTS_SHA256:
             raise BadSetting(f"{path} does not hold the weights of all-MiniLM-L6-v2 (SHA-256 {digest})", param=SETTING)

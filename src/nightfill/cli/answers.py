@@ -9,6 +9,7 @@ import click
 
 from nightfill.cli.output import echo_json, echo_table, json_option
 from nightfill.cli.units import parse_duration
+from nightfill.errors import NotFound
 
 if TYPE_CHECKING:
     from nightfill.answers.shadow import ShadowReport
@@ -120,6 +121,8 @@ async def _listed(workspace: Workspace, tenant: Tenant) -> list[dict[str, Any]]:
 
 async def _cleared(workspace: Workspace, tenant: Tenant, context: ContextName | None) -> int:
     async with workspace.open_state() as state:
+        if context is not None and await state.book.get(tenant, context) is None:
+            raise NotFound(f"no context {context!r} of tenant {tenant!r}", param="context")
         return await state.answers.drop(tenant, context=context)
 
 

@@ -212,7 +212,11 @@ def _within(key: str, rule: str, value: object) -> None:
     if isinstance(value, int | float) and rule in BOUNDS:
         low, high = BOUNDS[rule]
         if not low <= value <= high:
-            raise _bad(key, value, f"must be {low:,g} to {high:,g}".replace(",", "_"))
+            raise _bad(key, value, f"must be {_digits(low)} to {_digits(high)}")
+
+
+def _digits(number: float) -> str:
+    return f"{number:_}" if isinstance(number, int) else f"{number:_g}"
 
 
 def _bad(key: str, value: object, allowed: str) -> BadSetting:

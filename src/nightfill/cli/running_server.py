@@ -93,7 +93,8 @@ def ask(
         answer = connection.getresponse()
         said = answer.read()
     except (OSError, http.client.HTTPException) as exc:
-        raise NightfillError(f"no answer from {address}: {exc or type(exc).__name__}; is it running?") from exc
+        why = getattr(exc, "strerror", None) or exc or type(exc).__name__
+        raise NightfillError(f"no answer from {address}: {why}; is it running?") from exc
     finally:
         connection.close()
     try:

@@ -26,6 +26,7 @@ PREFIX: Final = "NIGHTFILL_"
 _APART: Final = frozenset({"NIGHTFILL_CONFIG", "NIGHTFILL_VLLM_PYTHON"})
 _MAX_FILE_BYTES: Final = 1 << 20
 _MAX_ITEMS: Final = 64
+_BOOL: Final = "tag:yaml.org,2002:bool"
 _UNSHOWN: Final = ("api_key", "url", "state")
 """Parts of keys whose values may be or hold a secret."""
 
@@ -100,7 +101,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys given twice, of which YAML readers silently take the last."""
+    """Refuses keys given twice, of which YAML readers silently take the last. `off`, `on`, `yes` and `no` are words, as
+    in YAML 1.2: they are values of some settings.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -110,6 +113,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != _BOOL or first in "tTfF"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _parsed(text: str, keys: Sequence[str], name: str) -> object:
@@ -226,7 +235,7 @@ def _allowed(what: str, path: str) -> str:
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
                 kind = next(field.type for field in msgspec.structs.fields(kind) if field.name == key)
             else:
-                kind = kind.__args__[0]
+                kind = kind.__args__[-1 if kind.__origin__ is dict else 0]
         return f"must be one of {', '.join(kind.__args__)}"
     return what
 

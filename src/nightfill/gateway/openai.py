@@ -7,7 +7,6 @@ members go on untouched, as the bytes that came.
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -15,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from nightfill.errors import BadRequest
+from nightfill.gateway.explanation import explained
 
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -156,17 +156,10 @@ REFUSED: Final = frozenset({"id_slot", "slot_id", "lora", "n_cache_reuse", "n_ke
 DROPPED: Final = frozenset({"nightfill", "cache", "cache_prompt", "cache_salt", "kv_transfer_params"})
 """Members that nightfill says to the engine itself, having read them or not."""
 
-_ALLOWED: Final = {
-    "nightfill.mode": "full, distilled, auto",
-    "nightfill.skip": "answer, fill",
-    "encoding_format": "float, base64",
-}
 _MEMBERS: Final = msgspec.json.Decoder(Members)
 _KEY: Final = re.compile(rb'[ \t\n\r]*"((?:[^"\\]|\\.)*)"[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _NEXT: Final = re.compile(rb"[ \t\n\r]*([,}])")
 _OPEN: Final = re.compile(rb"[ \t\n\r]*\{")
-_PATH: Final = re.compile(r"^(?P<what>.*?)(?: - at `(?P<key>key in )?\$(?P<path>.*)`)?$", re.DOTALL)
-_UNKNOWN: Final = re.compile(r"unknown field `(.*)`$", re.DOTALL)
 
 
 def decode_members(body: bytes) -> Members:
@@ -194,7 +187,7 @@ def decode_record(body: bytes, record: type[Record]) -> Record:
     try:
         return msgspec.json.decode(body, type=record)
     except msgspec.ValidationError as exc:
-        raise _explained(exc) from exc
+        raise explained(exc, record) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise BadRequest(f"the body is not valid JSON: {exc}") from exc
     except RecursionError as exc:
@@ -205,27 +198,6 @@ def refuse_reserved(members: Members) -> None:
     """Raises BadRequest for members that only nightfill may send to an engine."""
     for name in REFUSED & members.keys():
         raise BadRequest(f"{name} is not allowed: nightfill chooses slots, adapters and caches itself", param=name)
-
-
-def _explained(exc: msgspec.ValidationError) -> BadRequest:
-    match = _PATH.match(str(exc))
-    assert match is not None  # the pattern takes any text
-    what, path = match["what"], (match["path"] or "").removeprefix(".")
-    unknown = _UNKNOWN.search(what)
-    if unknown is not None:
-        known = Extension.__struct_fields__
-        close = difflib.get_close_matches(unknown[1], known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return BadRequest(f"{path}: unknown member {unknown[1][:80]!r}{hint} (known: {', '.join(known)})", param=path)
-    missing = re.search(r"missing required field `(\w+)`", what)
-    if missing is not None:
-        param = f"{path}.{missing[1]}" if path else missing[1]
-        return BadRequest(f"{param} is required", param=param)
-    allowed = _ALLOWED.get(re.sub(r"\[.*?\]", "", path))
-    if what.startswith("Invalid enum value") and allowed is not None:
-        what = f"{what[:120]}; allowed: {allowed}"
-    what = what.replace("matching regex '^[A-Za-z_-]{1,32}$'", "of 1 to 32 letters, _ or -")
-    return BadRequest(f"{path or 'body'}: {what[:500]}", param=path or None)
 
 
 def _refuse_duplicates(body: bytes, members: Members) -> None:

@@ -171,6 +171,6 @@ def test_a_broken_tokenizer_is_a_bad_setting(tmp_path: Path) -> None:
         load_embedder(str(tmp_path))
 
 
-def test_a_folder_without_the_files_is_a_bad_setting(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="cannot be read"):
+def test_a_folder_without_the_files_is_a_bad_setting_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=r"/model\.safetensors cannot be read"):
         load_embedder(str(tmp_path))

@@ -121,6 +121,7 @@ def test_a_report_of_nothing_says_how_to_begin(cli: Cli) -> None:
         (["report", "--since", "soon"], "--since"),
         (["report", "--alike", "2"], "2"),
         (["clear", "--context", "A B"], "A B"),
+        (["clear", "--context", "repoo"], "no context 'repoo' of tenant 'default'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(cli: Cli, arguments: list[Any], why: str) -> None:

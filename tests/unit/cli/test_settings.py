@@ -92,6 +92,9 @@ REFUSED: list[tuple[str, str, str]] = [
     ("gateway: {port: 70000}", "gateway.port", "gateway.port = 70000: must be 0 to 65_535"),
     ("gateway: 5", "gateway", "gateway = 5: must be keys and values"),
     ("sleep: {enabled: 3}", "sleep.enabled", "sleep.enabled = 3: must be true or false"),
+    ("sleep: {enabled: yes}", "sleep.enabled", "sleep.enabled = 'yes': must be true or false"),
+    ("answers: {tenants: {a: bad}}", "answers.tenants.*", "must be one of off, shadow, exact, near"),
+    ("discovery: {requests: 1}", "discovery.requests", "discovery.requests = 1: must be 2 to 1_000_000"),
     ("log_level: loud", "log_level", "log_level = 'loud': must be one of debug, info, warning, error"),
     ("engines: [{slots: 2}]", "engines.0.model", "must be a path of a GGUF file"),
     ("engines: [{model: ''}]", "engines.0.model", "must be a path of a GGUF file"),
@@ -111,6 +114,11 @@ REFUSED: list[tuple[str, str, str]] = [
     ("- 1", "--config", "must hold keys and values"),
     ("a: !!python/object:os.system {}", "--config", "could not determine a constructor"),
 ]
+
+
+def test_off_without_quotes_is_a_mode_and_not_false(load: Load) -> None:
+    settings = load("answers: {mode: off, tenants: {a: off}, foresee: true}").answers
+    assert (settings.mode, settings.tenants, settings.foresee) == ("off", {"a": "off"}, True)
 
 
 @pytest.mark.parametrize(("text", "param", "message"), REFUSED)

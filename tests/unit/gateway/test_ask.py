@@ -50,7 +50,7 @@ def refused(path: str, body: bytes) -> BadInput:
         ({"id_slot": 0}, "id_slot", "not allowed"),
         ({"lora": []}, "lora", "not allowed"),
         ({"nightfill": {"contxt": "x"}}, "nightfill", "did you mean 'context'"),
-        ({"nightfill": {"mode": "x"}}, "nightfill.mode", "allowed: full, distilled, auto"),
+        ({"nightfill": {"mode": "x"}}, "nightfill.mode", "allowed: auto, distilled, full"),
         ({"nightfill": {"skip": ["all"]}}, "nightfill.skip[0]", "allowed: answer, fill"),
         ({"nightfill": {"max_age_s": -1}}, "nightfill.max_age_s", ">= 0"),
         ({"nightfill": {"context": "No Such!"}}, "nightfill.context", "a-z"),
