@@ -54,11 +54,11 @@ def main(folder: str) -> None:
 
 def give_way() -> None:
     """Give the calling thread, and those that it starts, little weight and short slices."""
-    os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+    nice = os.nice(_NICE)  # so much more than the gateway's, which may be high already
     number = _SCHED_SETATTR.get(platform.machine())
     if number is None:
         return
-    attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, 0, _NICE, 0, _SLICE_NS, 0, 0)
+    attributes = _SCHED_ATTR.pack(_SCHED_ATTR.size, os.SCHED_OTHER, 0, nice, 0, _SLICE_NS, 0, 0)
     if ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0) != 0:
         # Some sandboxes refuse it. Near answers then cost the others more, and are as right.
         sys.stderr.write(f"near answers: sched_setattr refused: {os.strerror(ctypes.get_errno())}\n")

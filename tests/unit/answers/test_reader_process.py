@@ -82,6 +82,18 @@ def test_it_has_little_weight_and_short_slices(reader: ReaderProcess) -> None:
     assert slices in ([], [100_000]), "not every kernel tells"
 
 
+def test_one_of_a_gateway_that_is_nice_itself_is_nicer(tmp_path: Path) -> None:
+    program = (
+        "import os\n"
+        "from nightfill.answers.reader_process import ReaderProcess\n"
+        "reader = ReaderProcess.started()\n"
+        "print(os.getpriority(os.PRIO_PROCESS, reader.pid) - os.getpriority(os.PRIO_PROCESS, 0))\n"
+        "reader.close()\n"
+    )
+    nice = ["nice", "-n", "10", sys.executable, "-c", program]
+    assert subprocess.run(nice, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120).stdout == "7\n"
+
+
 def test_several_threads_may_ask_at_once(reader: ReaderProcess) -> None:
     wanted = [reader.embed([text])[0] for text in TEXTS]
     wrong: list[object] = []

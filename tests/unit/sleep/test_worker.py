@@ -229,7 +229,10 @@ async def test_a_dead_engine_is_replaced_and_the_fill_goes_on(tmp_path: Path) ->
 
 
 @virtual
-async def test_a_fill_whose_model_was_put_to_sleep_goes_back_and_nothing_failed(tmp_path: Path) -> None:
+async def test_a_fill_whose_model_was_put_to_sleep_goes_back_and_nothing_failed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nightfill.sleep")
     async with house(tmp_path) as h:
 
         def put_to_sleep_midway(engine: FakeFillEngine) -> None:
@@ -247,6 +250,8 @@ async def test_a_fill_whose_model_was_put_to_sleep_goes_back_and_nothing_failed(
             await fill_in(h, key_of(context))
         job = await h.one_job()
         assert (job.failures, job.error, job.attempts) == (0, "", 2)
+    assert "handed back at" in caplog.text
+    assert "again in" not in caplog.text, "as after a failure"
 
 
 @virtual

@@ -124,6 +124,11 @@ async def test_work_under_way_does_not_wake_what_somebody_put_to_sleep_and_later
                 await fill.keep()
         with pytest.raises(SentToSleep):
             await work.tokenize("x")
+        async with work.fill(PREFIX) as fill, work.sampler(PREFIX) as sampler:
+            with pytest.raises(SentToSleep):
+                await fill.resume()
+            with pytest.raises(SentToSleep):
+                await sampler.sample((1,), Way.OWN, max_tokens=1)
         assert await work.describe() is said, "known, and not asked again"
         await asyncio.sleep(100)
         assert house.lifecycle.state("a") is ModelState.ASLEEP_1
