@@ -80,16 +80,23 @@ def ask(
 def fill(server: VllmServer, kv: KvSettings, ids: Sequence[int], *, salt: str = SALT, within_s: float = 60) -> Report:
     """Have a server compute a prompt, and wait until all its whole blocks are stored."""
     _, report = ask(server, ids, Wish(store=True), salt=salt, max_tokens=1)
+    there = stored(kv, keys(ids, report), within_s=within_s)
+    assert there, f"blocks missing after {within_s:g} s:\n{server.log_tail(3000)}"
+    return report
+
+
+def stored(kv: KvSettings, wanted: Sequence[BlockKey], *, within_s: float) -> bool:
+    """Wait until all these blocks are in the store; whether they came in time."""
     deadline_s = time.monotonic() + within_s
-    wanted = keys(ids, report)
     store = open_store(kv, data_dir=Path("/nonexistent"))
     try:
         while not all(store.has(key) for key in wanted):
-            assert time.monotonic() < deadline_s, f"blocks missing after {within_s:g} s:\n{server.log_tail(3000)}"
+            if time.monotonic() >= deadline_s:
+                return False
             time.sleep(0.02)
     finally:
         store.close()
-    return report
+    return True
 
 
 def keys(ids: Sequence[int], report: Report) -> list[BlockKey]:

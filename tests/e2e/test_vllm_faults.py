@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from nightfill.config import ByteSize, Duration, TierSettings
 from nightfill.contexts.context import Signature
 from nightfill.engines.vllm.wire import Wish
 from nightfill.kv import open_store
-from vllm_store import BLOCK, ask, block_files, disk, fill, flags_for, keys, kv_of, prompt
+from vllm_store import BLOCK, ask, block_files, disk, fill, flags_for, keys, kv_of, prompt, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -174,8 +175,15 @@ def test_redis_may_die_and_come_back(new_vllm: Callable[..., VllmServer], tmp_pa
             forget(server)
             _, report = ask(server, ids, Wish(store=True))
             assert report.loaded == 0
+            time.sleep(2)  # long enough that its next try is a while away
             redis.start()
-            fill(server, kv, prompt(41, WHOLE), within_s=60)
+            # The tier tries at growing intervals, of 5 s at most. What is computed before it knows is lost, not late:
+            # a fill then ends in an error, and is tried again.
+            deadline_s = time.monotonic() + 60
+            _, report = ask(server, prompt(41, WHOLE), Wish(store=True))
+            while not stored(kv, keys(prompt(41, WHOLE), report), within_s=2):
+                assert time.monotonic() < deadline_s, f"nothing is stored:\n{server.log_tail(3000)}"
+                ask(server, prompt(41, WHOLE), Wish(store=True))
         forget(server)
         assert ask(server, prompt(41, WHOLE) + prompt(42, TAIL))[1].loaded == WHOLE
         server.stop()
