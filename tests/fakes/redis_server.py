@@ -96,6 +96,12 @@ class RedisServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def tls_options(port: int, certificate: Path, key: Path) -> list[str]:
+    """Have a server speak TLS on a port, and ask no client for a certificate."""
+    options = {"port": port, "cert-file": certificate, "key-file": key, "auth-clients": "no"}
+    return [word for name, value in options.items() for word in (f"--tls-{name}", str(value))]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

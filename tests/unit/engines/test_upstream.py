@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import ssl
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from fakes.certificate import certificate
 from nightfill.engines import pool
 from nightfill.engines import upstream as module
 from nightfill.engines.upstream import Upstream
@@ -531,32 +527,13 @@ async def test_a_client_that_is_closed_midway_says_so(engine: Engine, upstream: 
             await anext(chunks)
 
 
-def certificate(path: Path) -> Path:
-    """A key and a certificate for 127.0.0.1, signed by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    path.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
-    return path
-
-
 async def test_an_engine_behind_tls_is_asked_if_the_system_trusts_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine()
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate(tmp_path / "engine.pem"))
+    cert, key = certificate(tmp_path, "127.0.0.1")
+    tls.load_cert_chain(cert, key)
     await engine.start(tls)
     engine.handler = sends(HEAD + piece(bytes(1 << 20)) + piece(b""))
     url = f"https://127.0.0.1:{engine.port}"
@@ -564,7 +541,7 @@ async def test_an_engine_behind_tls_is_asked_if_the_system_trusts_it(
     with pytest.raises(EngineUnavailable, match=r"cannot be reached.*certificate"):
         await stranger.request("GET", "/")
     await stranger.aclose()
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "engine.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
     upstream = Upstream(url, engine="e1")
     for _ in range(2):
         assert (await upstream.request("POST", "/", body=bytes(1 << 20))).body == bytes(1 << 20)

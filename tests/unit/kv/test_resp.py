@@ -4,16 +4,12 @@ import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from fakes.redis_server import RedisServer, free_port
+from fakes.certificate import certificate
+from fakes.redis_server import RedisServer, free_port, tls_options
 from nightfill.errors import BadSetting, BlockCorrupt, TierUnavailable
 from nightfill.kv.resp import Address, Connection, ReplyError, parse_url
 
@@ -69,30 +65,6 @@ def answers(reply: bytes) -> Callable[[socket.socket], None]:
             client.recv(1000)
 
     return play
-
-
-def authority(folder: Path) -> tuple[Path, Path]:
-    """Certificate and key of a server named localhost, signed by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    plain = serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.mark.parametrize(
@@ -330,15 +302,14 @@ def test_a_connection_that_the_server_closed_is_not_usable() -> None:
 def test_tls_is_checked_against_the_authorities(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffers: Buffers
 ) -> None:
-    certificate, key = authority(tmp_path)
+    cert, key = certificate(tmp_path)
     port = free_port()
-    options = ["--tls-port", str(port), "--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
-    server = RedisServer(*options, "--tls-auth-clients", "no")
+    server = RedisServer(*tls_options(port, cert, key))
     try:
         address = parse_url(f"rediss://localhost:{port}/1")
         with pytest.raises(TierUnavailable, match=r"cannot connect: .*CERTIFICATE_VERIFY_FAILED"):
             Connection(address, deadline_s=soon())
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
         with connected(address) as connection:
             value = buffers.take(3 << 20)
             value[:] = bytes(range(256)) * (len(value) // 256)

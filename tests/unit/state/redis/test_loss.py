@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from fakes.certificate import certificate
 from fakes.cutting_proxy import CuttingProxy
-from fakes.redis_server import RedisServer, free_port
+from fakes.redis_server import RedisServer, free_port, tls_options
 from fakes.state import told
 from fakes.stores import redis_server
 from nightfill.contexts.context import ContextName, Form, Tenant, Text, TextSource
@@ -23,6 +24,7 @@ from nightfill.state.redis.changes import SETTLE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
     from nightfill.state.jobs import Job, Lease
 
@@ -289,6 +291,22 @@ async def test_the_password_is_needed_and_never_told() -> None:
                 await state.jobs.depth()
     finally:
         server.close()
+
+
+async def test_tls_is_checked_against_the_authorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cert, key = certificate(tmp_path)
+    port = free_port()
+    with closing(RedisServer(*tls_options(port, cert, key))):
+        async with open_redis_state(f"rediss://localhost:{port}") as state:
+            with pytest.raises(StateUnavailable, match=r"cannot connect: .*CERTIFICATE_VERIFY_FAILED"):
+                await state.jobs.depth()
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        async with open_redis_state(f"rediss://localhost:{port}") as state:
+            job = await enqueue(state)
+            assert (await leased(state)).job.id == job.id
+        async with open_redis_state(f"rediss://127.0.0.1:{port}") as state:
+            with pytest.raises(StateUnavailable, match=r"not valid for '127\.0\.0\.1'"):
+                await state.jobs.depth()
 
 
 def test_an_address_that_is_none_is_refused_without_showing_its_password() -> None:
