@@ -144,7 +144,13 @@ class House:
         return self.engines[-1]
 
     async def put(
-        self, text: str, *, name: str = "repo", source: Source | None = None, options: ContextOptions | None = None
+        self,
+        text: str,
+        *,
+        name: str = "repo",
+        source: Source | None = None,
+        options: ContextOptions | None = None,
+        pinned: bool = False,
     ) -> Context:
         content = Text(text)
         return await self.state.book.put(
@@ -155,6 +161,7 @@ class House:
             fingerprint=fingerprint_of(content),
             forms=[Form.CHAT],
             options=options,
+            pinned=pinned,
         )
 
     def worker(self, name: str = "w1") -> Worker:

@@ -124,6 +124,7 @@ async def plan_now(rooms: Rooms, tenant: Tenant | None = None) -> list[PlanLine]
         policy=policy_of(settings.sleep, settings.prices),
         default_ttl_s=settings.kv.ttl_s,
         bill=Bill(rooms.state, prices=settings.prices, stop_after_s=float(settings.sleep.stop_unpaid_after_s)),
+        priced=settings.sleep.policy == "value",
     )
     return [line for line in lines if tenant in (None, line.tenant)]
 

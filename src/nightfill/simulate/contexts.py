@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from nightfill.simulate.fleet import DAY, wished
 from nightfill.simulate.rates import DAY_S, WINDOW_S
-from nightfill.sleep.price import clearing_price, fills_until
-from nightfill.sleep.worth import Case, Choice, choose, worth
+from nightfill.sleep.price import Demand, refills
+from nightfill.sleep.worth import Case, worth
 from nightfill.state.access import HISTORY_DAYS, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
 
     from nightfill.simulate.fleet import Fleet
     from nightfill.sleep.priority import Policy
@@ -69,11 +69,10 @@ class ByPolicy:
 
 
 class ByValue:
-    """What is worth more than the price at which the budget lasts until its reset."""
+    """What is worth more than the price at which the budget lasts until its reset: what the worker's planner does."""
 
     def __init__(self, fleet: Fleet, *, break_even: float) -> None:
         self._fleet = fleet
-        self._ttl_s = float(fleet.lasts * WINDOW_S)
         self._floor = break_even
         self._price = break_even
         self._known = 0
@@ -83,32 +82,27 @@ class ByValue:
         now_s = float(window * WINDOW_S)
         if window % _HOUR == 0 or len(known) > self._known:
             self._known = len(known)
-            reset_s = (now_s // DAY_S + 1) * DAY_S
-            wanted = (pair for one in known for pair in self._wanted(one, now_s, reset_s))
-            self._price = max(self._floor, clearing_price(wanted, left_tokens))
+            self._price = max(self._floor, self._demand(known, now_s, left_tokens).price())
         scored = []
         for one in known:
-            if one.until > window:
-                continue
-            case, ready_s = _case(self._fleet, one, now_s), now_s + WINDOW_S
-            whole = worth(case, start_s=ready_s)
-            if whole.score < self._price:
-                continue
-            soon = worth(case, start_s=ready_s, horizon_s=float(WINDOW_S))
-            if choose(whole, soon, soon_share=1 / self._fleet.lasts, price=self._price) is Choice.FILL:
-                scored.append((whole.score, one))
+            if one.until <= window:
+                score = worth(_case(self._fleet, one, now_s), start_s=now_s + WINDOW_S).score
+                if score >= self._price:
+                    scored.append((score, one))
         return [one for _, one in sorted(scored, key=lambda pair: (-pair[0], pair[1].number))]
 
-    def _wanted(self, one: Known, now_s: float, reset_s: float) -> Iterator[tuple[float, float]]:
-        """What keeping it filled until the reset would ask for: score and tokens of each fill."""
-        case = _case(self._fleet, one, now_s)
-        from_s = max(now_s, float(one.until * WINDOW_S))
-        for start_s in fills_until(reset_s, from_s=from_s, ttl_s=self._ttl_s):
-            yield worth(case, start_s=start_s).score, one.tokens
+    def _demand(self, known: Collection[Known], now_s: float, left_tokens: int) -> Demand:
+        """What keeping all of them filled until the budget's reset would ask for."""
+        demand, reset_s = Demand(left_tokens), (now_s // DAY_S + 1) * DAY_S
+        for one in known:
+            from_s = max(now_s, float(one.until * WINDOW_S))
+            for score, fills in refills(_case(self._fleet, one, now_s), from_s=from_s, reset_s=reset_s, extended=False):
+                demand.add(score, one.tokens, fills)
+        return demand
 
 
 class Clairvoyant:
-    """Knows all uses to come, and decides as `ByValue` does: a schedule that is possible, whatever the best one is."""
+    """Knows all uses to come, and prices as `ByValue` does: a schedule that is possible, whatever the best one is."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -117,17 +111,15 @@ class Clairvoyant:
         self._known = 0
 
     def order(self, known: Collection[Known], window: int, left_tokens: int) -> list[Known]:
-        """See `Planner`."""
+        """See `Planner`. A fill is put off while it would be used less than its price asks for."""
         lasts = self._fleet.lasts
         if window % _HOUR == 0 or len(known) > self._known:
             self._known = len(known)
-            reset = (window // DAY + 1) * DAY
-            wanted = (
-                (float(self._uses(one, start + 1, lasts)), one.tokens)
-                for one in known
-                for start in range(max(window, one.until), reset, lasts)
-            )
-            self._price = clearing_price(wanted, left_tokens)
+            demand = Demand(left_tokens)
+            for one in known:
+                for start in range(max(window, one.until), (window // DAY + 1) * DAY, lasts):
+                    demand.add(float(self._uses(one, start + 1, lasts)), one.tokens)
+            self._price = demand.price()
         chosen = [
             (uses, one)
             for one in known

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from nightfill.errors import BudgetSpent
 from nightfill.ledger import day_of, does_not_pay, on_trial_since
-from nightfill.sleep.plan import Verdict, Waits
+from nightfill.sleep.plan import Verdict, Waits, is_new
 from nightfill.state.agenda import POSTPONED_S
 from nightfill.state.budgets import refuse_beyond, scopes_of
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nightfill.config import PriceSettings
     from nightfill.contexts.context import Context, ContextName, Tenant
     from nightfill.sleep.plan import PlanLine
+    from nightfill.sleep.survey import Price
     from nightfill.state.budgets import BudgetBook, BudgetLine, Scope
     from nightfill.state.ledger import LedgerBook
 
@@ -63,10 +64,14 @@ class Bill:
         contexts: Sequence[Context],
         *,
         now_s: float,
+        price: Price | None = None,
+        chosen: Collection[tuple[Tenant, ContextName]] = (),
         postponed: Collection[tuple[Tenant, ContextName]] = (),
     ) -> list[PlanLine]:
         """The lines in their order, with verdict SKIP and the reason where something is in the way.
 
+        What is worth less than `price` leaves the budget to what will be worth more, but for what is pinned, and those
+        `chosen`, which were found to be worth it.
         What comes first has the first claim on a budget; what does not fit into it leaves room for what does. Those
         `postponed` have none yet.
         """
@@ -74,7 +79,10 @@ class Bill:
         self._trials = {name: trial for name, trial in self._trials.items() if name in by_name}
         paying = []
         for line in lines:
-            why = await self._unpaid(by_name[line.tenant, line.context], now_s) if _is_new(line) else None
+            why = None
+            if is_new(line):
+                name = (line.tenant, line.context)
+                why = await self._unpaid(by_name[name], now_s) or _too_dear(line, None if name in chosen else price)
             paying.append(line if why is None else replace(line, verdict=Verdict.SKIP, why=why))
         return await self._affordable(paying, postponed)
 
@@ -100,7 +108,7 @@ class Bill:
     async def _affordable(
         self, lines: Sequence[PlanLine], postponed: Collection[tuple[Tenant, ContextName]]
     ) -> list[PlanLine]:
-        wanted = list(dict.fromkeys(scope for line in lines if _is_new(line) for scope in _scopes(line)))
+        wanted = list(dict.fromkeys(scope for line in lines if is_new(line) for scope in _scopes(line)))
         if not wanted:
             return list(lines)
         budgets: dict[Scope, list[BudgetLine]] = {scope: [] for scope in wanted}
@@ -108,9 +116,15 @@ class Bill:
             if budget.limit is not None:
                 budgets[budget.scope].append(budget)
         return [
-            _afforded(line, budgets, postponed=(line.tenant, line.context) in postponed) if _is_new(line) else line
+            _afforded(line, budgets, postponed=(line.tenant, line.context) in postponed) if is_new(line) else line
             for line in lines
         ]
+
+
+def _too_dear(line: PlanLine, price: Price | None) -> str | None:
+    if price is None or line.pinned or line.priority >= price.score:
+        return None
+    return f"not filled now: {price}; {line.why}"
 
 
 def waits(line: PlanLine, error: BudgetSpent, *, until_s: float, scope: Scope | None = None) -> PlanLine:
@@ -139,7 +153,3 @@ def _afforded(line: PlanLine, budgets: Mapping[Scope, list[BudgetLine]], *, post
 
 def _scopes(line: PlanLine) -> tuple[Scope, ...]:
     return scopes_of(line.tenant, line.user)
-
-
-def _is_new(line: PlanLine) -> bool:
-    return line.verdict is not Verdict.SKIP and line.key is not None and not line.queued

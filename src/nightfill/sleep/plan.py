@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import Context, ContextName, Fill, Fingerprint, Form, Outline, Tenant
     from nightfill.engines.engine import Description
     from nightfill.sleep.priority import Policy
-    from nightfill.sleep.worth import Speeds
+    from nightfill.sleep.worth import Case, Speeds
     from nightfill.state.access import Usage
     from nightfill.state.budgets import Scope
     from nightfill.state.jobs import Job
@@ -73,7 +73,12 @@ class PlanLine:
     """It has a job already."""
     payer: str = ""
     """Under whose name the ledger has it."""
+    pinned: bool = False
     waits: Waits | None = None
+    case: Case | None = None
+    """What the priority was found from; None when no engine has been seen yet."""
+    lasts_until_s: float | None = None
+    """Unix seconds: so long it is filled if nobody uses it; `now_s` for what is not. None: it cannot be."""
 
 
 def plan(
@@ -106,7 +111,7 @@ def plan(
         for version, form in _texts(context, description):
             if description is None:
                 verdict, why = Verdict.SKIP, "waits for the first start of an engine"
-                key, fill, job = None, None, None
+                key, fill, job, case = None, None, None, None
                 priority = policy(case_of(context, usage, now_s=now_s, default_ttl_s=default_ttl_s))
             else:
                 key = FillKey(tenant=context.tenant, fingerprint=version, form=form, signature=description.signature)
@@ -133,9 +138,17 @@ def plan(
                     missing_tokens=tokens_to_reserve(context, fill, distilled=version != context.current),
                     queued=job is not None,
                     payer=context.name if context.chat is None else context.chat.context or CHATS,
+                    pinned=context.pinned,
+                    case=case,
+                    lasts_until_s=_lasts_until_s(description, fill, job, case) if description and case else None,
                 )
             )
     return sorted(lines, key=_order)
+
+
+def is_new(line: PlanLine) -> bool:
+    """Whether something is to be filled that has no job yet."""
+    return line.verdict is not Verdict.SKIP and line.key is not None and not line.queued
 
 
 def _texts(context: Context, description: Description | None) -> Iterator[tuple[Fingerprint, Form]]:
@@ -194,6 +207,18 @@ def _judge(
             return Verdict.SKIP, f"not filled again before its next use: {fill.reason or 'evicted'}, {priority.why}"
         case _:
             return Verdict.REFILL, f"fill again: {fill.reason or fill.state}, {priority.why}"
+
+
+def _lasts_until_s(description: Description, fill: Fill | Outline | None, job: Job | None, case: Case) -> float | None:
+    tokens = fill.total_tokens if fill else 0
+    if description.reuse is Reuse.NONE or tokens >= description.context_length:
+        return None
+    if job is not None:
+        # What it asks for is set aside.
+        return None if job.state is JobState.DEAD else case.now_s + case.ttl_s
+    if fill and fill.state is FillState.READY and fill.stored_tokens >= tokens:
+        return max(fill.filled_at_s, case.usage.last_access_s or 0.0) + case.ttl_s
+    return case.now_s
 
 
 def _replayed(description: Description, fill: Fill | Outline | None, *, warm: bool) -> str:

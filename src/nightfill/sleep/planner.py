@@ -14,7 +14,9 @@ from nightfill.sleep.looks import looked
 from nightfill.sleep.plan import Verdict, obsolete, plan
 from nightfill.sleep.priority import value
 from nightfill.sleep.speeds import ROWS, speeds_of
+from nightfill.sleep.survey import price_of
 from nightfill.sleep.worth import ALIKE
+from nightfill.state.budgets import Scope
 from nightfill.state.jobs import JobKind
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from nightfill.sleep.bill import Bill
     from nightfill.sleep.plan import PlanLine
     from nightfill.sleep.priority import Policy
+    from nightfill.sleep.survey import Price, Survey
     from nightfill.state.access import Access, AccessLog
     from nightfill.state.agenda import Agenda, Due
     from nightfill.state.answers import AnswerBook
@@ -85,16 +88,19 @@ async def plan_lines(
     policy: Policy = value,
     default_ttl_s: float,
     bill: Bill | None = None,
+    priced: bool = False,
 ) -> list[PlanLine]:
     """The plan for each engine, from what the state holds now; changes nothing, and needs no running engine.
 
-    Reads all contexts, in steps: it is for people, and no worker waits for it.
+    Reads all contexts, in steps: it is for people, and no worker waits for it. `priced`: see `survey`.
     """
     found = [due async for due in _all(state.agenda)]
     notes, rows = await state.engines.notes(), await state.access.recent(limit=ROWS)
     lines = _plan(found, descriptions, notes, rows, now_s=now_s, policy=policy, default_ttl_s=default_ttl_s)
-    contexts = [due.context for due in found]
-    return await bill.withhold(lines, contexts, now_s=now_s) if bill is not None else lines
+    if bill is None:
+        return lines
+    price = price_of(lines, await state.budgets.lines([Scope()]), now_s=now_s) if priced else None
+    return await bill.withhold(lines, [due.context for due in found], now_s=now_s, price=price)
 
 
 async def _all(agenda: Agenda) -> AsyncIterator[Due]:
@@ -154,6 +160,7 @@ class Planner:
         default_ttl_s: float,
         policy: Policy = value,
         bill: Bill | None = None,
+        survey: Survey | None = None,
         on_look: Callable[[Sequence[Due]], Awaitable[None]] | None = None,
     ) -> None:
         self._state = state
@@ -162,6 +169,7 @@ class Planner:
         self._default_ttl_s = default_ttl_s
         self._policy = policy
         self._bill = bill
+        self._survey = survey
         self._signatures: frozenset[str] = frozenset()
         """For these all contexts were looked at, or are being."""
         self._place: str | None = None
@@ -185,42 +193,64 @@ class Planner:
         if not signatures <= self._signatures:
             self._place = ""
         self._signatures = signatures
-        found = await self._found()
+        price, chosen = await self._priced(engines, notes)
+        found = await self._found(chosen)
         if not found:
             return []
         if self._on_look is not None:
             await self._on_look(found)
         known = {*signatures, *(str(note.body.get("signature")) for note in notes)}
         await self._cancel(found, known)
+        lines = await self._lines(found, engines, notes)
         now_s = self._clock()
-        if abs(now_s - self._rows_at_s) > _ROWS_AGAIN_AFTER_S:  # the clock may be set back
-            self._rows, self._rows_at_s = await self._state.access.recent(limit=ROWS), now_s
-        lines = _plan(
-            *(found, engines, notes, self._rows),
-            now_s=now_s,
-            policy=self._policy,
-            default_ttl_s=self._default_ttl_s,
-        )
         if self._bill is not None:
             # Before all that is new was looked at once, nobody knows what has the first claim on a budget.
             crowded = len(found) >= AT_ONCE
             new = {(due.context.tenant, due.context.name) for due in found if due.changed} if crowded else ()
             contexts = [due.context for due in found]
-            lines = await self._bill.withhold(lines, contexts, now_s=now_s, postponed=new)
+            lines = await self._bill.withhold(
+                lines,
+                contexts,
+                now_s=now_s,
+                price=price,
+                chosen={(due.context.tenant, due.context.name) for due in chosen},
+                postponed=new,
+            )
         lines = await self._queued(lines)
         await self._state.agenda.looked(looked(found, lines, now_s=now_s))
         return lines
 
-    async def _found(self) -> list[Due]:
+    async def _priced(
+        self, engines: Sequence[Description], notes: Sequence[EngineNote]
+    ) -> tuple[Price | None, list[Due]]:
+        if self._survey is None:
+            return None, []
+        return await self._survey.go_on(lambda found: self._lines(found, engines, notes), now_s=self._clock())
+
+    async def _lines(
+        self, found: Sequence[Due], engines: Sequence[Description], notes: Sequence[EngineNote]
+    ) -> list[PlanLine]:
+        now_s = self._clock()
+        if abs(now_s - self._rows_at_s) > _ROWS_AGAIN_AFTER_S:  # the clock may be set back
+            self._rows, self._rows_at_s = await self._state.access.recent(limit=ROWS), now_s
+        return _plan(
+            *(found, engines, notes, self._rows),
+            now_s=now_s,
+            policy=self._policy,
+            default_ttl_s=self._default_ttl_s,
+        )
+
+    async def _found(self, chosen: Sequence[Due]) -> list[Due]:
         agenda = self._state.agenda
         found = {(due.context.tenant, due.context.name): due for due in await agenda.due(limit=AT_ONCE)}
         if self._place is not None and len(found) < AT_ONCE:
             more, place = await agenda.after(self._place, limit=AT_ONCE - len(found))
             self._place = place or None
-            for due in more:
-                # What has changed is left to who finds it due: its mark would not tell that it changed again.
-                if not due.changed:
-                    found.setdefault((due.context.tenant, due.context.name), due)
+            chosen = (*chosen, *more)
+        for due in chosen:
+            # What has changed is left to who finds it due: its mark would not tell that it changed again.
+            if not due.changed:
+                found.setdefault((due.context.tenant, due.context.name), due)
         return list(found.values())
 
     async def _cancel(self, found: Sequence[Due], signatures: set[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from nightfill.sleep.worth import ALIKE, Case, worth
+from nightfill.sleep.worth import ALIKE, FARTHEST_S, Case, worth
 
 if TYPE_CHECKING:
     from nightfill.config import PriceSettings, SleepSettings
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from nightfill.state.access import Usage
 
 DEFAULT_TTL_S: Final = 7 * 86400.0
-FARTHEST_S: Final = 86400.0
-"""So far ahead is looked: what comes later is decided upon again before."""
 MOST: Final = 1e8
 """Of a score: what somebody asks for comes before all that a policy ranks."""
 BREAK_EVEN: Final = 0.65
@@ -84,7 +82,7 @@ def value(case: Case, *, break_even: float = BREAK_EVEN) -> Priority:
     What is gone is made again when it was ever used and that pays, so also before a use that the time of day foretells.
     """
     ahead_s = min(case.ttl_s, FARTHEST_S)
-    found = worth(case, horizon_s=ahead_s)
+    found = worth(case)
     score = min(found.score, MOST)
     expected = found.expected
     why = (

@@ -43,6 +43,7 @@ from nightfill.sleep.slicing import SliceSizer
 from nightfill.sleep.slumber import awake_of
 from nightfill.sleep.sources import SourceWatch
 from nightfill.sleep.stopping import pause, unless
+from nightfill.sleep.survey import Survey
 from nightfill.sleep.trigger import CHECK_S, Go, Reason, Trigger
 from nightfill.sleep.verify import Crowded, VerifyRun
 from nightfill.sleep.windows import Windows
@@ -140,7 +141,13 @@ class Worker:
         policy = policy_of(settings, prices or PriceSettings())
         self._retention = Retention(state, upkeep, policy=policy, default_ttl_s=ttl_s, clock=clock)
         self._planner = Planner(
-            state, clock=clock, default_ttl_s=ttl_s, policy=policy, bill=bill, on_look=self._retention.see
+            state,
+            clock=clock,
+            default_ttl_s=ttl_s,
+            policy=policy,
+            bill=bill,
+            survey=Survey(state) if settings.policy == "value" else None,
+            on_look=self._retention.see,
         )
         self._descriptions: dict[str, Description] = {}
         self._noted_s: dict[str, float] = {}

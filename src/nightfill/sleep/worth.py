@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +24,8 @@ class Speeds:
     """Of a serving engine that loads what is stored."""
 
 
+FARTHEST_S: Final = 86400.0
+"""So far ahead is looked: what comes later is decided upon again before."""
 ALIKE: Final = Speeds(prefill=1.0, fill=1.0, restore=float("inf"))
 """While nothing has been measured: scores are uses then."""
 
@@ -65,7 +66,8 @@ class Worth:
 
 
 def worth(case: Case, *, start_s: float | None = None, horizon_s: float | None = None) -> Worth:
-    """Of a fill that is ready at `start_s` (None for now) and counted for `horizon_s` (None for as long as it lasts).
+    """Of a fill that is ready at `start_s` (None for now) and counted for `horizon_s` (None for as long as it lasts, or
+    `FARTHEST_S`).
 
     A context that was put and not used since is expected to be used once, the less the longer that does not happen:
     somebody meant to use it.
@@ -74,7 +76,7 @@ def worth(case: Case, *, start_s: float | None = None, horizon_s: float | None =
     expected = expected_uses(
         case.usage,
         start_s=start_s,
-        horizon_s=case.ttl_s if horizon_s is None else horizon_s,
+        horizon_s=min(case.ttl_s, FARTHEST_S) if horizon_s is None else horizon_s,
         now_s=case.now_s,
         since_s=case.since_s,
     )
@@ -83,24 +85,3 @@ def worth(case: Case, *, start_s: float | None = None, horizon_s: float | None =
         uses += 1 / (1 + max(0.0, case.now_s - case.put_at_s) / HOUR_S)
     saved_s = uses * case.tokens * max(0.0, 1 / case.speeds.prefill - 1 / case.speeds.restore)
     return Worth(expected, saved_s, (case.tokens - case.stored_tokens) / case.speeds.fill)
-
-
-class Choice(enum.StrEnum):
-    """What to do about a context that is not filled, or not for long."""
-
-    FILL = "fill"
-    WAIT = "wait"
-    """It is worth its price, but not yet: a later fill would last for more of its uses."""
-    LEAVE = "leave"
-    """It is not worth its price."""
-
-
-def choose(whole: Worth, soon: Worth, *, soon_share: float, price: float) -> Choice:
-    """Whether to fill now, at `price` for a fill that lasts its whole time.
-
-    `whole` is the worth of a fill made now, `soon` what of it comes before one would be decided upon again, after a
-    share `soon_share` of the time that a fill lasts. Waiting so long saves that share of the price, and loses `soon`.
-    """
-    if whole.score < price:
-        return Choice.LEAVE
-    return Choice.FILL if soon.score >= price * soon_share else Choice.WAIT

@@ -89,12 +89,14 @@ def test_value_spends_on_what_is_used_most() -> None:
     assert done.saved_tokens > 2 * run(many, lru(many)).saved_tokens
 
 
-def test_value_learns_that_a_single_use_does_not_pay() -> None:
-    rare = client(dict.fromkeys(range(0, 21 * DAY, 31 * 6), 1), days=21)
-    many = fleet([rare], [100], day_tokens=10**6)
-    fills = [first for first, _ in run(many, value(many)).served[0]]
-    assert fills
-    assert max(fills) < 14 * DAY
+def test_value_leaves_a_scarce_budget_to_what_is_used_regularly() -> None:
+    rare = client(dict.fromkeys(range(0, 14 * DAY, 31 * 6), 1), days=14)
+    office = client({day * DAY + window: 1 for day in range(14) for window in range(54, 126)}, days=14, name="1")
+    many = fleet([rare, office], [100, 100], day_tokens=400)
+    of_rare, of_office = run(many, value(many)).served
+    assert len([first for first, _ in of_rare if first >= 7 * DAY]) <= 1, "five times it was used"
+    last_day = [window for first, last in of_office for window in range(first, last + 1) if window >= 13 * DAY]
+    assert sum(office.uses[window] for window in last_day if window < 14 * DAY) == 72
 
 
 def test_value_refreshes_before_the_expected_use_and_lets_a_fill_go_when_none_is_expected() -> None:
@@ -103,7 +105,7 @@ def test_value_refreshes_before_the_expected_use_and_lets_a_fill_go_when_none_is
     last_day = [(first, last) for first, last in run(many, value(many)).served[0] if first >= 6 * DAY]
     hits = sum(office.uses[window] for first, last in last_day for window in range(first, min(last + 1, 7 * DAY)))
     assert hits == 18 * 100
-    assert len(last_day) <= 2
+    assert len(last_day) <= 3
 
 
 def test_the_same_trace_gives_the_same_result() -> None:

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from nightfill.sleep.history import Expected
-from nightfill.sleep.worth import Case, Choice, Speeds, Worth, choose, worth
+from nightfill.sleep.worth import Case, Speeds, worth
 from nightfill.state.access import Usage
 
 NOW_S = 1000 * 3600.0
@@ -47,25 +46,3 @@ def test_a_new_context_counts_as_used_once_at_once_and_less_as_time_passes() -> 
 
 def test_a_new_version_is_new_although_the_old_one_was_used() -> None:
     assert worth(replace(CASE, put_at_s=NOW_S)).score > worth(CASE).score
-
-
-def of(score: float) -> Worth:
-    return Worth(Expected(score, 1.0), score, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("whole", "soon", "choice"),
-    [
-        (9.0, 1.0, Choice.LEAVE),
-        (9.99, 1.0, Choice.LEAVE),
-        (10.0, 1.0, Choice.FILL),
-        (11.0, 0.99, Choice.WAIT),
-        (1000.0, 0.0, Choice.WAIT),
-    ],
-)
-def test_a_fill_waits_while_a_later_one_would_serve_more(whole: float, soon: float, choice: Choice) -> None:
-    assert choose(of(whole), of(soon), soon_share=0.1, price=10.0) is choice
-
-
-def test_without_a_price_nothing_waits() -> None:
-    assert choose(of(1.0), of(0.0), soon_share=0.1, price=0.0) is Choice.FILL

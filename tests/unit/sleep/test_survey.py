@@ -1,0 +1,230 @@
+"""What a bounded budget is spent on, over a real state file in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from fakes.background import T, house
+from fakes.fill_engine import FakeFillEngine
+from fakes.virtual_time import virtual
+from nightfill.config import PriceSettings
+from nightfill.contexts.context import ContextName, Form
+from nightfill.errors import StateUnavailable
+from nightfill.sleep import survey as survey_module
+from nightfill.sleep.bill import Bill
+from nightfill.sleep.plan import Verdict
+from nightfill.sleep.planner import Planner, plan_lines
+from nightfill.sleep.survey import UNKNOWN, Survey
+from nightfill.state.access import Access
+from nightfill.state.budgets import Period, Scope
+from nightfill.state.jobs import JobState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fakes.background import House
+    from nightfill.sleep.plan import PlanLine
+
+HOUR_S = 3600.0
+DAY_S = 86400.0
+
+
+def use(h: House, name: str, *, layer: str = "cold") -> Access:
+    told: dict[str, Any] = dict.fromkeys(("promised_tokens", "reused_tokens", "output_tokens"), 0)
+    seconds: dict[str, Any] = dict.fromkeys(("ttft_s", "total_s", "restore_s"), 0.0)
+    return Access(
+        at_s=h.wall(),
+        tenant=T,
+        context=ContextName(name),
+        fingerprint=None,
+        form=Form.CHAT,
+        model="m",
+        layer=layer,
+        prompt_tokens=1000,
+        status=200,
+        **told,
+        **seconds,
+    )
+
+
+class Night:
+    """Plans a house, by a survey or without one."""
+
+    def __init__(self, h: House, *, surveyed: bool = True) -> None:
+        self.h = h
+        self.bill = Bill(h.state, prices=PriceSettings(), stop_after_s=0.0)
+        survey = Survey(h.state) if surveyed else None
+        self.planner = Planner(h.state, clock=h.wall, default_ttl_s=4 * HOUR_S, bill=self.bill, survey=survey)
+
+    async def tick(self) -> dict[str, PlanLine]:
+        return {line.context: line for line in await self.planner.tick([await FakeFillEngine().describe()])}
+
+    async def shown(self) -> dict[str, PlanLine]:
+        lines = await plan_lines(
+            self.h.state,
+            [await FakeFillEngine().describe()],
+            now_s=self.h.wall(),
+            default_ttl_s=4 * HOUR_S,
+            bill=self.bill,
+            priced=True,
+        )
+        return {line.context: line for line in lines}
+
+    async def until(self, hour: float) -> None:
+        """Wait until it is this hour, UTC."""
+        await asyncio.sleep((hour * HOUR_S - self.h.wall()) % DAY_S or DAY_S)
+
+
+async def queued(h: House) -> set[str]:
+    return {job.label for job in await h.state.jobs.jobs(states=[JobState.QUEUED])}
+
+
+async def a_week(h: House, night: Night) -> None:
+    """`morning` is used 20 times at eight o'clock, `dull` once at noon; ends at midnight."""
+    for name in ("morning", "dull"):
+        await h.put(name + "x" * 2990, name=name)
+    for _ in range(7):
+        for name, hour, uses in (("morning", 8, 20), ("dull", 12, 1), ("morning", 0, 0)):
+            await night.until(hour + 0.01)
+            await h.state.access.append([use(h, name) for _ in range(uses)])
+
+
+@virtual
+async def test_a_budget_is_kept_for_what_will_be_worth_more_later(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        night = Night(h)
+        await a_week(h, night)
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 1500)
+        for hour in (0.1, 6.1):
+            await night.until(hour)
+            shown, found = await night.shown(), await night.tick()
+            if hour < 1:
+                assert shown["dull"].verdict is found["dull"].verdict is Verdict.SKIP
+                assert "until 00:00 UTC the budget of all is for what saves" in found["dull"].why
+                assert shown["dull"].why == found["dull"].why
+                assert await queued(h) == set()
+        assert await queued(h) == {"morning"}
+
+
+@virtual
+async def test_without_a_look_ahead_it_is_spent_on_what_comes_first(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        night = Night(h, surveyed=False)
+        await a_week(h, night)
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 1500)
+        await night.until(9.1)
+        await h.state.access.append([use(h, "dull")])
+        await night.tick()
+        assert "dull" in await queued(h)
+
+
+@virtual
+async def test_where_the_budget_is_enough_for_all_or_there_is_none_nothing_is_held_back(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        night = Night(h)
+        for n in range(3):
+            await h.put(f"{n}" + "x" * 2990, name=f"c{n}")
+        assert {line.verdict for line in (await night.shown()).values()} == {Verdict.FILL}
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 3100)
+        assert {line.verdict for line in (await night.tick()).values()} == {Verdict.FILL}
+
+
+@virtual
+async def test_what_is_pinned_is_filled_at_any_price(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        night = Night(h)
+        await a_week(h, night)
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 1500)
+        await h.put("dull" + "x" * 2990, name="dull", pinned=True)
+        await night.until(0.2)
+        assert (await night.tick())["dull"].verdict is not Verdict.SKIP
+        assert await queued(h) == {"dull"}
+
+
+@virtual
+async def test_nothing_is_filled_before_all_contexts_were_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(survey_module, "STEP", 2)
+    monkeypatch.setattr(survey_module, "STEPS", 1)
+    async with house(tmp_path) as h:
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 2100)
+        for n in range(5):
+            await h.put(f"{n}" + "x" * 2990, name=f"c{n}")
+        night = Night(h)
+        found = await night.tick()
+        assert {line.verdict for line in found.values()} == {Verdict.SKIP}
+        assert all(str(UNKNOWN) in line.why for line in found.values())
+        for _ in range(8):
+            await asyncio.sleep(60)
+            await night.tick()
+        assert len(await queued(h)) == 2
+
+
+@virtual
+async def test_the_price_falls_with_what_is_wanted_and_the_rest_is_not_lost(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        night = Night(h)
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 1300)
+        for name, size in (("small", 600), ("one", 2400), ("other", 2400)):
+            await h.put(name + "x" * size, name=name)
+            await asyncio.sleep(HOUR_S)
+        await night.tick()
+        assert await queued(h) == {"other"}
+        await asyncio.sleep(HOUR_S)
+        await night.tick()
+        assert await queued(h) == {"other", "small"}, "there is room for this one, and for none that is worth more"
+
+
+@virtual
+async def test_a_new_day_has_a_new_price_and_a_clock_set_back_finds_one_too(tmp_path: Path) -> None:
+    async with house(tmp_path) as h:
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 2000)
+        for n in range(5):
+            await h.put(f"{n}" + "x" * 2990, name=f"c{n}")
+        survey, walks = Survey(h.state), 0
+
+        async def plan(found: Any) -> list[PlanLine]:
+            nonlocal walks
+            walks += 1
+            engine = await FakeFillEngine().describe()
+            return await plan_lines(h.state, [engine], now_s=h.wall(), default_ttl_s=HOUR_S) if found else []
+
+        first, chosen = await survey.go_on(plan, now_s=h.wall())
+        assert len(chosen) == 5, "all are worth the same; the budget decides"
+        assert first is not None
+        assert first.score > 0
+        assert walks == 1
+        assert await survey.go_on(plan, now_s=h.wall() + 60) == (first, [])
+        assert walks == 1
+        await survey.go_on(plan, now_s=h.wall() - 60)
+        assert walks == 2
+        after, _ = await survey.go_on(plan, now_s=h.wall() + DAY_S)
+        assert walks == 3
+        assert after is not None
+        assert after.until_s == first.until_s + DAY_S
+        await h.state.budgets.set_limit(Scope(), Period.DAY, None)
+        assert await survey.go_on(plan, now_s=h.wall()) == (None, [])
+
+
+@virtual
+async def test_a_state_out_of_reach_amid_a_walk_ends_the_tick_and_the_walk_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as h:
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 2000)
+        await h.put("x" * 2990)
+        night = Night(h)
+        with monkeypatch.context() as broken:
+
+            async def gone(place: str, *, limit: int) -> Any:
+                raise StateUnavailable("gone")
+
+            broken.setattr(h.state.agenda, "after", gone)
+            with pytest.raises(StateUnavailable):
+                await night.tick()
+        await night.tick()
+        assert await queued(h) == {"repo"}
