@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from nightfill.simulate.contexts import ByPolicy, ByValue, Clairvoyant, Run, nothing, run, unlimited
 from nightfill.simulate.latency import Latency, Ttft
 from nightfill.simulate.report import Outcome
-from nightfill.sleep.priority import Priority, recency_frequency
+from nightfill.sleep.priority import Priority, recency_frequency, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def least_recent(case: Case) -> Priority:
 def contest(fleet: Fleet, bound_tokens: int, prices: PriceSettings, *, seed: int) -> Iterator[KeptContexts]:
     """Each policy's outcome, as soon as it is known.
 
-    `..._evenly` is a policy whose budget is handed out through the day. `clairvoyant` is no policy: it knows the
+    `..._evenly` is a policy whose budget is handed out through the day, `value_at_once` is `value` without a price. `clairvoyant` is no policy: it knows the
     future, and shows how close to the bound a plan can come. `unlimited` has no budget, and so not that bound.
     """
     break_even = prices.background_per_hour / prices.serving_per_hour
@@ -75,6 +75,7 @@ def contest(fleet: Fleet, bound_tokens: int, prices: PriceSettings, *, seed: int
     yield outcome("lru_evenly", run(fleet, ByPolicy(fleet, least_recent), evenly=True))
     yield outcome("recency_frequency", run(fleet, ByPolicy(fleet, recency_frequency)))
     yield outcome("recency_frequency_evenly", run(fleet, ByPolicy(fleet, recency_frequency), evenly=True))
+    yield outcome("value_at_once", run(fleet, ByPolicy(fleet, value)))
     yield outcome("value", run(fleet, ByValue(fleet, break_even=break_even)))
     yield outcome("clairvoyant", run(fleet, Clairvoyant(fleet)))
     yield outcome("unlimited", unlimited(fleet))

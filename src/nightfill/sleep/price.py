@@ -37,7 +37,8 @@ class Demand:
         self._least[step] = min(tokens, self._least.get(step, math.inf))
 
     def price(self, left_tokens: float | None = None) -> float:
-        """The lowest score that the budget reaches, dearest first; 0 if it reaches all. `left_tokens`: by now.
+        """Between the lowest score that the budget reaches, dearest first, and the highest that it does not; 0 if it
+        reaches all. `left_tokens`: by now.
 
         Whoever fills only what scores as much spends what is left of the budget by its reset, on the best there will
         be, instead of at once on the best there is now. Where not even the first can be paid, the price is its score.
@@ -45,11 +46,13 @@ class Demand:
         left = self._left_tokens if left_tokens is None else left_tokens
         reached: int | None = None
         for step in sorted(self._tokens, reverse=True):
-            if reached is None or self._least[step] <= left:
-                reached = step
-                left -= self._tokens[step]
-            if left < 0 or reached != step:
-                return math.exp(reached * _STEP) * (1 - 1e-9)  # so that rounding does not lift it above the score
+            if reached is not None and self._least[step] > left:
+                # In the middle, for scores move a little until they are looked at again.
+                return math.exp((reached + step) / 2 * _STEP)
+            reached = step
+            left -= self._tokens[step]
+            if left < 0:
+                return math.exp(step * _STEP) * (1 - 1e-9)  # so that rounding does not lift it above the score
         return 0.0
 
 

@@ -24,7 +24,7 @@ EVERY_S: Final = 600.0
 """So old a price may be before it is looked for again: what contexts are worth changes hour by hour."""
 STEP: Final = 500
 STEPS: Final = 10
-"""Of contexts at a time."""
+"""Of contexts at a time: one step, or so many while no price holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ class Survey:
         """Of the walk under way."""
         self._best: list[tuple[float, Tenant, ContextName, Fingerprint]] = []
         """A heap of what it found that is worth most and is not filled: its score, and where it is."""
+        self._bound: tuple[float | None, ...] = ()
+        """When the budgets begin anew, and their limits."""
         self._place = ""
         self._next_s = float("-inf")
 
@@ -80,14 +82,20 @@ class Survey:
 
         `plan` gives the lines of contexts at `now_s`.
         """
-        left = left_today(await self._state.budgets.lines([Scope()]), now_s)
+        budgets = await self._state.budgets.lines([Scope()])
+        left = left_today(budgets, now_s)
         if left is None:
             self._price = self._demand = None
             return None, []
         left_tokens, reset_s = left
-        if self._demand is None and not self._is_fresh(now_s, reset_s):
+        # A price of last night is for hardly anything more, and one of another limit for something else.
+        bound = (reset_s, *(budget.limit for budget in budgets))
+        if self._bound != bound:
+            self._bound = bound
+            self._price = self._demand = None
+        if self._demand is None and (self._price is None or not 0 < self._next_s - now_s <= EVERY_S):
             self._demand, self._place, self._best = Demand(left_tokens), "", []
-        for _ in range(STEPS):
+        for _ in range(STEPS if self._price is None else 1):
             if self._demand is None:
                 break
             found, self._place = await self._state.agenda.after(self._place, limit=STEP)
@@ -99,10 +107,6 @@ class Survey:
                 self._demand = None
                 return self._price, await self._chosen(self._price)
         return self._price or UNKNOWN, []
-
-    def _is_fresh(self, now_s: float, reset_s: float) -> bool:
-        of_today = self._price is not None and self._price.until_s == reset_s
-        return of_today and 0 < self._next_s - now_s <= EVERY_S  # the clock may be set back
 
     def _keep_best(self, found: Sequence[Due], lines: Sequence[PlanLine]) -> None:
         scores: dict[tuple[Tenant, ContextName], float] = {}
@@ -150,4 +154,6 @@ def want(demand: Demand, lines: Sequence[PlanLine], *, now_s: float, reset_s: fl
         tokens = line.missing_tokens if line.lasts_until_s <= now_s else whole
         for score, fills in refills(line.case, from_s=from_s, reset_s=reset_s, extended=True):
             demand.add(math.inf if line.pinned else score, tokens, fills)
+            if line.case.usage.last_access_s is None and not line.pinned:
+                break  # what was never used is not filled again
             tokens = whole

@@ -206,6 +206,10 @@ async def test_a_new_day_has_a_new_price_and_a_clock_set_back_finds_one_too(tmp_
         assert walks == 3
         assert after is not None
         assert after.until_s == first.until_s + DAY_S
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 9000)
+        raised, _ = await survey.go_on(plan, now_s=h.wall() + DAY_S)
+        assert raised is not None
+        assert raised.score == 0, "who raises a limit does not wait for ten minutes"
         await h.state.budgets.set_limit(Scope(), Period.DAY, None)
         assert await survey.go_on(plan, now_s=h.wall()) == (None, [])
 
