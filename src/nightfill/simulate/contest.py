@@ -44,8 +44,9 @@ def least_recent(case: Case) -> Priority:
 def contest(fleet: Fleet, bound_tokens: int, prices: PriceSettings, *, seed: int) -> Iterator[KeptContexts]:
     """Each policy's outcome, as soon as it is known.
 
-    `..._evenly` is a policy whose budget is handed out through the day, `value_at_once` is `value` without a price. `clairvoyant` is no policy: it knows the
-    future, and shows how close to the bound a plan can come. `unlimited` has no budget, and so not that bound.
+    `..._evenly` is a policy whose budget is handed out through the day, `value_at_once` is `value` without a price.
+    `clairvoyant` is no policy: it knows the future, and shows how close to the bound a plan can come. `unlimited` has
+    no budget, and so not that bound.
     """
     break_even = prices.background_per_hour / prices.serving_per_hour
     latency = Latency(fleet)
