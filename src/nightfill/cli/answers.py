@@ -135,6 +135,9 @@ async def _reported(
 
     async with workspace.open_state() as state:
         rows = await state.access.recent(tenant=tenant, context=context, limit=_MOST_ROWS)
+        if context is not None and not rows and await state.book.get(tenant, context) is None:
+            # What was deleted may still be asked for while the access log has it.
+            raise NotFound(f"no context {context!r} of tenant {tenant!r}, and no request for it", param="context")
     after_s = time.time() - since_s
     rows = [row for row in rows if row.at_s >= after_s]
     return shadow_report(rows, least=least), len(rows)

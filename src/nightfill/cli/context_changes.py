@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nightfill.contexts.context import ContextOptions
     from nightfill.state.state import State
 
+_OPTIONS: Final = "changed options"
 _DID: Final = {
     "fixed": "given as text, never changes by itself",
     "unchanged": "unchanged",
@@ -72,8 +73,7 @@ async def add(
             options=_merged(before.options, chosen) if before is not None else chosen,
         )
         await asyncio.sleep(settle_s(workspace.settings))
-        same = before is not None and before.current == stored.current
-        did = "added" if before is None else ("unchanged" if same else "changed")
+        did = "added" if before is None else _changed(before, stored)
         asked, fills = await _filled(state, stored, again=False, timeout_s=timeout_s)
         if as_json:
             view = await view_of(state, stored)
@@ -88,10 +88,18 @@ async def add(
             )
             return
         remark = f" ({taken.remark})" if taken.remark else ""
-        click.echo(f"{did} {stored.name}@{stored.current[:8]}: {show_bytes(stored.content_bytes)}{remark}")
+        said = f"{did} of" if did == _OPTIONS else did
+        click.echo(f"{said} {stored.name}@{stored.current[:8]}: {show_bytes(stored.content_bytes)}{remark}")
         if timeout_s is None:
             click.echo("it is filled when the machine is idle; `nightfill plan` says when")
         _say_filled(fills)
+
+
+def _changed(before: Context, now: Context) -> str:
+    if before.current != now.current:
+        return "changed"
+    said, was = ((one.source, one.forms, one.pinned, one.ttl_s, one.user, one.options) for one in (now, before))
+    return "unchanged" if said == was else _OPTIONS
 
 
 def _merged(before: ContextOptions, chosen: ContextOptions) -> ContextOptions:

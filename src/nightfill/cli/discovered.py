@@ -10,7 +10,6 @@ from nightfill.cli.output import echo_json, echo_table, json_option, show_ago
 from nightfill.cli.root import environment
 from nightfill.cli.running_server import address_of, ask
 from nightfill.cli.units import show_duration
-from nightfill.errors import NotFound
 
 if TYPE_CHECKING:
     from nightfill.cli.rooms import Rooms
@@ -50,10 +49,7 @@ def discovered(
         found = ask(address, "DELETE", _PATH, key)
         said = "forgotten"
     else:
-        try:
-            found = ask(address, "GET", _PATH, key)
-        except NotFound as exc:
-            raise NotFound(f"{address} looks for nothing in its traffic: discovery.enabled is off") from exc
+        found = ask(address, "GET", _PATH, key)
         said = ""
     if as_json:
         echo_json(found)

@@ -193,11 +193,14 @@ class Admin:
                 return {"GET": functools.partial(self._ledger, self._accounts, query)}
             case ["budgets"] if self._accounts is not None:
                 return {"GET": functools.partial(self._budgets, self._accounts)}
-            case ["discovery", *name] if self._discovery is not None:
-                return self._discovery_handlers(self._discovery, name)
+            case ["discovery", *name]:
+                return self._discovery_handlers(name)
         return {}
 
-    def _discovery_handlers(self, discovery: Discovery, name: Sequence[str]) -> dict[str, Handler]:
+    def _discovery_handlers(self, name: Sequence[str]) -> dict[str, Handler]:
+        discovery = self._discovery
+        if discovery is None:
+            raise NotFound("nothing is looked for in live traffic: `discovery.enabled` is off")
         match name:
             case []:
                 return {

@@ -109,6 +109,10 @@ def test_a_report_tells_what_shadows_would_have_served_and_how_often_wrongly(cli
     assert "near: 4.00 ms at the median" in text
 
 
+def test_a_report_on_what_nobody_knows_is_refused(cli: Cli) -> None:
+    assert "no context 'typo'" in cli.refused("answers", "report", "--context", "typo")
+
+
 def test_a_report_of_nothing_says_how_to_begin(cli: Cli) -> None:
     cli.data.mkdir()
     assert "--answers shadow" in cli.ok("answers", "report")

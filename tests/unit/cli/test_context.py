@@ -76,6 +76,8 @@ def test_options_are_kept(cli: Cli, folder: Path) -> None:
 def test_adding_again_says_what_changed(cli: Cli, folder: Path) -> None:
     assert cli.json("context", "add", "repo", folder)["did"] == "added"
     assert cli.json("context", "add", "repo", folder)["did"] == "unchanged"
+    assert cli.json("context", "add", "repo", folder, "--pin")["did"] == "changed options"
+    assert cli.ok("context", "add", "repo", folder, "--ttl", "4h").startswith("changed options of repo@")
     (folder / "a.py").write_text("print(2)\n")
     assert cli.json("context", "add", "repo", folder)["did"] == "changed"
 

@@ -61,7 +61,7 @@ async def test_what_a_server_found_is_shown_made_a_context_and_forgotten(cli: Cl
 async def test_a_server_that_does_not_look_says_which_setting_is_off(cli: Cli) -> None:
     async with House().open() as server:
         refused = await asyncio.to_thread(cli.refused, "discovered", "--url", server.url)
-    assert "discovery.enabled is off" in refused
+    assert "`discovery.enabled` is off" in refused
 
 
 def test_no_server_and_no_address_are_told(cli: Cli) -> None:
