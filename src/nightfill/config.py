@@ -329,6 +329,11 @@ class AnswerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     questions_per_context: int = 1000
     """Asked by clients, that are kept to foresee by; 0 keeps none."""
 
+    @property
+    def compares(self) -> bool:
+        """Whether a mode compares questions: `near`, or `shadow`."""
+        return not {"near", "shadow"}.isdisjoint({self.mode, *self.tenants.values()})
+
 
 class ForeseeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Answers prepared in idle time, for contexts that have `answers.foresee` on and stored answers not off."""

@@ -29,7 +29,6 @@ _PRUNE_EVERY_S: Final = 600.0
 _PRUNE_S: Final = 60.0
 INDEX_FOLDER: Final = "near"
 """Under the data folder."""
-_NEAR: Final = frozenset({"near", "shadow"})
 
 
 def make_questions(settings: Settings) -> Questions:
@@ -47,16 +46,15 @@ async def answer_room(rooms: Rooms) -> AsyncIterator[AnswerRoom]:
     by their own options alone do without then.
     """
     settings = rooms.settings.answers
-    needed = bool(_NEAR & {settings.mode, *settings.tenants.values()})
     search = NearSearch(
         rooms.state.answers,
         lambda: _parts(settings, rooms.data_dir / INDEX_FOLDER, text_seal(rooms.settings.kv)),
         floor=settings.min_similarity,
         deadline_s=settings.near_timeout_s,
-        needed=needed,
+        needed=settings.compares,
     )
     async with search, running(_pruned(rooms.state.answers), name="prune answers"):
-        if needed:
+        if settings.compares:
             await search.ready()
         yield AnswerRoom(
             settings=settings,

@@ -21,7 +21,7 @@ from nightfill.errors import NightfillError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nightfill.config import EngineSettings, GatewaySettings, KvSettings
+    from nightfill.config import AnswerSettings, EngineSettings, GatewaySettings, KvSettings
 
 _CHILD_S: Final = 60.0
 _PACKAGES: Final = ("msgspec", "uvicorn", "uvloop", "httptools", "cryptography", "xxhash", "click", "rich")
@@ -124,6 +124,18 @@ def check_model(engine: EngineSettings) -> Finding:
     if not head.chat_template:
         return warn(check, f"{detail}, without a chat template", "use /v1/completions, or a file with a template")
     return ok(check, detail)
+
+
+def check_near(settings: AnswerSettings) -> Finding:
+    """Whether questions can be compared; in the process that would do it, since a library may kill it."""
+    from nightfill.answers.reader_process import ReaderProcess
+
+    try:
+        reader = ReaderProcess.started(settings.embedding)
+    except NightfillError as error:
+        return fail("near answers", str(error), "or set answers.mode, and answers.tenants, to exact")
+    reader.close()
+    return ok("near answers", "the embedding loads")
 
 
 def check_memory(engine: EngineSettings, kv_bytes_per_token: int) -> Finding:

@@ -65,6 +65,8 @@ def _findings(workspace: Workspace) -> Iterator[Finding]:
     yield checks.check_scratch(settings.scratch_dir)
     yield checks.check_priority()
     yield checks.check_port(settings.gateway)
+    if settings.answers.compares:
+        yield checks.check_near(settings.answers)
     if not settings.state:
         yield health.check_state_file(workspace.state_path)
     yield from contents

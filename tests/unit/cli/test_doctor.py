@@ -55,6 +55,16 @@ def test_a_model_that_is_none_fails_with_status_one(cli: Cli) -> None:
         assert "1 of" in result.stdout
 
 
+def test_near_answers_are_tried_where_they_are_wanted(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "near answers" not in cli.ok("doctor")
+    monkeypatch.setenv("NIGHTFILL_ANSWERS__MODE", "shadow")
+    assert "OK    near answers: the embedding loads" in cli.ok("doctor")
+    monkeypatch.setenv("NIGHTFILL_ANSWERS__EMBEDDING", str(cli.folder / "none"))
+    result = cli("doctor")
+    assert result.exit_code == 1
+    assert "FAIL  near answers: answers.embedding: " in result.stdout
+
+
 def test_a_library_that_does_not_load_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     for ended, words, advice in (
         (1, "OSError: libgomp.so.1: cannot open", "libgomp1"),
