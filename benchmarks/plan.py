@@ -4,8 +4,9 @@
 
 All contexts are filled, but for 499 whose promise was broken before each round. A tick is measured three times: while
 nothing is due (`idle`), when these 499 are (`due`: each is read, ranked, its budgets looked at, a job queued, the next
-look set), and when it goes on with its walk through all contexts, as after a worker's start (`walk`: 500 are read). The
-contexts are written past the books, by one statement or in large batches.
+look set), and when it goes on with its walk through all contexts, as after a worker's start (`walk`: 500 are read).
+`survey` is what it takes besides while a price is sought for a bounded budget and none holds: 5,000 contexts, or all
+where there are fewer. The contexts are written past the books, by one statement or in large batches.
 
 The last line is one JSON object. `stores` has for each store and number of contexts `bytes_per_context`, with one fill,
 but for its text, its tokens and its uses, and for each kind of tick the medians `ms` and `cpu_ms` with their spread;
@@ -39,6 +40,7 @@ from nightfill.contexts.context import FillKey, FillState, Fingerprint, Form, Si
 from nightfill.engines.engine import Description, Reuse
 from nightfill.sleep.bill import Bill
 from nightfill.sleep.planner import AT_ONCE, Planner
+from nightfill.sleep.survey import Survey
 from nightfill.state.budgets import BudgetRules
 from nightfill.state.envelope import Envelopes
 from nightfill.state.jobs import QueueRules
@@ -203,7 +205,7 @@ ARMS: Final[dict[str, Callable[[int], AbstractAsyncContextManager[tuple[State, f
 async def measure(store: str, contexts: int, rounds: int) -> dict[str, Any]:
     print(f"{store}: {contexts} contexts", file=sys.stderr, flush=True)
     picked = random.Random(contexts)
-    told: dict[str, list[tuple[float, float]]] = {"idle": [], "due": [], "walk": []}
+    told: dict[str, list[tuple[float, float]]] = {"idle": [], "due": [], "walk": [], "survey": []}
     async with ARMS[store](contexts) as (state, size, cpu_s):
         bill = Bill(state, prices=PriceSettings(), stop_after_s=7 * DAY_S)
         planner = Planner(state, clock=time.time, default_ttl_s=7 * DAY_S, bill=bill)
@@ -223,6 +225,11 @@ async def measure(store: str, contexts: int, rounds: int) -> dict[str, Any]:
             marked = (state.book.mark_fill(key_of(i), state=FillState.STALE, reason="a broken promise") for i in some)
             assert all(await asyncio.gather(*marked))
             await tick("due", len(some))
+        for _ in range(rounds):
+            began = time.perf_counter(), cpu_s()
+            price, _ = await Survey(state).go_on(lambda found: planner._lines(found, [ENGINE], []), now_s=time.time())
+            told["survey"].append((1e3 * (time.perf_counter() - began[0]), 1e3 * (cpu_s() - began[1])))
+            assert price is not None
     return {"contexts": contexts, "bytes_per_context": round(size), **{kind: _sums(told[kind]) for kind in told}}
 
 

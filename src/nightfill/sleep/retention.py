@@ -96,6 +96,7 @@ class Retention:
         if self._upkeep is None:
             return True
         for _ in range(STEPS):
+            await asyncio.sleep(0)  # whoever watches for live requests comes in between
             found, self._place = await self._state.agenda.after(self._place, limit=STEP)
             await self.see(found)
             if not self._place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import heapq
 import math
@@ -98,6 +99,7 @@ class Survey:
         for _ in range(STEPS if self._price is None else 1):
             if self._demand is None:
                 break
+            await asyncio.sleep(0)  # whoever watches for live requests comes in between
             found, self._place = await self._state.agenda.after(self._place, limit=STEP)
             lines = await plan(found)
             want(self._demand, lines, now_s=now_s, reset_s=reset_s)
