@@ -51,7 +51,9 @@ def examples_of(page: Path, mark: Mark) -> list[Example]:
 def clean_environment(home: Path) -> dict[str, str]:
     """What a newcomer's shell has: an empty home, and `nightfill` on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "PYTHONWARNINGS": "error"}
+    # Each server would look at its model's class in a process of its own, for 9 s; one may remember it for all.
+    known = {"VLLM_CACHE_ROOT": str(ROOT / ".venv-vllm" / "cache")}
+    return {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "PYTHONWARNINGS": "error", **known}
 
 
 def run(example: Example, folder: Path, environment: dict[str, str], *, timeout_s: float = 120) -> str:
