@@ -109,6 +109,20 @@ def only(
     return line
 
 
+def test_how_long_each_is_filled_if_nobody_uses_it() -> None:
+    week_s, used = 7 * 86400.0, Usage(last_access_s=NOW_S - 60, accesses_7d=1, broken_7d=0)
+    ready = fill(FillState.READY)
+    assert only([ready]).lasts_until_s == ready.filled_at_s + week_s
+    assert only([ready], usage=used).lasts_until_s == NOW_S - 60 + week_s
+    assert only([]).lasts_until_s == only([fill(FillState.EVICTED)]).lasts_until_s == NOW_S
+    for state in (JobState.QUEUED, JobState.LEASED):
+        assert only([], [job(state)]).lasts_until_s == NOW_S + week_s, "its tokens are set aside"
+    assert only([], [job(JobState.DEAD)]).lasts_until_s is None
+    assert only([fill(FillState.FILLING, tokens=40_000)]).lasts_until_s is None, "too long"
+    assert only([], description=replace(DESCRIPTION, reuse=Reuse.NONE)).lasts_until_s is None
+    assert only([], description=None).lasts_until_s is None
+
+
 @pytest.mark.parametrize(
     ("fills", "jobs", "verdict", "why"),
     [

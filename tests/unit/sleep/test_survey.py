@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import pytest
 
-from fakes.background import T, house
+from fakes.background import SETTINGS, T, house
 from fakes.fill_engine import FakeFillEngine
 from fakes.virtual_time import virtual
 from nightfill.config import PriceSettings
@@ -15,18 +16,18 @@ from nightfill.contexts.context import ContextName, Form
 from nightfill.errors import StateUnavailable
 from nightfill.sleep import survey as survey_module
 from nightfill.sleep.bill import Bill
-from nightfill.sleep.plan import Verdict
+from nightfill.sleep.plan import PlanLine, Verdict
 from nightfill.sleep.planner import Planner, plan_lines
-from nightfill.sleep.survey import UNKNOWN, Survey
-from nightfill.state.access import Access
-from nightfill.state.budgets import Period, Scope
+from nightfill.sleep.survey import UNKNOWN, Survey, price_of
+from nightfill.sleep.worth import Case
+from nightfill.state.access import Access, Usage
+from nightfill.state.budgets import BudgetLine, Period, Scope
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fakes.background import House
-    from nightfill.sleep.plan import PlanLine
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
@@ -177,6 +178,77 @@ async def test_the_price_falls_with_what_is_wanted_and_the_rest_is_not_lost(tmp_
         await asyncio.sleep(HOUR_S)
         await night.tick()
         assert await queued(h) == {"other", "small"}, "there is room for this one, and for none that is worth more"
+
+
+@virtual
+@pytest.mark.parametrize(("policy", "first"), [("value", {"other"}), ("recency_frequency", {"other", "small"})])
+async def test_a_worker_seeks_a_price_where_its_policy_is_value(
+    tmp_path: Path, policy: Literal["value", "recency_frequency"], first: set[str]
+) -> None:
+    async with house(tmp_path) as h:
+        h.settings = msgspec.structs.replace(SETTINGS, policy=policy)
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 1300)
+        for name, size in (("small", 600), ("one", 2400), ("other", 2400)):
+            await h.put(name + "x" * size, name=name)
+            await asyncio.sleep(HOUR_S)
+        async with h.working():
+            await asyncio.sleep(60)
+            assert {job.label for job in await h.state.jobs.jobs()} == first
+
+
+def line(context: str, *, lasts_h: float | None = 0.0, pinned: bool = False, uses: int = 0) -> PlanLine:
+    """Of a context of 100 tokens, used so often in each hour of the last month."""
+    at_s = 20_000 * DAY_S
+    hours = dict.fromkeys(range(int(at_s // HOUR_S) - 700, int(at_s // HOUR_S)), uses) if uses else {}
+    last_s = at_s - HOUR_S if uses else None
+    return PlanLine(
+        tenant=T,
+        context=ContextName(context),
+        form=Form.CHAT,
+        engine="local",
+        key=None,
+        verdict=Verdict.FILL,
+        priority=0.0,
+        total_tokens=100,
+        missing_tokens=100,
+        why="",
+        pinned=pinned,
+        case=Case(
+            usage=Usage(last_access_s=last_s, accesses_7d=168 * uses, broken_7d=0, hours=hours),
+            since_s=at_s - 30 * DAY_S,
+            put_at_s=at_s - 30 * DAY_S,
+            now_s=at_s,
+            ttl_s=4 * HOUR_S,
+        ),
+        lasts_until_s=None if lasts_h is None else at_s + lasts_h * HOUR_S,
+    )
+
+
+def price(*lines: PlanLine, left: int) -> float:
+    at_s = 20_000 * DAY_S
+    found = price_of(
+        lines,
+        [
+            BudgetLine(
+                scope=Scope(), period=Period.DAY, limit=left, own=True, spent=0, reserved=0, resets_at_s=at_s + DAY_S
+            )
+        ],
+        now_s=at_s,
+    )
+    assert found is not None
+    return found.score
+
+
+def test_a_fill_that_lasts_or_is_likely_to_be_used_wants_nothing_more() -> None:
+    assert price(line("a", uses=10), line("b", uses=1), left=200) == 0
+    assert price(line("a", uses=10), line("b", uses=1), left=100) > 0
+    assert price(line("a", uses=10, lasts_h=24), line("b", uses=1), left=100) == 0
+    assert price(line("a", uses=10, lasts_h=None), line("b", uses=1), left=100) == 0
+
+
+def test_what_is_pinned_has_the_first_claim() -> None:
+    assert price(line("a", pinned=True), line("b", uses=1), left=699) > 10**9
+    assert price(line("a", pinned=True, lasts_h=None), line("b", uses=1), left=699) == 0
 
 
 @virtual
