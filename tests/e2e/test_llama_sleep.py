@@ -89,8 +89,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    tier = TierSettings(kind="disk", path=str(tmp_path / "kv"), max_bytes=ByteSize(1 << 30), min_free_bytes=ByteSize(0))
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
+    """Its parameter: bytes that must stay free on the disk."""
+    free = ByteSize(getattr(request, "param", 0))
+    tier = TierSettings(kind="disk", path=str(tmp_path / "kv"), max_bytes=ByteSize(1 << 30), min_free_bytes=free)
     store = open_store(KvSettings(tiers=(tier,), block_tokens=BLOCK), data_dir=tmp_path)
     yield store
     store.close()
@@ -170,6 +172,18 @@ async def test_what_a_request_had_to_compute_of_a_promised_fill_is_stored_before
     assert promised == len(CONTEXT)
     assert reused >= len(CONTEXT)
     assert await house.engine.keep() == 0, "it is there"
+
+
+@pytest.mark.parametrize("store", [1 << 59], indirect=True)
+async def test_a_full_disk_costs_the_kv_and_neither_sleep_nor_an_answer(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await house.ask() == (0, 0)
+    await house.sleeper.keep()
+    assert "engine e1: not all of its KV could be kept: " in caplog.text
+    await house.sleeper.sleep(1)
+    await house.up()
+    assert await house.ask() == (0, 0), "computed again"
 
 
 async def test_what_came_from_the_store_and_was_dropped_there_is_not_stored_again(house: House, store: Store) -> None:
