@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from _engine import ENGINE, SIGNATURE
 from nightfill.bench.machine import commit, this_machine
 from nightfill.config import PriceSettings
-from nightfill.contexts.context import ContextName, Fill, FillKey, FillState, Form, Signature, Tenant, Text, TextSource
+from nightfill.contexts.context import ContextName, Fill, FillKey, FillState, Form, Tenant, Text, TextSource
 from nightfill.contexts.fingerprint import fingerprint_of
-from nightfill.engines.engine import Description, Reuse
 from nightfill.simulate.fleet import DAY, Machines, fleet_of
 from nightfill.simulate.rates import WINDOW_S, read_rates
 from nightfill.sleep.bill import Bill
@@ -59,19 +59,7 @@ BEGINS_S: Final = 1.728e9
 """A midnight, UTC."""
 SCALE: Final = 100
 TENANT: Final = Tenant("default")
-SIGNATURE: Final = Signature("0" * 64)
 WORKER: Final = WorkerId("benchmark")
-ENGINE: Final = Description(
-    engine="benchmark",
-    model="m",
-    signature=SIGNATURE,
-    context_length=1 << 17,
-    kv_bytes_per_token=1,
-    slots=1,
-    reuse=Reuse.TRIM,
-    embeddings=False,
-    version="1",
-)
 _USES: Final = """INSERT INTO access_hours (tenant, context, hour, accesses, broken, last_s) VALUES (?, ?, ?, ?, 0, ?)
     ON CONFLICT (tenant, context, hour)
     DO UPDATE SET accesses = accesses + excluded.accesses, last_s = excluded.last_s"""

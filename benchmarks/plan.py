@@ -34,10 +34,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from _engine import ENGINE, SIGNATURE
 from nightfill.bench.machine import commit, this_machine
 from nightfill.config import PriceSettings
-from nightfill.contexts.context import FillKey, FillState, Fingerprint, Form, Signature, Tenant
-from nightfill.engines.engine import Description, Reuse
+from nightfill.contexts.context import FillKey, FillState, Fingerprint, Form, Tenant
 from nightfill.sleep.bill import Bill
 from nightfill.sleep.planner import AT_ONCE, Planner
 from nightfill.sleep.survey import Survey
@@ -59,23 +59,11 @@ NAME: Final = "plan"
 TENANTS: Final = 100
 USERS: Final = 10_000
 RULES: Final = QueueRules(budgets=BudgetRules(user_day=1 << 40, tenant_day=1 << 45, all_day=1 << 50))
-SIGNATURE: Final = Signature("0" * 64)
 DAY_S: Final = 86400.0
 TOKENS: Final = 8192
 BATCH: Final = 1000
 CHANGED: Final = AT_ONCE - 1
 """With as many as one tick looks at, it would leave budgets alone until it has seen them all."""
-ENGINE: Final = Description(
-    engine="benchmark",
-    model="m",
-    signature=SIGNATURE,
-    context_length=1 << 17,
-    kv_bytes_per_token=1,
-    slots=1,
-    reuse=Reuse.TRIM,
-    embeddings=False,
-    version="1",
-)
 
 
 def key_of(i: int) -> FillKey:

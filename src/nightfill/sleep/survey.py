@@ -100,14 +100,16 @@ class Survey:
             if self._demand is None:
                 break
             await asyncio.sleep(0)  # whoever watches for live requests comes in between
-            found, self._place = await self._state.agenda.after(self._place, limit=STEP)
+            found, place = await self._state.agenda.after(self._place, limit=STEP)
             lines = await plan(found)
             want(self._demand, lines, now_s=now_s, reset_s=reset_s)
             self._keep_best(found, lines)
-            if not self._place:
-                self._price, self._next_s = Price(self._demand.price(left_tokens), reset_s), now_s + EVERY_S
-                self._demand = None
-                return self._price, await self._chosen(self._price)
+            self._place = place  # not before: a step that failed is made again, and none is counted twice
+            if not place:
+                price, self._demand = Price(self._demand.price(left_tokens), reset_s), None
+                chosen = await self._chosen(price)
+                self._price, self._next_s = price, now_s + EVERY_S
+                return price, chosen
         return self._price or UNKNOWN, []
 
     def _keep_best(self, found: Sequence[Due], lines: Sequence[PlanLine]) -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from nightfill.contexts.context import ContextName, Form, Tenant
+from fakes.access import access
+from nightfill.contexts.context import ContextName
 from nightfill.sleep.description import note_of
-from nightfill.state.access import Access
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,30 +38,10 @@ def test_what_a_bounded_budget_is_kept_for_is_said(
     cli.state(lambda books: books.engines.put("local", note_of(description)))
     for name in ("busy", "idle"):
         cli.ok("context", "add", name, "--text", "-", stdin=name + "x" * 2100)
-    cli.state(lambda books: books.access.append([use("busy")] * 5))
+    cli.state(lambda books: books.access.append([access(at_s=time.time(), context=ContextName("busy"))] * 5))
     cli.ok("budget", "set", "all", "--day", "1000")
     why = {line["context"]: line["why"] for line in cli.json("plan")}
     assert why["busy"].startswith("never filled")
     assert why["idle"].startswith("not filled now: until 00:00 UTC the budget of all is for what saves ")
     monkeypatch.setenv("NIGHTFILL_SLEEP__POLICY", "recency_frequency")
     assert {line["context"]: line["why"] for line in cli.json("plan")}["idle"].startswith("waits for budget")
-
-
-def use(name: str) -> Access:
-    return Access(
-        at_s=time.time(),
-        tenant=Tenant("default"),
-        context=ContextName(name),
-        fingerprint=None,
-        form=Form.CHAT,
-        model="m",
-        layer="cold",
-        prompt_tokens=1000,
-        promised_tokens=0,
-        reused_tokens=0,
-        output_tokens=1,
-        ttft_s=1.0,
-        total_s=1.0,
-        restore_s=0.0,
-        status=200,
-    )

@@ -4,48 +4,28 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fakes.background import T, house
+from fakes.access import access
+from fakes.background import house
 from fakes.fill_engine import FakeFillEngine
 from fakes.virtual_time import now_s, virtual
-from nightfill.contexts.context import Form, Signature
+from nightfill.contexts.context import Signature
 from nightfill.sleep.autoscale import PACE
 from nightfill.sleep.description import note_of
 from nightfill.sleep.planner import Planner, plan_lines
 from nightfill.sleep.speeds import speeds_of
 from nightfill.sleep.worth import ALIKE, Speeds
-from nightfill.state.access import Access
 from nightfill.state.engines import EngineNote
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nightfill.state.access import Access
+
 SIGNATURE = Signature("5" * 64)
 
 
-def row(layer: str = "cold", **more: Any) -> Access:
-    found: dict[str, Any] = {
-        "at_s": 0.0,
-        "tenant": T,
-        "context": None,
-        "fingerprint": None,
-        "form": Form.CHAT,
-        "model": "m",
-        "layer": layer,
-        "prompt_tokens": 4000,
-        "promised_tokens": 0,
-        "reused_tokens": 0,
-        "output_tokens": 1,
-        "ttft_s": 2.0,
-        "total_s": 2.5,
-        "restore_s": 0.0,
-        "status": 200,
-        **more,
-    }
-    return Access(**found)
-
-
 def loaded(**more: Any) -> Access:
-    return row(**{"layer": "fill", "reused_tokens": 3900, "restore_s": 0.1, "ttft_s": 0.2, **more})
+    return access(**{"layer": "fill", "reused_tokens": 3900, "restore_s": 0.1, "ttft_s": 0.2, **more})
 
 
 def note(pace: object, *, signature: str = SIGNATURE) -> EngineNote:
@@ -56,20 +36,20 @@ def note(pace: object, *, signature: str = SIGNATURE) -> EngineNote:
     ("rows", "notes", "found"),
     [
         ([], [], ALIKE),
-        ([row()] * 2, [], ALIKE),
-        ([row()] * 3, [], Speeds(prefill=2000, fill=2000, restore=float("inf"))),
+        ([access()] * 2, [], ALIKE),
+        ([access()] * 3, [], Speeds(prefill=2000, fill=2000, restore=float("inf"))),
         ([], [note(500)], Speeds(prefill=500, fill=500, restore=float("inf"))),
-        ([row()] * 3, [note(500)], Speeds(prefill=2000, fill=500, restore=float("inf"))),
-        ([*[row()] * 3, *[loaded()] * 3], [note(500)], Speeds(prefill=2000, fill=500, restore=39000)),
+        ([access()] * 3, [note(500)], Speeds(prefill=2000, fill=500, restore=float("inf"))),
+        ([*[access()] * 3, *[loaded()] * 3], [note(500)], Speeds(prefill=2000, fill=500, restore=39000)),
         # The slowest of three waited for others.
-        ([row(), row(), row(ttft_s=60.0)], [], Speeds(prefill=2000, fill=2000, restore=float("inf"))),
+        ([access(), access(), access(ttft_s=60.0)], [], Speeds(prefill=2000, fill=2000, restore=float("inf"))),
         (
-            [row("prefix", reused_tokens=2000, ttft_s=1.0)] * 3,
+            [access(layer="prefix", reused_tokens=2000, ttft_s=1.0)] * 3,
             [],
             Speeds(prefill=2000, fill=2000, restore=float("inf")),
         ),
         (
-            [row()] * 3,
+            [access()] * 3,
             [note(500), note(900, signature="another")],
             Speeds(prefill=2000, fill=500, restore=float("inf")),
         ),
@@ -82,13 +62,13 @@ def test_speeds_are_medians_of_what_engines_did(rows: list[Access], notes: list[
 @pytest.mark.parametrize(
     "useless",
     [
-        row(model="other"),
-        row(status=500),
-        row(broken=True),
-        row(ttft_s=0.0),
-        row(prompt_tokens=100),
-        row("answer"),
-        row("prefix", reused_tokens=3990),
+        access(model="other"),
+        access(status=500),
+        access(broken=True),
+        access(ttft_s=0.0),
+        access(prompt_tokens=100),
+        access(layer="answer"),
+        access(layer="prefix", reused_tokens=3990),
         loaded(restore_s=0.0),
     ],
 )
@@ -106,7 +86,7 @@ async def test_a_fill_on_a_slow_machine_is_worth_less(tmp_path: Path) -> None:
         engine = await FakeFillEngine().describe()
         await h.put("text")
         (alike,) = await plan_lines(h.state, [engine], now_s=now_s(), default_ttl_s=3600)
-        await h.state.access.append([row(model=engine.model)] * 3)
+        await h.state.access.append([access(model=engine.model)] * 3)
         await h.state.engines.put("spot", {**note_of(engine), PACE: 500})
         (slow,) = await plan_lines(h.state, [engine], now_s=now_s(), default_ttl_s=3600)
         assert slow.priority == pytest.approx(alike.priority / 4)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import pytest
 
+from fakes.access import access
 from fakes.background import SETTINGS, T, house
 from fakes.fill_engine import FakeFillEngine
 from fakes.virtual_time import virtual
@@ -20,35 +21,17 @@ from nightfill.sleep.plan import PlanLine, Verdict
 from nightfill.sleep.planner import Planner, plan_lines
 from nightfill.sleep.survey import UNKNOWN, Survey, price_of
 from nightfill.sleep.worth import Case
-from nightfill.state.access import Access, Usage
+from nightfill.state.access import Usage
 from nightfill.state.budgets import BudgetLine, Period, Scope
 from nightfill.state.jobs import JobState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fakes.background import House
+from fakes.background import House
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
-
-
-def use(h: House, name: str, *, layer: str = "cold") -> Access:
-    told: dict[str, Any] = dict.fromkeys(("promised_tokens", "reused_tokens", "output_tokens"), 0)
-    seconds: dict[str, Any] = dict.fromkeys(("ttft_s", "total_s", "restore_s"), 0.0)
-    return Access(
-        at_s=h.wall(),
-        tenant=T,
-        context=ContextName(name),
-        fingerprint=None,
-        form=Form.CHAT,
-        model="m",
-        layer=layer,
-        prompt_tokens=1000,
-        status=200,
-        **told,
-        **seconds,
-    )
 
 
 class Night:
@@ -90,7 +73,7 @@ async def a_week(h: House, night: Night) -> None:
     for _ in range(7):
         for name, hour, uses in (("morning", 8, 20), ("dull", 12, 1), ("morning", 0, 0)):
             await night.until(hour + 0.01)
-            await h.state.access.append([use(h, name) for _ in range(uses)])
+            await h.state.access.append([access(at_s=h.wall(), context=ContextName(name)) for _ in range(uses)])
 
 
 @virtual
@@ -117,7 +100,7 @@ async def test_without_a_look_ahead_it_is_spent_on_what_comes_first(tmp_path: Pa
         await a_week(h, night)
         await h.state.budgets.set_limit(Scope(), Period.DAY, 1500)
         await night.until(9.1)
-        await h.state.access.append([use(h, "dull")])
+        await h.state.access.append([access(at_s=h.wall(), context=ContextName("dull"))])
         await night.tick()
         assert "dull" in await queued(h)
 
@@ -284,6 +267,44 @@ async def test_a_new_day_has_a_new_price_and_a_clock_set_back_finds_one_too(tmp_
         assert raised.score == 0, "who raises a limit does not wait for ten minutes"
         await h.state.budgets.set_limit(Scope(), Period.DAY, None)
         assert await survey.go_on(plan, now_s=h.wall()) == (None, [])
+
+
+@virtual
+@pytest.mark.parametrize("fails_at", [1, 3, "having"])
+async def test_a_step_that_failed_is_made_again_and_none_is_counted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int | str
+) -> None:
+    monkeypatch.setattr(survey_module, "STEP", 2)
+    async with house(tmp_path) as h:
+        await h.state.budgets.set_limit(Scope(), Period.DAY, 5100)
+        for n in range(5):
+            await h.put(f"{n}" + "x" * 2990, name=f"c{n}")
+        engine = await FakeFillEngine().describe()
+        steps = 0
+
+        async def plan(found: Any) -> list[PlanLine]:
+            nonlocal steps
+            steps += 1
+            if steps == fails_at:
+                raise StateUnavailable("gone")
+            lines = await plan_lines(h.state, [engine], now_s=h.wall(), default_ttl_s=7 * DAY_S)
+            names = {due.context.name for due in found}
+            return [line for line in lines if line.context in names]
+
+        survey = Survey(h.state)
+        with monkeypatch.context() as broken:
+            if fails_at == "having":
+
+                async def gone(*_: Any) -> Any:
+                    raise StateUnavailable("gone")
+
+                broken.setattr(h.state.agenda, "having", gone)
+            with pytest.raises(StateUnavailable):
+                await survey.go_on(plan, now_s=h.wall())
+        found, chosen = await survey.go_on(plan, now_s=h.wall())
+        assert found is not None
+        assert found.score == 0, "there is room for each, once"
+        assert len(chosen) == 2, "no more than a step"
 
 
 @virtual
