@@ -28,7 +28,7 @@ from nightfill.state.jobs import JobState
 if TYPE_CHECKING:
     from pathlib import Path
 
-from fakes.background import House
+    from fakes.background import House
 
 HOUR_S = 3600.0
 DAY_S = 86400.0
